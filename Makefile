@@ -1,0 +1,95 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV   ?= .venv
+DATA   ?= var
+PORT   ?= 8000
+
+BIN       := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+MODULES   := frontend/node_modules/.installed
+BUILT     := frontend/dist/index.html
+SOURCES   := $(shell find frontend/src frontend/public frontend/index.html frontend/vite.config.ts -type f 2>/dev/null)
+
+.PHONY: help demo test test-fast lint format dev doctor bench peers frontend schema clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+demo: $(INSTALLED) $(BUILT) ## Set everything up, run the main job on a real model, serve it (EXIT=1: stop afterwards)
+	@$(BIN)/python -m workbench.launch demo --data-dir $(DATA) --port $(PORT) $(if $(EXIT),--exit)
+
+test: $(INSTALLED) $(BUILT) .venv-peers/.installed ## Set everything up and run all tests
+	@sh scripts/ensure_chromium.sh
+	@sh scripts/ensure_nginx.sh
+	@cd frontend && npm run --silent lint && npm run --silent typecheck && npm test --silent
+	@$(BIN)/lint-imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q .
+	@$(BIN)/mypy apps workbench worker microscope
+	@$(BIN)/pytest -n 2 --dist loadgroup -m "not servers and not e2e and not model"
+	@$(BIN)/python -m tests.postgres -n 2 --dist loadgroup
+	@$(BIN)/pytest -m "servers or e2e or model"
+
+test-fast: $(INSTALLED) ## Only the tests that start no servers
+	@$(BIN)/pytest -n 2 --dist loadgroup -m "not servers and not e2e and not model"
+
+lint: $(INSTALLED) $(MODULES) ## What the tests check of style, types and structure
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/mypy apps workbench worker microscope
+	@$(BIN)/lint-imports
+	@cd frontend && npm run --silent lint && npm run --silent typecheck
+
+format: $(INSTALLED) ## Rewrite the code in the project's style
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+dev: $(INSTALLED) $(MODULES) ## All servers with their logs in this terminal, and the front end reloading on port 5173
+	@$(BIN)/python -m workbench.launch dev --data-dir $(DATA) --port $(PORT)
+
+doctor: $(INSTALLED) ## Say what is missing or wrong on this machine
+	@$(BIN)/microscope doctor
+
+bench: $(INSTALLED) .venv-peers/.installed ## Measure speed against peers and floors, write docs/benchmarks.md
+	@$(BIN)/python -m benchmarks --data $(DATA)/benchmarks --write docs/benchmarks.md
+
+peers: .venv-peers/.installed ## Install the peer packages for tests and benchmarks, in an environment of their own
+
+frontend: $(BUILT) ## Build the browser application
+
+schema: $(INSTALLED) $(MODULES) ## Regenerate what is generated from code: schemas, the front end's types, references in docs/
+	@$(BIN)/python manage.py write_schemas
+	@$(BIN)/python -m microscope.cli.reference > docs/cli.md
+	@cd frontend && npm run --silent types
+
+clean: ## Remove what was installed and built; recordings and models in the data folder stay
+	rm -rf $(VENV) frontend/node_modules frontend/dist
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 …"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "Python cannot make virtual environments; on Debian: apt-get install python3-venv"; exit 1; }
+	@echo "Installing Python packages (a few minutes the first time) …"
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine,embedded,dev]'
+	@touch $@
+
+.venv-peers/.installed: tests/formats/requirements.txt benchmarks/requirements.txt constraints.txt
+	@echo "Installing the peer packages …"
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install --quiet -c constraints.txt torch
+	@.venv-peers/bin/python -m pip install --quiet -c constraints.txt -r tests/formats/requirements.txt
+	@# not what SAEDashboard asks for beside itself: it wants older versions of what the others need, and does without
+	@.venv-peers/bin/python -m pip install --quiet --no-deps -r benchmarks/requirements.txt
+	@# a torchvision built for another torch breaks the imports of all of them, and none needs it
+	@.venv-peers/bin/python -m pip uninstall --quiet -y torchvision torchaudio 2> /dev/null || true
+	@touch $@
+
+$(MODULES): frontend/package.json frontend/package-lock.json
+	@command -v npm > /dev/null || { echo "Node.js 20 or newer is needed to build the browser part."; exit 1; }
+	@echo "Installing front-end packages …"
+	@cd frontend && npm ci --no-audit --no-fund --loglevel error
+	@touch $@
+
+$(BUILT): $(MODULES) $(SOURCES)
+	@echo "Building the front end …"
+	@cd frontend && npm run --silent build

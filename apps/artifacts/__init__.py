@@ -1,0 +1,1 @@
+"""Files that belong to a project: recordings, SAEs, reports, uploaded text."""

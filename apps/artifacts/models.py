@@ -1,0 +1,136 @@
+"""Stored files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import models
+from django.utils import timezone
+
+from apps.artifacts import storage
+from apps.artifacts.querysets import ArtifactQuerySet, UploadQuerySet
+from apps.core.records import Record
+from apps.projects.models import Project
+
+
+class Blob(models.Model):
+    """A content that is in the store. ``touched_at`` is when somebody last wanted to refer to it."""
+
+    sha256 = models.CharField(primary_key=True, max_length=64)
+    bytes = models.BigIntegerField()
+    touched_at = models.DateTimeField(default=timezone.now)
+
+    objects = models.Manager["Blob"]()
+
+    class Meta:
+        ordering = ("sha256",)
+
+    def __str__(self) -> str:
+        return self.sha256[:12]
+
+
+class Artifact(Record):
+    """A manifest over blobs, and the folder of files it stands for: complete and unchanging from the moment
+    its row exists.
+
+    ``files`` lists them as ``{path, bytes, sha256}``; ``path`` is relative to the root of its kind.
+    """
+
+    class Kind(models.TextChoices):
+        """What the files are."""
+
+        RECORDING = "recording"
+        SAE = "sae"
+        EVALUATION = "evaluation"
+        ANALYSIS = "analysis"
+        CORPUS = "corpus"
+        EXPORT = "export"
+        BUNDLE = "bundle"
+        PATCH_EXPORT = "patch_export"
+        CERTIFICATE = "certificate"
+        ADAPTER = "adapter"
+        OTHER = "other"
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="artifacts")
+    kind = models.CharField(max_length=12, choices=Kind.choices)
+    path = models.CharField(max_length=200)
+    files = models.JSONField(default=list)
+    bytes = models.BigIntegerField()
+
+    objects = ArtifactQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-id",)
+        constraints = (
+            models.UniqueConstraint(fields=("kind", "path"), name="artifact_path_unique"),
+            models.CheckConstraint(condition=models.Q(bytes__gte=0), name="artifact_bytes_positive"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.path}"
+
+    @property
+    def place(self) -> Path:
+        """Where the files are on this machine, if they are here."""
+        return storage.root_of(self.kind) / self.path
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are on this machine; made from blobs when they are not here.
+
+        Raises:
+            NotVisible: a file is gone.
+        """
+        from apps.artifacts.blobs import materialise
+
+        return materialise(self)
+
+    def file(self, name: str) -> dict[str, Any] | None:
+        """The listed file of that name; what is not listed cannot be asked for, whatever its path."""
+        return next((entry for entry in self.files if entry["path"] == name), None)
+
+
+class Upload(Record):
+    """A file on its way in. It belongs to the person who sends it until a job takes it over.
+
+    How much has arrived is the size of the file on disk and nothing else: no crash can make the two differ.
+    ``path`` is its place in the folder it is part of, ``used_by`` the id of the job that reads it.
+    """
+
+    created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="uploads")
+    path = models.CharField(max_length=500)
+    bytes = models.BigIntegerField()
+    sha256 = models.CharField(max_length=64, blank=True, help_text="What the sender says the content is.")
+    expires_at = models.DateTimeField(db_index=True)
+    used_by = models.UUIDField(null=True, blank=True, db_index=True)
+
+    objects = UploadQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-id",)
+        constraints = (
+            models.CheckConstraint(condition=models.Q(bytes__gte=0), name="upload_bytes_positive"),
+        )
+
+    def __str__(self) -> str:
+        return self.path
+
+    @property
+    def file(self) -> Path:
+        """Where its bytes are."""
+        return storage.upload_root() / str(self.pk)
+
+    @property
+    def offset(self) -> int:
+        """How many bytes have arrived; 0 when the file is gone."""
+        try:
+            return self.file.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is there."""
+        return self.offset == self.bytes

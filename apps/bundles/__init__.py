@@ -1,0 +1,1 @@
+"""Whole projects as one file: out of one instance, into another."""

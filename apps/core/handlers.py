@@ -1,0 +1,42 @@
+"""How errors become answers of the REST framework. Apart from the errors themselves, which load no views."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drf_standardized_errors.formatter import ExceptionFormatter as BaseFormatter
+from drf_standardized_errors.handler import ExceptionHandler as BaseHandler
+from rest_framework import exceptions
+
+from apps.core.errors import MicroscopeError
+
+
+class ExceptionHandler(BaseHandler):
+    """Turns :class:`MicroscopeError` into a response of the same shape as every other error."""
+
+    def convert_known_exceptions(self, exc: Exception) -> Exception:
+        """The REST framework's spelling of errors that come from elsewhere."""
+        if isinstance(exc, MicroscopeError):
+            refusal = exceptions.APIException(detail=exc.message, code=exc.code)
+            refusal.status_code = getattr(exc, "status", 422)
+            refusal.wait = getattr(exc, "wait", None)  # type: ignore[attr-defined]
+            refusal.auth_header = "Bearer" if refusal.status_code == 401 else None  # type: ignore[attr-defined]
+            return refusal
+        return super().convert_known_exceptions(exc)
+
+
+class ExceptionFormatter(BaseFormatter):
+    """Adds ``hint`` to every error."""
+
+    def format_error_response(self, error_response: Any) -> dict[str, Any]:
+        """``{type, errors: [{code, detail, attr, hint}]}``."""
+        data: dict[str, Any] = super().format_error_response(error_response)
+        for error in data["errors"]:
+            error["hint"] = ""
+        if isinstance(self.original_exc, MicroscopeError):
+            data["errors"][0]["hint"] = self.original_exc.hint
+            data["errors"][0]["attr"] = getattr(self.original_exc, "attr", None)
+            numbers = getattr(self.original_exc, "numbers", None)
+            if numbers is not None:
+                data["errors"][0]["quota"] = numbers
+        return data

@@ -1,0 +1,82 @@
+"""Features as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework import serializers
+
+from apps.core.structs import StructField
+from apps.features.details import FeatureDetails
+from apps.features.models import SEPARATOR, Feature
+
+
+class TokensField(serializers.ListField):
+    """Token texts, most important first."""
+
+    child = serializers.CharField()
+
+    def to_representation(self, data: Any) -> list[str]:
+        """Split the stored text."""
+        return str(data).split(SEPARATOR) if data else []
+
+
+class FeatureSerializer(serializers.ModelSerializer[Feature]):
+    """A feature in a list."""
+
+    sae = serializers.UUIDField(source="sae_id", read_only=True)
+    top_tokens = TokensField(source="top_tokens_text", read_only=True)
+    promoted = TokensField(source="promoted_text", read_only=True)
+
+    class Meta:
+        model = Feature
+        fields = (
+            "id",
+            "sae",
+            "index",
+            "density",
+            "firings",
+            "max_activation",
+            "mean_activation",
+            "p999",
+            "dead",
+            "top_tokens",
+            "promoted",
+            "label",
+            "starred",
+        )
+        read_only_fields = fields
+
+
+class FeatureUpdateSerializer(serializers.ModelSerializer[Feature]):
+    """What people can change of a feature."""
+
+    label = serializers.CharField(  # type: ignore[assignment]
+        max_length=200, allow_blank=True, required=False
+    )
+
+    class Meta:
+        model = Feature
+        fields = ("label", "starred")
+
+
+class FeatureSaeSerializer(serializers.Serializer[Any]):
+    """The SAE a feature belongs to, as edits name it."""
+
+    id = serializers.UUIDField()
+    name = serializers.CharField()
+    fingerprint = serializers.CharField()
+    layer = serializers.IntegerField()
+    site = serializers.CharField()
+    width = serializers.IntegerField()
+    project = serializers.UUIDField(source="project_id")
+    model = serializers.UUIDField(source="model_id")
+
+
+class FeatureDetailSerializer(serializers.Serializer[Any]):
+    """A feature with its examples, histogram and logit effects; ``related`` are the features these name."""
+
+    feature = FeatureSerializer()
+    sae = FeatureSaeSerializer()
+    details = StructField(FeatureDetails)
+    related = FeatureSerializer(many=True)

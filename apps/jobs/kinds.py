@@ -1,0 +1,132 @@
+"""Kinds of jobs. The app that owns a kind's result registers it; jobs know none of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from django.conf import settings
+
+from apps.core.errors import Refused
+from microscope.params import FieldSpec, JobParams, decode_params, field_specs
+
+if TYPE_CHECKING:
+    from apps.jobs.models import Job
+
+OUT = "out"
+
+
+def engine_command(*arguments: str) -> tuple[str, ...]:
+    """The interpreter that has torch, running ``microscope`` as a person would."""
+    return (str(settings.WORKBENCH_ENGINE_PYTHON or sys.executable), "-m", "microscope", *arguments)
+
+
+def _nothing(job: Job) -> None:
+    return None
+
+
+class CloneRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person wants done once more.
+
+    Args:
+        actor: who asks.
+        job: the job to repeat.
+        params: all its parameters, the changed ones included.
+        name: of the new result; empty for results without names.
+    """
+
+    actor: Any
+    job: Any
+    params: dict[str, Any]
+    name: str
+    idempotency_key: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class JobKind:
+    """What there is to know about one kind of job.
+
+    Args:
+        name: stable name, stored with every job.
+        title: for people.
+        params_type: the engine's parameters; fields marked ``place`` are filled in by ``prepare``.
+        command: called when the job starts; the argument list of the child, without the common options.
+        prepare: called when the job starts, with the job and its folder; returns the complete
+            configuration, places included.
+        on_success: called in the committing transaction with the job, its result, and what ``digest`` made.
+        digest: called before that transaction with the job, its result and the output folder, for
+            reading that takes long; nothing may be written to the database yet.
+        on_failure: called when the job failed or was cancelled for good.
+        on_retry: called when somebody starts a failed or cancelled job again.
+        artifact: kind of the artifact its output folder becomes; None when it leaves no files.
+        work: how much work its parameters ask for, in any unit: estimates compare jobs of a kind by it.
+        clone: submits such a job again with other parameters; None when that makes no sense.
+        named: whether a clone needs a name for its result.
+    """
+
+    name: str
+    title: str
+    params_type: type[JobParams]
+    command: Callable[[], tuple[str, ...]]
+    prepare: Callable[[Job, Path], dict[str, Any]]
+    on_success: Callable[[Job, dict[str, Any], Any], None]
+    digest: Callable[[Job, dict[str, Any], Path], Any] = lambda job, result, out: None
+    on_failure: Callable[[Job], None] = _nothing
+    on_retry: Callable[[Job], None] = _nothing
+    artifact: str | None = None
+    work: Callable[[Mapping[str, Any]], float] = lambda params: 1.0
+    clone: Callable[[CloneRequest], Job] | None = None
+    named: bool = False
+
+    @property
+    def fields(self) -> list[FieldSpec]:
+        """The parameters a person chooses, for forms."""
+        return [spec for spec in field_specs(self.params_type) if not spec.place and spec.name != "resume"]
+
+    def validate(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """What a person chose, checked and completed with defaults.
+
+        Raises:
+            MicroscopeError: ``bad_parameters`` or the struct's own error.
+        """
+        chosen = {spec.name for spec in self.fields}
+        foreign = sorted(set(data) - chosen)
+        if foreign:
+            raise Refused(
+                "bad_parameters",
+                f"{self.title} has no parameter {foreign[0]}.",
+                f"It has {', '.join(sorted(chosen))}.",
+                attr="params",
+            )
+        places = {spec.name: "-" for spec in field_specs(self.params_type) if spec.place and spec.required}
+        whole = decode_params(self.params_type, {**places, **data})
+        plain: dict[str, Any] = msgspec.to_builtins(whole)
+        return {name: plain[name] for name in plain if name in chosen}
+
+
+_kinds: dict[str, JobKind] = {}
+
+
+def register(kind: JobKind) -> None:
+    """Make a kind known; done once per kind when its app starts."""
+    if kind.name in _kinds:
+        raise ValueError(f"the job kind {kind.name} is registered twice")
+    _kinds[kind.name] = kind
+
+
+def get_kind(name: str) -> JobKind:
+    """The kind of that name.
+
+    Raises:
+        KeyError: nobody registered it.
+    """
+    return _kinds[name]
+
+
+def all_kinds() -> list[JobKind]:
+    """Every kind, in the order of registration."""
+    return list(_kinds.values())

@@ -1,0 +1,1 @@
+"""What happens while somebody watches: WebSockets, and the way to the process that holds a model."""

@@ -1,0 +1,252 @@
+"""The two WebSockets: one to a model, one to the jobs of projects."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from channels.db import database_sync_to_async
+
+from apps.core.errors import Forbidden, MicroscopeError, NotVisible
+from apps.core.metrics import LIVE_SESSIONS, TOGGLES
+from apps.core.publish import job_group, project_jobs_group, resident_group
+from apps.jobs.models import Job
+from apps.jobs.summary import EventSummary, JobSummary, summarise, summarise_event
+from apps.live import messages as m
+from apps.live.resident_client import pool
+from apps.live.seats import keep_seat, leave_seat, take_seat
+from apps.live.services import Places, Resident, live_places, resident_of, visible_model
+from apps.live.session import LiveSession
+from apps.live.sockets import FORBIDDEN, NOT_FOUND, TOO_MANY, Socket
+from apps.projects.models import Project
+from apps.projects.quotas import QuotaExceeded
+from apps.registry.models import LanguageModel
+
+SNAPSHOT_FINISHED = 50
+MAX_EVENTS = 2000
+MAX_SUBSCRIPTIONS = 50
+
+
+class UnknownRoute(Socket):
+    """Any other path: told so and closed."""
+
+    requests = m.Ping
+
+    async def admit(self) -> int | None:
+        """Nobody."""
+        return NOT_FOUND
+
+
+class LiveConsumer(Socket):
+    """``/ws/live/<model>/``: prompts and plans in, distributions out."""
+
+    requests = m.LiveRequest
+    session: LiveSession | None = None
+    seat: UUID | None = None
+
+    async def admit(self) -> int | None:
+        """People who may hold live sessions with the model."""
+        self.model_id: UUID = self.scope["url_route"]["kwargs"]["model_id"]
+        code: int | None = await self.still_welcome()
+        if code is not None:
+            return code
+        try:
+            self.seat = await self._take_seat()
+        except QuotaExceeded as error:
+            await self.fail(error.code, error.message, error.hint)
+            return TOO_MANY
+        LIVE_SESSIONS.inc()
+        self.session = LiveSession(
+            model_id=self.model_id,
+            pool=pool,
+            say=self.say,
+            spawn=self.spawn,
+            look=self._look,
+            read_places=self._read_places,
+        )
+        # Joined before looking, so that no change falls in between.
+        await self.join(resident_group(self.model_id))
+        await self.session.show_state()
+        return None
+
+    async def handle(self, message: Any) -> None:
+        """Dispatch; nothing here waits for the model."""
+        assert self.session is not None
+        match message:
+            case m.Open():
+                self.session.open(message)
+            case m.Apply():
+                TOGGLES.inc()
+                self.session.apply(message)
+            case m.ReadFeatures():
+                self.session.read_features(message)
+            case m.ReadPositions():
+                self.session.read_positions(message)
+            case m.Generate():
+                self.session.generate(message)
+            case m.StopGeneration():
+                self.session.stop_generation()
+
+    async def leave(self) -> None:
+        """End the session."""
+        if self.session is not None:
+            LIVE_SESSIONS.dec()
+            self.session.end()
+        if self.seat is not None:
+            await database_sync_to_async(leave_seat)(self.seat)
+
+    async def resident_changed(self, event: dict[str, Any]) -> None:
+        """The agent saw something change."""
+        if self.session is not None:
+            self.spawn(self.session.show_state())
+
+    @database_sync_to_async  # type: ignore[untyped-decorator]
+    def still_welcome(self) -> int | None:
+        """Whether the model is still visible and live sessions allowed."""
+        try:
+            visible_model(self.user, self.model_id)
+        except Forbidden:
+            return FORBIDDEN
+        except NotVisible:
+            return NOT_FOUND
+        if self.seat is not None:
+            keep_seat(self.seat)
+        return None
+
+    @database_sync_to_async  # type: ignore[untyped-decorator]
+    def _take_seat(self) -> UUID:
+        project = LanguageModel.objects.values_list("project_id", flat=True).get(pk=self.model_id)
+        return take_seat(user=self.user, project_id=project).pk
+
+    @database_sync_to_async  # type: ignore[untyped-decorator]
+    def _look(self) -> Resident:
+        return resident_of(LanguageModel.objects.get(pk=self.model_id))
+
+    @database_sync_to_async  # type: ignore[untyped-decorator]
+    def _read_places(self) -> Places:
+        return live_places(LanguageModel.objects.get(pk=self.model_id))
+
+
+class JobsConsumer(Socket):
+    """``/ws/jobs/``: states, log lines and curves of jobs. ``?project=<id>`` subscribes at once."""
+
+    requests = m.JobsRequest
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.projects: set[UUID] = set()
+        self.jobs: dict[UUID, UUID] = {}
+        self.told: dict[UUID, int] = {}  # newest event said of each watched job
+
+    async def admit(self) -> int | None:
+        """Anybody signed in; a project in the address must be theirs."""
+        query = self.scope.get("query_string", b"").decode(errors="replace")
+        wanted = [part.removeprefix("project=") for part in query.split("&") if part.startswith("project=")]
+        if not wanted:
+            return None
+        try:
+            project = UUID(wanted[0])
+        except ValueError:
+            return NOT_FOUND
+        try:
+            await self._subscribe(project)
+        except NotVisible:
+            return NOT_FOUND
+        return None
+
+    async def handle(self, message: Any) -> None:
+        """Follow and unfollow."""
+        match message:
+            case m.Subscribe():
+                await self._subscribe(message.project)
+            case m.Unsubscribe():
+                self.projects.discard(message.project)
+                await self.part(project_jobs_group(message.project))
+            case m.Watch():
+                await self._watch(message)
+            case m.Unwatch():
+                self.jobs.pop(message.job, None)
+                self.told.pop(message.job, None)
+                await self.part(job_group(message.job))
+
+    async def _subscribe(self, project: UUID) -> None:
+        self._limit(project in self.projects)
+        # Joined before reading, so that nothing falls in between; what was read is checked first, though.
+        await self._require_project(project)
+        self.projects.add(project)
+        await self.join(project_jobs_group(project))
+        await self.say(m.Snapshot(project=project, jobs=await self._snapshot(project)))
+
+    async def _watch(self, message: m.Watch) -> None:
+        self._limit(message.job in self.jobs)
+        project = await self._project_of(message.job)
+        self.jobs[message.job] = project
+        await self.join(job_group(message.job))
+        events, last = await self._events(message.job, message.after)
+        self.told[message.job] = events[-1].seq if events else message.after
+        await self.say(m.JobEvents(job=message.job, events=events, last=last))
+
+    def _limit(self, known: bool) -> None:
+        if not known and len(self.projects) + len(self.jobs) >= MAX_SUBSCRIPTIONS:
+            raise MicroscopeError(
+                "too_many_subscriptions",
+                f"{MAX_SUBSCRIPTIONS} subscriptions are the limit.",
+                "End some first.",
+            )
+
+    # --- from the channel layer -----------------------------------------------------------------------
+
+    async def job_changed(self, event: dict[str, Any]) -> None:
+        """A job of a followed project."""
+        job = msgspec.convert(event["job"], type=JobSummary)
+        if job.project in self.projects:
+            await self.say(m.JobChanged(job=job, transient=event["transient"]))
+
+    async def job_events(self, event: dict[str, Any]) -> None:
+        """New events of a watched job; what was read when watching began may be announced once more."""
+        job = UUID(event["job"])
+        said = self.told.get(job, 0)
+        events = [e for e in msgspec.convert(event["events"], type=list[EventSummary]) if e.seq > said]
+        if job in self.jobs and events:
+            self.told[job] = events[-1].seq
+            await self.say(m.JobEvents(job=job, events=events, last=events[-1].seq))
+
+    # --- access ---------------------------------------------------------------------------------------
+
+    async def still_welcome(self) -> int | None:
+        """Drop what may no longer be seen; the socket closes when that was a project it followed."""
+        wanted = self.projects | set(self.jobs.values())
+        if wanted - await self._visible(wanted):
+            return NOT_FOUND
+        return None
+
+    @database_sync_to_async  # type: ignore[untyped-decorator]
+    def _visible(self, projects: set[UUID]) -> set[UUID]:
+        return set(Project.objects.visible_to(self.user).filter(pk__in=projects).values_list("pk", flat=True))
+
+    async def _require_project(self, project: UUID) -> None:
+        if not await self._visible({project}):
+            raise NotVisible("There is no such project")
+
+    @database_sync_to_async  # type: ignore[untyped-decorator]
+    def _project_of(self, job_id: UUID) -> UUID:
+        project = (
+            Job.objects.visible_to(self.user).filter(pk=job_id).values_list("project_id", flat=True).first()
+        )
+        if project is None:
+            raise NotVisible("There is no such job")
+        return project
+
+    @database_sync_to_async  # type: ignore[untyped-decorator]
+    def _snapshot(self, project: UUID) -> list[JobSummary]:
+        rows = Job.objects.filter(project_id=project).for_display()
+        finished = rows.exclude(pk__in=rows.active().values("pk"))[:SNAPSHOT_FINISHED]
+        jobs = [*rows.active(), *finished]
+        return [summarise(job) for job in sorted(jobs, key=lambda job: job.pk, reverse=True)]
+
+    @database_sync_to_async  # type: ignore[untyped-decorator]
+    def _events(self, job_id: UUID, after: int) -> tuple[list[EventSummary], int]:
+        job = Job.objects.get(pk=job_id)
+        rows = job.events.filter(seq__gt=max(after, 0)).order_by("-seq")[:MAX_EVENTS]
+        return [summarise_event(event) for event in reversed(rows)], job.event_seq

@@ -1,0 +1,251 @@
+"""The portal's end of the connection to a resident worker: requests as futures, death as an exception."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+from uuid import UUID
+
+import structlog
+
+from apps.core.errors import MicroscopeError
+from worker import protocol as p
+
+log = structlog.get_logger(__name__)
+
+R = TypeVar("R", bound=p.Reply)
+CONNECT_SECONDS = 3.0
+
+
+class ResidentLost(Exception):
+    """The worker is gone, or cannot be reached."""
+
+
+class ResidentError(MicroscopeError):  # type: ignore[misc, valid-type]
+    """The worker refused a request."""
+
+
+class ResidentClient:
+    """One connection. Many sessions share it; requests may be answered in any order."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[p.Reply]] = {}
+        self._on_loss: set[Callable[[], None]] = set()
+        self._reading: asyncio.Task[None] | None = None
+        self.closed = False
+        self._on_queued: dict[int, Callable[[int], None]] = {}
+        self._streams: dict[int, asyncio.Queue[p.Reply | ResidentLost]] = {}
+        self.attached: set[str] = set()
+        self.attached_adapters: set[str] = set()
+        self.info: p.ModelInfo
+
+    @classmethod
+    async def connect(cls, address: str) -> ResidentClient:
+        """Connect to ``unix:/path`` or ``tcp:host:port`` and exchange greetings.
+
+        Raises:
+            ResidentLost: nobody answers there.
+            ResidentError: the worker refuses us.
+        """
+        kind, _, place = address.partition(":")
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                if kind == "unix":
+                    reader, writer = await asyncio.open_unix_connection(place)
+                else:
+                    host, _, port = place.rpartition(":")
+                    reader, writer = await asyncio.open_connection(host, int(port))
+        except (OSError, ValueError, TimeoutError) as error:
+            raise ResidentLost(str(error)) from error
+        client = cls(reader, writer)
+        client._reading = asyncio.create_task(client._read())
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                hello = p.Hello(id=0, token=os.environ.get("WORKBENCH_RESIDENT_TOKEN", ""))
+                client.info = (await client.request(hello, p.Welcome)).model
+        except TimeoutError as error:
+            client.close()
+            raise ResidentLost("the worker does not answer") from error
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    def post(
+        self, request: p.Request, on_queued: Callable[[int], None] | None = None
+    ) -> asyncio.Future[p.Reply]:
+        """Send now and return the future of the reply. Requests arrive in the order they were posted.
+
+        Args:
+            on_queued: called with the number of turns that come first, while the request waits.
+
+        Raises:
+            ResidentLost: the connection is closed.
+        """
+        if self.closed:
+            raise ResidentLost("the connection is closed")
+        request.id = next(self._ids)
+        future: asyncio.Future[p.Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[request.id] = future
+        if on_queued is not None:
+            self._on_queued[request.id] = on_queued
+            future.add_done_callback(lambda _: self._on_queued.pop(request.id, None))
+        self._writer.write(p.encode(request))
+        return future
+
+    async def request(
+        self, request: p.Request, expect: type[R], on_queued: Callable[[int], None] | None = None
+    ) -> R:
+        """Send and wait for the reply.
+
+        Raises:
+            ResidentLost: the worker died.
+            ResidentError: the worker refused.
+        """
+        future = self.post(request, on_queued)
+        try:
+            reply = await future
+        finally:
+            self._waiting.pop(request.id, None)
+        return checked(reply, expect)
+
+    async def attach(self, sae: str, path: str) -> None:
+        """Make sure the worker has the SAE."""
+        if sae not in self.attached:
+            await self.request(p.AttachSae(id=0, sae=sae, path=path), p.Attached)
+            self.attached.add(sae)
+
+    async def attach_adapter(self, adapter: str, path: str) -> None:
+        """Make sure the worker has the adapter."""
+        if adapter not in self.attached_adapters:
+            await self.request(p.AttachAdapter(id=0, adapter=adapter, path=path), p.AdapterAttached)
+            self.attached_adapters.add(adapter)
+
+    def generate(self, request: p.Generate) -> AsyncIterator[p.Generated | p.GenerationEnded]:
+        """Send now, so that a plan sent later is applied later; yields every token, and at last the end.
+
+        Raises:
+            ResidentLost: the worker died.
+            ResidentError: the worker refused, or gave up.
+        """
+        if self.closed:
+            raise ResidentLost("the connection is closed")
+        request.id = next(self._ids)
+        answers: asyncio.Queue[p.Reply | ResidentLost] = asyncio.Queue()
+        self._streams[request.id] = answers
+        self._writer.write(p.encode(request))
+        return self._tokens(request.id, answers)
+
+    async def _tokens(
+        self, request: int, answers: asyncio.Queue[p.Reply | ResidentLost]
+    ) -> AsyncIterator[p.Generated | p.GenerationEnded]:
+        try:
+            while True:
+                reply = await answers.get()
+                if isinstance(reply, ResidentLost):
+                    raise reply
+                if isinstance(reply, p.GenerationEnded):
+                    yield reply
+                    return
+                yield checked(reply, p.Generated)
+        finally:
+            self._streams.pop(request, None)
+
+    def on_loss(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Call something once when the connection ends; returns how to take that back."""
+        self._on_loss.add(call)
+        return lambda: self._on_loss.discard(call)
+
+    def close(self) -> None:
+        """End the connection; the worker ends its sessions."""
+        if self._reading is not None:
+            self._reading.cancel()
+        self._end("closed")
+
+    async def _read(self) -> None:
+        reason = "the connection ended"
+        try:
+            while True:
+                reply = p.decode_reply(await p.read_frame(self._reader))
+                if isinstance(reply, p.Queued):
+                    if (told := self._on_queued.get(reply.id)) is not None:
+                        told(reply.ahead)
+                    continue
+                stream = self._streams.get(reply.id)
+                if stream is not None:
+                    stream.put_nowait(reply)
+                    continue
+                future = self._waiting.pop(reply.id, None)
+                if future is not None and not future.done():
+                    future.set_result(reply)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        except p.ProtocolError as error:
+            reason = str(error)
+            log.error("resident_protocol_error", error=reason)
+        finally:
+            self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        with contextlib.suppress(Exception):
+            self._writer.close()
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(ResidentLost(reason))
+                future.exception()  # whoever waits still gets it; nobody waiting is no defect
+        self._waiting.clear()
+        for stream in self._streams.values():
+            stream.put_nowait(ResidentLost(reason))
+        calls, self._on_loss = self._on_loss, set()
+        for call in calls:
+            call()
+
+
+def checked(reply: p.Reply, expect: type[R]) -> R:
+    """The reply as the expected type.
+
+    Raises:
+        ResidentError: it is a failure, or something else.
+    """
+    if isinstance(reply, p.Failure):
+        raise ResidentError(reply.code, reply.message, reply.hint)
+    if not isinstance(reply, expect):
+        raise ResidentError("protocol_mismatch", f"The worker answered {type(reply).__name__}.")
+    return reply
+
+
+class ClientPool:
+    """One connection per model and event loop, shared by all sockets, replaced when it has died."""
+
+    def __init__(self) -> None:
+        self._clients: dict[tuple[int, UUID], tuple[str, ResidentClient]] = {}
+        self._locks: dict[tuple[int, UUID], asyncio.Lock] = {}
+
+    async def get(self, model_id: UUID, address: str) -> ResidentClient:
+        """The connection to the worker of a model.
+
+        Raises:
+            ResidentLost, ResidentError: there is none to be had.
+        """
+        key = id(asyncio.get_running_loop()), model_id
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            known = self._clients.get(key)
+            if known is not None and known[0] == address and not known[1].closed:
+                return known[1]
+            if known is not None:
+                known[1].close()
+            client = await ResidentClient.connect(address)
+            self._clients[key] = address, client
+            return client
+
+
+pool = ClientPool()

@@ -1,0 +1,1 @@
+"""Patches: named plans of edits, with every version they ever had."""

@@ -1,0 +1,1 @@
+"""Projects, who belongs to them, and what each role may do."""

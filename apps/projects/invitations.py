@@ -1,0 +1,148 @@
+"""Inviting people who may not have an account yet."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.core.mail import send_mail
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from apps.accounts.models import User
+from apps.accounts.secrets import digest_of
+from apps.audit import services as audit
+from apps.core.errors import Forbidden, NotVisible, Refused
+from apps.core.publish import publish_on_commit, user_group
+from apps.projects.models import Invitation, Membership, Project
+from apps.projects.policies import Action, require
+
+log = structlog.get_logger(__name__)
+
+MAX_OPEN = 200
+
+
+def link_of(text: str) -> str:
+    """The address that is sent."""
+    return f"{settings.WORKBENCH_PUBLIC_URL}/invitations/{text}"
+
+
+@transaction.atomic
+def invite(*, actor: Any, project: Project, email: str, role: str) -> tuple[Invitation, str]:
+    """Offer a role and send the link by mail. An open invitation of the same address is replaced.
+
+    Returns:
+        the invitation and its link, which nobody can see again.
+
+    Raises:
+        Refused: ``already_member`` or ``too_many_invitations``.
+    """
+    require(actor, Action.MANAGE, project)
+    if Membership.objects.filter(project=project, user__email__iexact=email).exists():
+        raise Refused(
+            "already_member", f"{email} is a member already.", "Change their role instead.", status=409
+        )
+    waiting = Invitation.objects.filter(project=project, state=Invitation.State.OPEN)
+    waiting.filter(email__iexact=email).update(state=Invitation.State.REVOKED, settled_at=timezone.now())
+    if waiting.count() >= MAX_OPEN:
+        raise Refused(
+            "too_many_invitations", f"{MAX_OPEN} open invitations are the limit.", "Revoke some.", status=409
+        )
+    text = secrets.token_urlsafe(32)
+    try:
+        with transaction.atomic():
+            invitation = Invitation.objects.create(
+                project=project, email=email, role=role, digest=digest_of(text), created_by=actor
+            )
+    except IntegrityError as error:
+        raise Refused("already_invited", f"{email} was invited just now.", status=409) from error
+    audit.record(
+        actor=actor,
+        action="invitation.created",
+        target=invitation,
+        project_id=project.pk,
+        data={"role": role},
+    )
+    link = link_of(text)
+    transaction.on_commit(lambda: _send(invitation, link, actor), robust=True)
+    return invitation, link
+
+
+def _send(invitation: Invitation, link: str, actor: Any) -> None:
+    try:
+        send_mail(
+            f"{actor.get_username()} invites you to “{invitation.project.name}”",
+            f"{actor.get_username()} offers you the role {invitation.role} in the project "
+            f"“{invitation.project.name}” of InterpretabilityWorkbench.\n\n{link}\n\n"
+            f"The link works until {invitation.expires_at:%Y-%m-%d %H:%M} UTC. If you did not expect this, ignore it.\n",
+            None,
+            [invitation.email],
+        )
+    except OSError as error:  # the link was shown to the one who invites, too
+        log.error("invitation_mail_failed", invitation=str(invitation.pk), error=str(error))
+
+
+@transaction.atomic
+def revoke(*, actor: Any, invitation: Invitation) -> None:
+    """Take an open invitation back.
+
+    Raises:
+        Refused: ``invitation_settled``.
+    """
+    require(actor, Action.MANAGE, invitation.project_id)
+    _settle(actor, invitation, Invitation.State.REVOKED)
+
+
+def by_link(text: str) -> Invitation:
+    """The open invitation with that secret.
+
+    Raises:
+        NotVisible: it is unknown, over or settled; a stranger learns no more.
+    """
+    invitation = Invitation.objects.find(text)
+    if invitation is None:
+        raise NotVisible("This invitation does not exist, or its time is over")
+    return invitation
+
+
+@transaction.atomic
+def accept(*, actor: User, text: str) -> Membership:
+    """Become a member.
+
+    Raises:
+        NotVisible: there is no such open invitation.
+        Refused: ``already_member``.
+        Forbidden: the actor came with an API token.
+    """
+    if actor.token is not None:
+        raise Forbidden("API tokens cannot do this.", "Sign in with a browser.", code="session_needed")
+    invitation = by_link(text)
+    membership, created = Membership.objects.get_or_create(
+        project_id=invitation.project_id, user=actor, defaults={"role": invitation.role}
+    )
+    if not created:
+        raise Refused("already_member", f"You are {membership.role} of this project already.", status=409)
+    _settle(actor, invitation, Invitation.State.ACCEPTED, accepted_by=actor)
+    publish_on_commit(user_group(actor.pk), {"type": "access.changed", "project": str(invitation.project_id)})
+    return membership
+
+
+@transaction.atomic
+def decline(*, actor: User | None, text: str) -> None:
+    """Refuse; the link alone is enough for that."""
+    _settle(actor, by_link(text), Invitation.State.DECLINED)
+
+
+def _settle(actor: Any, invitation: Invitation, state: str, **values: Any) -> None:
+    rows = Invitation.objects.filter(pk=invitation.pk, state=Invitation.State.OPEN)
+    if not rows.update(state=state, settled_at=timezone.now(), **values):
+        raise Refused("invitation_settled", "The invitation is settled already.", status=409)
+    audit.record(
+        actor=actor,
+        action=f"invitation.{state}",
+        target=invitation,
+        project_id=invitation.project_id,
+        data={"role": invitation.role},
+    )

@@ -1,0 +1,1 @@
+"""Language models, texts, and the activations recorded with both."""

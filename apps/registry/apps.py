@@ -1,0 +1,18 @@
+"""App configuration."""
+
+from django.apps import AppConfig
+
+
+class RegistryConfig(AppConfig):
+    """Models, corpora, recordings."""
+
+    name = "apps.registry"
+    verbose_name = "Models and recordings"
+
+    def ready(self) -> None:
+        """Register the kinds of jobs whose results live here."""
+        from apps.jobs.kinds import register
+        from apps.registry.kinds import INSPECT_MODEL, TRACE
+
+        register(INSPECT_MODEL)
+        register(TRACE)

@@ -1,0 +1,325 @@
+"""Adding models and texts, recording activations, loading models."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from apps.artifacts import services as artifacts
+from apps.artifacts import storage
+from apps.artifacts.models import Artifact
+from apps.audit import services as audit
+from apps.core.errors import Refused, refuse_if_in_use, refuse_taken_name
+from apps.core.ids import uuid7
+from apps.jobs import services as jobs
+from apps.jobs.models import Job, Pipeline
+from apps.projects.models import Project
+from apps.projects.policies import Action, require
+from apps.projects.quotas import require_room
+from apps.registry import places, uploads
+from apps.registry.mixtures import check_parts, store_parts
+from apps.registry.models import Corpus, LanguageModel, Recording, ResultState
+from microscope.params.precisions import QUANTISED
+
+
+def create_model(
+    *,
+    actor: Any,
+    project: Project,
+    name: str,
+    source: str,
+    reference: str,
+    revision: str = "",
+    dtype: str = LanguageModel.Dtype.AUTO,
+    idempotency_key: str = "",
+) -> tuple[LanguageModel, Job]:
+    """Add a model and queue a look at it, which fills in its facts or says what is wrong with it.
+
+    Raises:
+        Refused: ``bad_hub_id``, ``bad_revision``, ``path_not_allowed``, ``no_such_path``, ``name_taken``.
+    """
+    require(actor, Action.EDIT, project)
+    if source == LanguageModel.Source.HUB:
+        reference = places.check_hub_id(reference)
+    else:
+        reference = places.check_path(
+            reference,
+            roots=settings.WORKBENCH_MODEL_DIRS,
+            anywhere=actor.acts_as_staff,
+            want_file=source == LanguageModel.Source.GGUF,
+        )
+    revision = places.check_revision(revision)
+
+    def make() -> Job:
+        with refuse_taken_name(name, "model"):
+            model = LanguageModel.objects.create(
+                project=project,
+                name=name,
+                source=source,
+                reference=reference,
+                revision=revision,
+                dtype=dtype,
+                created_by=actor,
+            )
+        job = jobs.submit(
+            actor=actor,
+            project=project,
+            kind="inspect_model",
+            title=f"Look at {name}",
+            subject=model,
+            params={},
+            idempotency_key=idempotency_key,
+        )
+        model.job = job
+        model.save(update_fields=["job"])
+        audit.record(
+            actor=actor,
+            action="model.added",
+            target=model,
+            project_id=project.pk,
+            data={"source": source, "reference": reference},
+        )
+        return job
+
+    job, _ = jobs.submit_once(actor=actor, kind="inspect_model", idempotency_key=idempotency_key, make=make)
+    return LanguageModel.objects.for_display().get(pk=job.subject_id), job
+
+
+@transaction.atomic
+def set_wanted(*, actor: Any, model: LanguageModel, wanted: bool) -> LanguageModel:
+    """Say whether the model should be in memory. The agent of a model host makes it so.
+
+    Raises:
+        Refused: ``model_failed`` when it is known not to load.
+    """
+    require(actor, Action.LOAD_MODELS, model.project_id)
+    if wanted and model.state == ResultState.FAILED:
+        error = model.job.error_message if model.job is not None else ""
+        raise Refused(
+            "model_failed", f"This model cannot be loaded. {error}".strip(), "Mend or remove it.", status=409
+        )
+    if wanted:
+        # Asking again is how people try a model that failed to load once more.
+        model.load_asked_at = timezone.now()
+        model.save(update_fields=["load_asked_at"])
+    if model.wanted_loaded != wanted:
+        model.wanted_loaded = wanted
+        model.save(update_fields=["wanted_loaded"])
+        action = "model.load_asked" if wanted else "model.unload_asked"
+        audit.record(actor=actor, action=action, target=model, project_id=model.project_id)
+    return model
+
+
+def create_corpus(
+    *,
+    actor: Any,
+    project: Project,
+    name: str,
+    kind: str,
+    reference: str = "",
+    text_field: str = "text",
+    upload: tuple[str, Iterable[bytes]] | None = None,
+) -> Corpus:
+    """Add text: a built-in corpus by name, a Hub dataset by id, or an upload.
+
+    Args:
+        upload: file name and content of an upload.
+
+    Raises:
+        Refused: ``unknown_corpus``, ``bad_hub_id``, ``name_taken``, ``file_missing`` or what
+            :func:`apps.registry.uploads.receive` raises.
+    """
+    require(actor, Action.EDIT, project)
+    values: dict[str, Any] = {"kind": kind, "reference": reference, "text_field": text_field or "text"}
+    if kind == Corpus.Kind.UPLOAD:
+        if upload is None:
+            raise Refused("file_missing", "No file was sent.", "Send it as multipart/form-data.", attr="file")
+        return _store_upload(actor, project, name, values, *upload)
+    if kind == Corpus.Kind.HUB_DATASET:
+        places.check_hub_id(reference)
+    else:
+        offered = places.builtin_corpora()
+        if reference not in offered:
+            raise Refused(
+                "unknown_corpus",
+                f"The server offers no corpus '{reference[:120]}'.",
+                f"It offers {', '.join(offered) or 'none yet'}.",
+                attr="reference",
+            )
+        values["bytes"] = places.size_of(offered[reference])
+    with transaction.atomic():
+        return _add_corpus(actor, project, name, values)
+
+
+def _store_upload(
+    actor: Any, project: Project, name: str, values: dict[str, Any], file_name: str, chunks: Iterable[bytes]
+) -> Corpus:
+    root = storage.root_of(Artifact.Kind.CORPUS)
+    root.mkdir(parents=True, exist_ok=True)
+    # Beside its final place, so that accepting it is a rename.
+    draft = Path(tempfile.mkdtemp(prefix=".upload-", dir=root))
+    identity = uuid7()
+    try:
+        received = uploads.receive(
+            chunks,
+            name=file_name,
+            folder=draft,
+            text_field=values["text_field"],
+            limit=settings.WORKBENCH_UPLOAD_MAX_MB * 2**20,
+        )
+        require_room("storage_bytes", project_id=project.pk, user_id=actor.pk, asked=received.bytes)
+        files = artifacts.list_folder(draft)
+        try:
+            with transaction.atomic():
+                values |= {
+                    "reference": file_name[:500],
+                    "bytes": received.bytes,
+                    "documents": received.documents,
+                }
+                values["artifact"] = artifacts.commit_folder(
+                    project_id=project.pk, kind=Artifact.Kind.CORPUS, source=draft, name=identity, files=files
+                )
+                return _add_corpus(actor, project, name, values)
+        except BaseException:
+            artifacts.uncommit_folder(kind=Artifact.Kind.CORPUS, name=identity, source=draft)
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _add_corpus(actor: Any, project: Project, name: str, values: dict[str, Any]) -> Corpus:
+    with refuse_taken_name(name, "corpus"):
+        corpus = Corpus.objects.create(project=project, name=name, created_by=actor, **values)
+    audit.record(
+        actor=actor, action="corpus.added", target=corpus, project_id=project.pk, data={"kind": corpus.kind}
+    )
+    return corpus
+
+
+def start_recording(
+    *,
+    actor: Any,
+    model: LanguageModel,
+    parts: Sequence[tuple[Corpus, float]],
+    name: str,
+    params: dict[str, Any],
+    idempotency_key: str = "",
+    pipeline: Pipeline | None = None,
+) -> tuple[Recording, Job]:
+    """Record activations of a model on a corpus, or on several mixed.
+
+    Args:
+        parts: the corpora, each with its share of tokens; one alone has any weight.
+        pipeline: the chain of jobs this one begins.
+
+    Raises:
+        Refused: ``model_not_ready``, ``name_taken``, ``another_precision``, or what
+            :func:`apps.registry.mixtures.check_parts` raises.
+        MicroscopeError: ``bad_parameters``, ``layer_out_of_range``.
+    """
+    require(actor, Action.RUN_JOBS, model.project_id)
+    check_parts(parts, model)
+
+    def make() -> Job:
+        if model.state != ResultState.READY or model.n_layers is None:
+            raise Refused(
+                "model_not_ready",
+                f"The model is {model.state}.",
+                "Wait until it has been looked at.",
+                status=409,
+            )
+        job = jobs.submit(
+            actor=actor,
+            project=model.project,
+            kind="trace",
+            title=f"Record {name}",
+            subject=recording,
+            params=params,
+            idempotency_key=idempotency_key,
+            pipeline=pipeline,
+        )
+        beyond = [layer for layer in job.params["layers"] if layer < 0 or layer >= model.n_layers]
+        if beyond:
+            raise Refused(
+                "layer_out_of_range",
+                f"There is no block {beyond[0]}; the model's last block is {model.n_layers - 1}.",
+                "Blocks are counted from 0.",
+                attr="params",
+            )
+        _refuse_another_precision(model, job.params["dtype"])
+        recording.layers, recording.sites = job.params["layers"], job.params["site"]
+        recording.tokens, recording.job = job.params["tokens"], job
+        with refuse_taken_name(name, "recording"):
+            recording.save(force_insert=True)
+        store_parts(recording, parts)
+        return job
+
+    # The job is made first because it checks the parameters the row repeats.
+    recording = Recording(project=model.project, model=model, corpus=parts[0][0], name=name, created_by=actor)
+    job, _ = jobs.submit_once(actor=actor, kind="trace", idempotency_key=idempotency_key, make=make)
+    return Recording.objects.for_display().get(pk=job.subject_id), job
+
+
+def _refuse_another_precision(model: LanguageModel, dtype: str) -> None:
+    """Rounded weights are other weights: what is recorded from them belongs to another model."""
+    if dtype != "auto" and (model.is_quantised or dtype in QUANTISED) and dtype != model.dtype:
+        raise Refused(
+            "another_precision",
+            f"The model was added with the precision {model.dtype}; in {dtype} it has other weights.",
+            f"Add the model once more with the precision {dtype}, or leave the precision out.",
+            attr="params",
+        )
+
+
+@transaction.atomic
+def delete_model(*, actor: Any, model: LanguageModel) -> None:
+    """Remove a model nothing was recorded with.
+
+    Raises:
+        Refused: ``in_use`` or ``job_active``.
+    """
+    require(actor, Action.DELETE, model.project_id)
+    jobs.refuse_while_active(model)
+    audit.record(actor=actor, action="model.deleted", target=model, project_id=model.project_id)
+    with refuse_if_in_use("model"):
+        model.delete()
+
+
+@transaction.atomic
+def delete_corpus(*, actor: Any, corpus: Corpus) -> None:
+    """Remove a corpus nothing was recorded on, and its uploaded file.
+
+    Raises:
+        Refused: ``in_use``.
+    """
+    require(actor, Action.DELETE, corpus.project_id)
+    audit.record(actor=actor, action="corpus.deleted", target=corpus, project_id=corpus.project_id)
+    artifact = corpus.artifact
+    with refuse_if_in_use("corpus"):
+        corpus.delete()
+    if artifact is not None:
+        artifacts.delete_artifact(artifact)
+
+
+@transaction.atomic
+def delete_recording(*, actor: Any, recording: Recording) -> None:
+    """Remove a recording no SAE was trained on, and its files.
+
+    Raises:
+        Refused: ``in_use`` or ``job_active``.
+    """
+    require(actor, Action.DELETE, recording.project_id)
+    jobs.refuse_while_active(recording)
+    audit.record(actor=actor, action="recording.deleted", target=recording, project_id=recording.project_id)
+    artifact = recording.artifact
+    with refuse_if_in_use("recording"):
+        recording.delete()
+    if artifact is not None:
+        artifacts.delete_artifact(artifact)

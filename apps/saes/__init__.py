@@ -1,0 +1,1 @@
+"""Sparse autoencoders and how good they are."""

@@ -1,0 +1,71 @@
+"""``python -m benchmarks``: measure against peers and floors, print and keep the tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks import features, live, memory, quality, report, store, trace, train
+from benchmarks.contest import ROOT, Settings
+
+SUBJECTS: dict[str, Callable[[Settings], Iterator[report.Section]]] = {
+    "trace": report.of_contests(trace.contests),
+    "train": report.of_contests(train.contests),
+    "store": report.of_contests(store.contests),
+    "features": report.of_contests(features.contests),
+    "memory": report.of_contests(memory.contests),
+    "live": live.sections,
+    "quality": quality.sections,
+}
+# What takes longer than all the others together is measured only when it is named.
+USUAL = [name for name in SUBJECTS if name != "quality"]
+
+
+def main() -> None:
+    """Measure the subjects asked for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "subjects", nargs="*", metavar="SUBJECT", help=f"{', '.join(SUBJECTS)}; default all but quality"
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="only tables whose title holds this")
+    parser.add_argument("--quick", action="store_true", help="little data and two rounds: does it work?")
+    parser.add_argument("--rounds", type=int, help="rounds of every contest; default 7")
+    parser.add_argument("--threads", type=int, help="of every contestant; default one per core")
+    parser.add_argument(
+        "--data", type=Path, default=ROOT / "var" / "benchmarks", help="where inputs are kept"
+    )
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        default=ROOT / ".venv-peers" / "bin" / "python",
+        help="Python of the environment made by `make peers`",
+    )
+    parser.add_argument("--write", type=Path, metavar="FILE", help="keep the tables in this Markdown file")
+    options = parser.parse_args()
+    unknown = set(options.subjects) - set(SUBJECTS)
+    if unknown:
+        parser.error(f"unknown subject {', '.join(sorted(unknown))}: choose from {', '.join(SUBJECTS)}")
+    settings = Settings(
+        data=options.data.absolute(),
+        rounds=options.rounds or (2 if options.quick else 7),
+        threads=options.threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))),
+        quick=options.quick,
+        peers=options.peers.absolute(),
+    )
+    for name in options.subjects or USUAL:
+        for section in SUBJECTS[name](settings):
+            if options.only not in section.title:
+                continue
+            print(f"measuring: {section.title} …", file=sys.stderr, flush=True)
+            text = section.measure()
+            print(text, end="\n\n", flush=True)
+            if options.write:
+                old = options.write.read_text() if options.write.exists() else ""
+                options.write.write_text(report.merged(old, {section.title: text}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Builders of contestants: each gives a function that measures one round."""

@@ -1,0 +1,51 @@
+"""Our training step, as the training loop takes it."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.child import Turn, repeated
+from benchmarks.contestants.batches import training_batches
+from microscope.activations import Recording
+from microscope.params import TrainParams
+from microscope.sae.loss import variance
+from microscope.sae.team import ALONE
+from microscope.training.member import Member
+
+
+def fresh_member(
+    recording: Recording, *, layer: int, width: int, k: int, batch: int, bfloat16: bool
+) -> Member:
+    """An SAE at the beginning of a long training run with the default settings."""
+    site = recording.site(f"resid_post.{layer}")
+    params = TrainParams(
+        activations=str(recording.folder),
+        out="unused",
+        layer=layer,
+        width=(width,),
+        k=(k,),
+        batch_size=batch,
+        tokens=10_000 * batch,
+    )
+    place = Path(tempfile.gettempdir())  # nothing is written
+    device = torch.device("cpu")
+    return Member(params, place, recording, site, site, team=ALONE, device=device, bfloat16=bfloat16)
+
+
+def topk(
+    *, rows: str, recording: str, layer: int, width: int, k: int, batch: int, steps: int, bfloat16: bool
+) -> Turn:
+    """Everything a step does: selection, loss, gradients, Adam, dead latents, with AuxK switched on."""
+    source, _ = training_batches(rows, batch)
+    member = fresh_member(Recording(recording), layer=layer, width=width, k=k, batch=batch, bfloat16=bfloat16)
+    number = itertools.count()
+
+    def step() -> None:
+        u = next(source)
+        member.step(next(number), u, u, variance(u))
+
+    return repeated(step, steps, batch)

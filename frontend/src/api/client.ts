@@ -1,0 +1,40 @@
+/** The typed client of `/api/v1`. Every failure is thrown as an {@link ApiError}. */
+
+import createClient, { type Middleware } from "openapi-fetch";
+import { errorOf, unreachable } from "./errors";
+import type { paths } from "./schema";
+
+export function csrfToken(): string {
+  return /(?:^|;\s*)csrftoken=([^;]+)/.exec(document.cookie)?.[1] ?? "";
+}
+
+const safe = new Set(["GET", "HEAD", "OPTIONS"]);
+
+const middleware: Middleware = {
+  onRequest({ request }) {
+    if (!safe.has(request.method)) request.headers.set("X-CSRFToken", csrfToken());
+    return request;
+  },
+  async onResponse({ response }) {
+    if (response.ok) return undefined;
+    throw errorOf(response.status, await response.json().catch(() => null));
+  },
+  onError({ error }) {
+    return error instanceof TypeError ? unreachable() : undefined;
+  },
+};
+
+export const api = createClient<paths>({ baseUrl: window.location.origin, credentials: "same-origin" });
+api.use(middleware);
+
+/** The body of a successful answer. */
+export async function body<Data>(answer: Promise<{ data?: Data; response: Response }>): Promise<Data> {
+  const { data, response } = await answer;
+  if (data === undefined && response.status !== 204) throw errorOf(response.status, null);
+  return data as Data;
+}
+
+/** A key that makes a POST safe to repeat. */
+export function idempotencyKey(): string {
+  return crypto.randomUUID();
+}

@@ -1,0 +1,308 @@
+/** A session with a resident model: a prompt, a plan of edits, and the answers to both. */
+
+import type { EditPlan } from "@/api/types";
+import { LatestWins } from "./latestWins";
+import { begun, endedWith, extended, type Continuation, type Wishes } from "./continuation";
+import type { Failure, FeatureValues, Generated, GenerationEnded, LiveAnswer, LiveRequest, Opened, PositionShifts, ResidentMessage, Result } from "./messages";
+import { ReconnectingSocket, socketUrl, type Connection, type SocketOptions } from "./socket";
+import { FrameStore } from "./store";
+
+/** How long an answer may take before the wait is given up, so that a lost one cannot block the lab. */
+const PATIENCE = 20_000;
+
+export interface LiveState {
+  connection: Connection;
+  /** Why the socket closed for good, when it did. */
+  endedWith: number | null;
+  /** The socket was lost at least once and is back. */
+  reconnected: boolean;
+  resident: ResidentMessage | null;
+  opened: Opened | null;
+  opening: boolean;
+  /** Turns of other people that come before what was asked last; 0 when it is not waiting for them. */
+  ahead: number;
+  /** The prompt that is answered, or was asked about last. */
+  prompt: string | null;
+  result: Result | null;
+  /** From sending the newest answered plan to its answer, in the browser's own clock. */
+  roundTrip: number | null;
+  /** The newest round-trips, oldest first. */
+  roundTrips: readonly number[];
+  /** What is shown does not answer the newest plan. */
+  stale: boolean;
+  failure: Failure | null;
+  /** The text being written, or written last. */
+  continuation: Continuation | null;
+  /** KL at every position under the plan it names. */
+  positions: PositionShifts | null;
+  /** Activations on the prompt, by SAE fingerprint and feature index. */
+  activations: Readonly<Record<string, Readonly<Record<number, readonly number[]>>>>;
+}
+
+export const IDLE: LiveState = {
+  connection: "connecting",
+  endedWith: null,
+  reconnected: false,
+  resident: null,
+  opened: null,
+  opening: false,
+  ahead: 0,
+  prompt: null,
+  result: null,
+  roundTrip: null,
+  stale: false,
+  failure: null,
+  continuation: null,
+  positions: null,
+  activations: {},
+  roundTrips: [],
+};
+
+interface Reading {
+  sae: string;
+  /** Empty: the strongest. */
+  indices: number[];
+  top: number;
+}
+
+const REMEMBERED = 100;
+
+export class LiveSession {
+  readonly store = new FrameStore<LiveState>(IDLE);
+  private socket: ReconnectingSocket<LiveAnswer, LiveRequest> | null = null;
+  private readonly applies: LatestWins<EditPlan>;
+  private prompt: string | null = null;
+  /** The prompt was sent on this connection: from then on the portal reopens it by itself when it must. */
+  private asked = false;
+  private watchdog: ReturnType<typeof setTimeout> | null = null;
+  private readings: Reading[] = [];
+  private plan: EditPlan = { version: 2, edits: [] };
+  private runs = 0;
+
+  /** @param top how many next tokens to ask for. */
+  constructor(private readonly model: string, private readonly top = 12, private readonly options: SocketOptions = {}) {
+    this.applies = new LatestWins((rev, plan) => this.transmit(rev, plan));
+  }
+
+  /** Connect, until the returned function is called; can be started again after that. */
+  start(): () => void {
+    this.socket = new ReconnectingSocket<LiveAnswer, LiveRequest>(
+      socketUrl(`/ws/live/${this.model}/`),
+      {
+        // The portal says at once how the model is; that starts the session.
+        onOpen: () => undefined,
+        onMessage: (message) => this.receive(message),
+        onConnection: (connection, code) => this.connection(connection, code),
+      },
+      () => ({ type: "ping" }),
+      this.options,
+    );
+    return () => {
+      if (this.watchdog) clearTimeout(this.watchdog);
+      this.socket?.close();
+      this.socket = null;
+      this.connection("connecting");
+    };
+  }
+
+  /** Start over with a prompt; the plan stays and is applied to it. */
+  open(prompt: string): void {
+    this.prompt = prompt;
+    this.asked = false;
+    this.readings = [];
+    this.store.set({ prompt, opened: null, result: null, roundTrip: null, failure: null, activations: {}, continuation: null, positions: null });
+    this.sendOpen();
+  }
+
+  /** Make this the plan; its answer will show in the store unless a newer plan overtakes it. */
+  apply(plan: EditPlan): void {
+    this.plan = plan;
+    this.applies.submit(plan);
+    this.store.set({ stale: this.applies.stale, failure: null });
+  }
+
+  /** Ask for the activations of some features on the prompt, unless they were asked for before. */
+  readFeatures(sae: string, indices: readonly number[]): void {
+    const asked = new Set(this.readings.flatMap((reading) => (reading.sae === sae ? reading.indices : [])));
+    const missing = indices.filter((index) => !asked.has(index));
+    if (missing.length > 0) this.addReading({ sae, indices: missing, top: 1 });
+  }
+
+  /** Ask for the features of an SAE that fire most on the prompt. */
+  readStrongest(sae: string, top: number): void {
+    const asked = this.readings.some((reading) => reading.sae === sae && reading.indices.length === 0 && reading.top >= top);
+    if (!asked) this.addReading({ sae, indices: [], top });
+  }
+
+  /** Continue the prompt, unpatched and patched; changes of the plan show from the next token on. */
+  generate(wishes: Wishes): void {
+    if (!this.ready) return;
+    this.runs += 1;
+    const { seed, temperature, tokens } = wishes;
+    const sent = this.socket?.send({ type: "generate", run: this.runs, plan: this.plan, seed, temperature, max_tokens: tokens });
+    if (sent) this.store.set({ continuation: begun(this.runs, this.clock()), failure: null });
+  }
+
+  /** End the continuation. */
+  stopGeneration(): void {
+    this.socket?.send({ type: "stop_generation" });
+  }
+
+  /** Ask how far the plan moves every position of the prompt. */
+  readPositions(): void {
+    if (this.ready) this.socket?.send({ type: "read_positions", plan: this.plan });
+  }
+
+  /** Try to reconnect now. */
+  hurry(): void {
+    this.socket?.hurry();
+  }
+
+  private get ready(): boolean {
+    return this.store.value.opened !== null;
+  }
+
+  private sendOpen(): void {
+    // A model that is not loaded has nothing to open; the session starts when it says it is ready.
+    if (this.prompt === null || this.asked || this.store.value.resident?.state !== "ready") return;
+    this.asked = this.socket?.send({ type: "open", prompt: this.prompt, top: this.top }) ?? false;
+    this.applies.disconnected();
+    this.store.set({ opened: null, opening: this.asked });
+  }
+
+  private addReading(reading: Reading): void {
+    this.readings.push(reading);
+    this.sendReading(reading);
+  }
+
+  private sendReading({ sae, indices, top }: Reading): void {
+    if (this.ready) this.socket?.send({ type: "read_features", sae, indices, top });
+  }
+
+  private transmit(rev: number, plan: EditPlan): boolean {
+    if (!this.ready || !this.socket?.send({ type: "apply", rev, plan, top: this.top, pinned: [] })) return false;
+    if (this.watchdog) clearTimeout(this.watchdog);
+    this.watchdog = setTimeout(() => {
+      if (this.applies.waitingFor === null) return;
+      this.store.set({
+        failure: { type: "failure", code: "no_answer", message: "The model has not answered for 20 seconds.", hint: "Change something to ask again.", rev },
+      });
+      this.applies.dropped(rev);
+    }, PATIENCE);
+    return true;
+  }
+
+  private connection(connection: Connection, code?: number): void {
+    const before = this.store.value.connection;
+    if (connection !== "open") {
+      this.asked = false;
+      this.applies.disconnected();
+      this.lose();
+      // What the server says about the model is not known until it says it again.
+      this.store.set({ opened: null, opening: false, resident: null });
+    }
+    this.store.set({
+      connection,
+      endedWith: connection === "ended" ? (code ?? 0) : null,
+      reconnected: connection === "open" && (before === "lost" || this.store.value.reconnected),
+    });
+  }
+
+  private receive(message: LiveAnswer): void {
+    switch (message.type) {
+      case "state":
+        this.residentChanged(message);
+        break;
+      case "opened":
+        this.store.set({ opened: message, opening: false, ahead: 0, failure: null });
+        this.applies.reconnected();
+        for (const reading of this.readings) this.sendReading(reading);
+        break;
+      case "result":
+        this.answered(message);
+        break;
+      case "queued":
+        this.store.set({ ahead: message.ahead });
+        break;
+      case "superseded":
+        this.applies.dropped(message.rev);
+        break;
+      case "features":
+        this.keep(message.sae, message.features);
+        break;
+      case "position_shifts":
+        if (message.session === this.store.value.opened?.session) this.store.set({ positions: message });
+        break;
+      case "generated":
+      case "generation_ended":
+        this.written(message);
+        break;
+      case "failure":
+        this.failed(message);
+        break;
+      case "pong":
+        break;
+    }
+  }
+
+  private residentChanged(resident: ResidentMessage): void {
+    this.store.set({ resident, ahead: 0 });
+    if (resident.state === "ready") {
+      this.sendOpen();
+    } else {
+      this.applies.disconnected();
+      this.lose();
+      this.store.set({ opened: null, opening: false });
+    }
+  }
+
+  /** A text that was being written ends with its connection or its model. */
+  private lose(): void {
+    const { continuation } = this.store.value;
+    if (continuation?.ended === null) this.store.set({ continuation: endedWith(continuation, "lost") });
+  }
+
+  private answered(result: Result): void {
+    if (result.session === this.store.value.opened?.session) {
+      const roundTrip = this.applies.answered(result.rev);
+      if (roundTrip !== null) {
+        const roundTrips = [...this.store.value.roundTrips, roundTrip].slice(-REMEMBERED);
+        this.store.set({ result, roundTrip, roundTrips, failure: null });
+      }
+    } else {
+      this.applies.dropped(result.rev); // about the prompt before
+    }
+    this.store.set({ stale: this.applies.stale, ahead: 0 });
+  }
+
+  private keep(sae: string, features: readonly FeatureValues[]): void {
+    const known = { ...this.store.value.activations[sae] };
+    for (const feature of features) known[feature.index] = feature.values;
+    this.store.set({ activations: { ...this.store.value.activations, [sae]: known } });
+  }
+
+  private written(message: Generated | GenerationEnded): void {
+    const now = this.store.value.continuation;
+    if (now?.run !== message.run) return; // of a run that was replaced
+    const next = message.type === "generated" ? extended(now, message, this.clock()) : endedWith(now, message.reason);
+    this.store.set({ continuation: next });
+  }
+
+  private clock(): number {
+    return performance.now();
+  }
+
+  private failed(failure: Failure): void {
+    this.store.set({ failure, opening: false, ahead: 0 });
+    if (failure.rev !== null) this.applies.dropped(failure.rev);
+    this.store.set({ stale: this.applies.stale });
+  }
+}
+
+/** Features by their strongest activation on the prompt. */
+export function strongestFirst(activations: Readonly<Record<number, readonly number[]>>): { index: number; values: readonly number[]; strongest: number }[] {
+  return Object.entries(activations)
+    .map(([index, values]) => ({ index: Number(index), values, strongest: Math.max(0, ...values) }))
+    .filter((feature) => feature.strongest > 0)
+    .sort((a, b) => b.strongest - a.strongest);
+}

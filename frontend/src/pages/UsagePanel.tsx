@@ -1,0 +1,51 @@
+import { Progress, Table, Text } from "@mantine/core";
+import { useQuery } from "@tanstack/react-query";
+import { usageQuery } from "@/api/account";
+import type { Usage } from "@/api/types";
+import { Loaded } from "@/components/Loaded";
+import { bytes, duration, integer } from "@/science/format";
+
+function amount(value: number, unit: string): string {
+  if (unit === "bytes") return bytes(value);
+  return unit === "seconds" ? duration(value) : integer(value);
+}
+
+/** What the project uses of its limits, and the reader of theirs. */
+export function UsagePanel({ project }: { project: string }) {
+  const usage = useQuery(usageQuery(project));
+  return (
+    <section className="panel" aria-labelledby="usage" data-testid="usage">
+      <h2 id="usage">Use and limits</h2>
+      <Loaded query={usage} what="what is used">
+        {(rows) => (
+          <div className="scroll-x">
+            <Table>
+              <Table.Thead>
+                <Table.Tr><Table.Th /><Table.Th>This project</Table.Th><Table.Th>You, in all projects</Table.Th></Table.Tr>
+              </Table.Thead>
+              <Table.Tbody>
+                {rows.map((row) => (
+                  <Table.Tr key={row.resource}>
+                    <Table.Td>{row.title}</Table.Td>
+                    <Table.Td><Share used={row.used} limit={row.limit} row={row} whose="the project" /></Table.Td>
+                    <Table.Td><Share used={row.own_used} limit={row.own_limit} row={row} whose="you" /></Table.Td>
+                  </Table.Tr>
+                ))}
+              </Table.Tbody>
+            </Table>
+          </div>
+        )}
+      </Loaded>
+    </section>
+  );
+}
+
+function Share({ used, limit, row, whose }: { used: number; limit: number; row: Usage; whose: string }) {
+  const share = limit > 0 ? Math.min(100, (100 * used) / limit) : 0;
+  return (
+    <>
+      <Text size="sm">{amount(used, row.unit)}{limit > 0 ? ` of ${amount(limit, row.unit)}` : ", no limit"}</Text>
+      {limit > 0 && <Progress value={share} size="xs" color={share >= 90 ? "orange" : undefined} aria-label={`${row.title}, ${whose}: ${Math.round(share)} % of the limit`} />}
+    </>
+  );
+}

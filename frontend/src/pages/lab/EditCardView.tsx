@@ -1,0 +1,86 @@
+import { ActionIcon, Group, Select, Text } from "@mantine/core";
+import { useQuery } from "@tanstack/react-query";
+import { featureAtQuery } from "@/api/features";
+import { FEATURE_KINDS, isNoop, KINDS, WEIGHT_KINDS, type EditCard, type EditKind } from "@/patches/plan";
+import { number } from "@/science/format";
+import { tokenLabel } from "@/science/tokens";
+import styles from "./Lab.module.css";
+import { PositionsControl } from "./PositionsControl";
+import { StrengthControl } from "./StrengthControl";
+
+interface EditCardViewProps {
+  card: EditCard;
+  /** What it acts through, in words. */
+  name: string;
+  /** More about that, on a second line; empty for features, which say it themselves. */
+  detail: string;
+  selected: boolean;
+  /** How strongly its feature fires on the prompt at most; null while unknown. */
+  firing: number | null;
+  onSelect: () => void;
+  onChange: (card: EditCard, mark?: string) => void;
+  onKind: (kind: EditKind) => void;
+  onSettle: () => void;
+  onSolo: () => void;
+  onRemove: () => void;
+  onMove: (by: number) => void;
+}
+
+const KIND_OPTIONS = FEATURE_KINDS.map((kind) => ({ value: kind, label: KINDS[kind].title }));
+
+/** One edit of the stack. */
+export function EditCardView({ card, name, detail, selected, firing, onSelect, onChange, onKind, onSettle, onSolo, onRemove, onMove }: EditCardViewProps) {
+  const { data: row } = useQuery({ ...featureAtQuery(card.feature.saeId, card.feature.index), enabled: card.feature.saeId !== "" && card.feature.index >= 0 });
+  const switchable = FEATURE_KINDS.includes(card.kind);
+  return (
+    <li
+      className={styles.card}
+      data-selected={selected}
+      data-muted={!card.enabled}
+      data-testid="edit-card"
+      data-kind={card.kind}
+      data-index={card.feature.index}
+    >
+      <Group gap={6} wrap="nowrap" align="flex-start">
+        <button type="button" className={styles.what} onClick={onSelect} aria-pressed={selected} title="Select: shows it on the prompt and as evidence">
+          <Text component="span" fw={600} size="sm">{switchable ? card.feature.index : name}</Text>{" "}
+          <Text component="span" size="sm">{row?.label ?? ""}</Text>
+          <Text component="span" size="xs" c="dimmed" ff="monospace" display="block">
+            {row ? row.top_tokens.slice(0, 5).map(tokenLabel).join(" ") : detail || card.feature.site}
+          </Text>
+        </button>
+        <ActionIcon size="sm" variant={card.enabled ? "default" : "filled"} onClick={() => onChange({ ...card, enabled: !card.enabled })} aria-pressed={!card.enabled} aria-label={`Mute ${name}`} title="Mute (space)" data-testid="mute">
+          <span aria-hidden="true">M</span>
+        </ActionIcon>
+        <ActionIcon size="sm" variant="default" onClick={onSolo} aria-label={`Only ${name}`} title="Solo: mutes all others; again: none (s)" data-testid="solo">
+          <span aria-hidden="true">S</span>
+        </ActionIcon>
+        <ActionIcon size="sm" variant="subtle" color="gray" onClick={onRemove} aria-label={`Remove ${name}`} data-testid="remove-edit">
+          <span aria-hidden="true">✕</span>
+        </ActionIcon>
+      </Group>
+      <Group gap={6} wrap="nowrap">
+        {switchable ? (
+          <Select size="xs" data={KIND_OPTIONS} value={card.kind} onChange={(kind) => kind && onKind(kind)} aria-label={`Operation on ${name}`} w={148} comboboxProps={{ width: 200 }} data-testid="operation" />
+        ) : (
+          <Text size="xs" fw={600}>{KINDS[card.kind].title}</Text>
+        )}
+        <Text size="xs" c="dimmed" flex={1} lineClamp={2} title={KINDS[card.kind].effect}>{KINDS[card.kind].effect}</Text>
+        <Group gap={0} wrap="nowrap">
+          <ActionIcon size="xs" variant="subtle" color="gray" onClick={() => onMove(-1)} aria-label={`Move ${name} up`}>↑</ActionIcon>
+          <ActionIcon size="xs" variant="subtle" color="gray" onClick={() => onMove(1)} aria-label={`Move ${name} down`}>↓</ActionIcon>
+        </Group>
+      </Group>
+      <StrengthControl card={card} onChange={(next) => onChange(next, `strength ${card.id}`)} onEnd={onSettle} />
+      {!WEIGHT_KINDS.includes(card.kind) && <PositionsControl positions={card.positions} what={name} onChange={(positions) => onChange({ ...card, positions })} />}
+      <Note card={card} firing={firing} />
+    </li>
+  );
+}
+
+/** Says when an edit cannot have an effect, and why. */
+function Note({ card, firing }: { card: EditCard; firing: number | null }) {
+  if (card.enabled && isNoop(card)) return <Text size="xs" c="dimmed">No-op at this strength.</Text>;
+  if (KINDS[card.kind].needsFiring && firing === 0) return <Text size="xs" c="dimmed">Silent on this prompt: this changes nothing here.</Text>;
+  return firing === null ? null : <Text size="xs" c="dimmed">Fires on this prompt up to {number(firing)}.</Text>;
+}

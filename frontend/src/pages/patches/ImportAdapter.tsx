@@ -1,0 +1,87 @@
+import { Button, FileInput, Group, Progress, Select, Stack, Text, TextInput } from "@mantine/core";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useState, type SyntheticEvent } from "react";
+import { importAdapter } from "@/api/adapters";
+import { asApiError } from "@/api/errors";
+import { modelsQuery } from "@/api/registry";
+import { forgetUploads, uploadFile } from "@/api/uploads";
+import { ErrorNote } from "@/components/ErrorNote";
+import { percent } from "@/science/format";
+import { adapterFilesProblem } from "@/patches/exports";
+
+interface ImportAdapterProps {
+  project: string;
+  onStarted: () => void;
+}
+
+/** Two files as PEFT saves them become a patch, which is off until somebody switches it on. */
+export function ImportAdapter({ project, onStarted }: ImportAdapterProps) {
+  const models = useQuery(modelsQuery(project));
+  const usable = (models.data ?? []).filter((one) => one.state === "ready");
+  const [chosen, setChosen] = useState<string | null>(null);
+  const [files, setFiles] = useState<File[]>([]);
+  const [name, setName] = useState("");
+  const [sent, setSent] = useState(0);
+  const queries = useQueryClient();
+  const model = usable.find((one) => one.id === chosen) ?? usable[0];
+  const problem = files.length > 0 ? adapterFilesProblem(files.map((file) => file.name)) : null;
+
+  const bring = useMutation({
+    mutationFn: async () => {
+      if (!model) throw new Error("Choose a model.");
+      const total = files.reduce((sum, file) => sum + file.size, 0);
+      const uploads: string[] = [];
+      let before = 0;
+      for (const file of files) {
+        const start = before;
+        uploads.push(await uploadFile({ path: file.name, file }, { onProgress: (bytes) => setSent((start + bytes) / total) }));
+        before += file.size;
+      }
+      const started = await importAdapter({ model: model.id, name: name.trim() || "Imported adapter", uploads });
+      forgetUploads(files.map((file) => ({ path: file.name, file })));
+      return started;
+    },
+    onSuccess: async () => {
+      await Promise.all(["patches", "jobs", "lineage"].map((key) => queries.invalidateQueries({ queryKey: [key] })));
+      onStarted();
+    },
+  });
+  const submit = (event: SyntheticEvent) => {
+    event.preventDefault();
+    setSent(0);
+    bring.mutate();
+  };
+
+  return (
+    <form onSubmit={submit}>
+      <Stack gap="sm">
+        <ErrorNote error={bring.error} doing="Importing the adapter" shownElsewhere={["name"]} />
+        <Select
+          label="Model"
+          required
+          data={usable.map((one) => ({ value: one.id, label: one.name }))}
+          value={model?.id ?? null}
+          onChange={setChosen}
+          placeholder={usable.length === 0 ? "Add a model first" : "Choose one"}
+        />
+        <FileInput
+          label="Files"
+          description="adapter_config.json and adapter_model.safetensors, as PEFT saves them. They are checked against the model; pickles are refused."
+          placeholder="Choose both files"
+          multiple
+          required
+          accept=".json,.safetensors"
+          value={files}
+          onChange={setFiles}
+          error={problem}
+        />
+        <TextInput label="Name" placeholder="Imported adapter" value={name} onChange={(event) => setName(event.currentTarget.value)} error={bring.error ? asApiError(bring.error).about("name") : undefined} />
+        {bring.isPending && <Progress value={sent * 100} aria-label={`Uploaded ${percent(sent)}`} />}
+        <Group justify="space-between">
+          <Text size="xs" c="dimmed">The patch appears in the list once the files have been checked; it is off until you switch it on.</Text>
+          <Button type="submit" loading={bring.isPending} disabled={!model || files.length === 0 || problem !== null}>Import</Button>
+        </Group>
+      </Stack>
+    </form>
+  );
+}

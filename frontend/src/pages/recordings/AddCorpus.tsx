@@ -1,0 +1,91 @@
+import { Button, FileInput, Group, Progress, SegmentedControl, Select, Stack, TextInput } from "@mantine/core";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useState, type SyntheticEvent } from "react";
+import { asApiError } from "@/api/errors";
+import { addCorpus, builtinCorporaQuery, uploadCorpus } from "@/api/registry";
+import type { Corpus } from "@/api/types";
+import { ErrorNote } from "@/components/ErrorNote";
+import { bytes, percent } from "@/science/format";
+
+type Kind = Corpus["kind"];
+
+const KINDS: { value: Kind; label: string }[] = [
+  { value: "upload", label: "Upload" },
+  { value: "builtin", label: "Offered by the server" },
+  { value: "hub_dataset", label: "Hub dataset" },
+];
+
+export function AddCorpus({ project, onAdded }: { project: string; onAdded: (corpus: Corpus) => void }) {
+  const [kind, setKind] = useState<Kind>("upload");
+  const [name, setName] = useState("");
+  const [file, setFile] = useState<File | null>(null);
+  const [reference, setReference] = useState("");
+  const [textField, setTextField] = useState("text");
+  const [sent, setSent] = useState(0);
+  const builtin = useQuery(builtinCorporaQuery);
+  const queries = useQueryClient();
+  const suggested = kind === "upload" ? (file?.name.replace(/\.[^.]+$/, "") ?? "") : (reference.split("/").at(-1) ?? "");
+
+  const add = useMutation({
+    mutationFn: () => {
+      const title = name.trim() || suggested;
+      if (kind !== "upload") return addCorpus({ project, name: title, kind, reference, text_field: textField });
+      if (!file) throw new Error("Choose a file.");
+      return uploadCorpus({ project, name: title, textField, file }, setSent);
+    },
+    onSuccess: async (corpus) => {
+      await queries.invalidateQueries({ queryKey: ["corpora"] });
+      await queries.invalidateQueries({ queryKey: ["lineage"] });
+      onAdded(corpus);
+    },
+  });
+  const about = (field: string) => (add.error ? asApiError(add.error).about(field) : undefined);
+  const submit = (event: SyntheticEvent) => {
+    event.preventDefault();
+    setSent(0);
+    add.mutate();
+  };
+
+  return (
+    <form onSubmit={submit}>
+      <Stack gap="sm">
+        <ErrorNote error={add.error} doing="Adding the corpus" shownElsewhere={["file", "reference", "name", "text_field"]} />
+        <SegmentedControl aria-label="Where the text is" value={kind} onChange={(value) => setKind(value)} data={KINDS} />
+        {kind === "upload" && (
+          <FileInput
+            label="File"
+            description="Plain text, JSONL or Parquet. It is checked by its content, not by its name."
+            placeholder="Choose a file"
+            required
+            accept=".txt,.md,.jsonl,.json,.parquet,text/plain"
+            value={file}
+            onChange={setFile}
+            error={about("file")}
+          />
+        )}
+        {kind === "builtin" && (
+          <Select
+            label="Corpus"
+            required
+            data={(builtin.data ?? []).map((one) => ({ value: one.name, label: `${one.name} (${bytes(one.bytes)})` }))}
+            value={reference || null}
+            onChange={(value) => setReference(value ?? "")}
+            placeholder={builtin.data?.length === 0 ? "This server offers none" : "Choose one"}
+            error={about("reference")}
+          />
+        )}
+        {kind === "hub_dataset" && (
+          <TextInput label="Hub id" placeholder="Salesforce/wikitext" required value={reference} onChange={(event) => setReference(event.currentTarget.value)} error={about("reference")} />
+        )}
+        <Group grow align="flex-start">
+          <TextInput label="Name" placeholder={suggested} value={name} onChange={(event) => setName(event.currentTarget.value)} error={about("name")} />
+          <TextInput label="Text field" description="Holds the text in JSONL, Parquet and datasets." value={textField} onChange={(event) => setTextField(event.currentTarget.value)} error={about("text_field")} />
+        </Group>
+        {add.isPending && kind === "upload" && <Progress value={sent * 100} aria-label={`Uploaded ${percent(sent)}`} />}
+        <Group justify="flex-end">
+          <Button type="submit" loading={add.isPending}>Add</Button>
+        </Group>
+      </Stack>
+    </form>
+  );
+}

@@ -1,0 +1,69 @@
+import { Group, Stack, Text, Title } from "@mantine/core";
+import { useQueryClient } from "@tanstack/react-query";
+import { deleteRecording } from "@/api/registry";
+import type { Recording, RecordingSummary } from "@/api/types";
+import { DeleteButton } from "@/components/DeleteButton";
+import { Facts } from "@/components/Facts";
+import { JobOf, useJobAbout } from "@/components/JobOf";
+import { LinkButton } from "@/components/LinkButton";
+import { StateBadge } from "@/components/StateBadge";
+import { ago, bytes, compact, duration, integer, number, percent, rate } from "@/science/format";
+
+/** Its corpus, or those that were mixed with their shares. */
+function textOf(recording: Recording): string {
+  const total = recording.mixture.reduce((sum, part) => sum + part.weight, 0);
+  if (recording.mixture.length === 0) return recording.corpus_name;
+  return recording.mixture.map((part) => `${percent(part.weight / total)} ${part.name}`).join(" + ");
+}
+
+function precisionOf(summary: RecordingSummary): string {
+  const model = summary.model;
+  if (!model) return "–";
+  return model.quantisation ? `${model.quantisation} weights, ${model.dtype}` : model.dtype;
+}
+
+export function RecordingCard({ recording, edit }: { recording: Recording; edit: boolean }) {
+  const queries = useQueryClient();
+  const job = useJobAbout(recording.project, recording.id);
+  const project = recording.project;
+  const summary = recording.summary as RecordingSummary;
+  const site = summary.sites?.[0];
+  return (
+    <section className="panel" aria-label={recording.name} data-testid="recording-card" data-state={recording.state}>
+      <Stack gap="sm">
+        <Group justify="space-between" align="flex-start">
+          <div>
+            <Title order={2}>{recording.name}</Title>
+            <Text size="xs" c="dimmed">{recording.model_name} on {textOf(recording)} · {recording.sites.join(", ")} of {recording.layers.length === 1 ? "block" : "blocks"} {recording.layers.join(", ")} · {ago(recording.created_at)}</Text>
+          </div>
+          <StateBadge state={recording.state} />
+        </Group>
+        {recording.state === "ready" ? (
+          <Facts
+            facts={[
+              { label: "Tokens", value: integer(recording.tokens) },
+              { label: "Held out", value: `${compact(summary.held_out_tokens)} (${percent((summary.held_out_tokens ?? 0) / recording.tokens)})`, title: "kept away from training, for evaluation" },
+              { label: "Documents", value: integer(summary.documents) },
+              { label: "Recorded at", value: rate(summary.tokens_per_second, "tokens") },
+              { label: "Took", value: duration(summary.seconds) },
+              { label: "On disk", value: bytes(recording.bytes) },
+              { label: "Precision", value: precisionOf(summary), title: "of the model while it was recorded" },
+              { label: "Median norm", value: number(site?.median_norm), title: site?.site },
+              { label: "Attention sinks", value: percent((site?.outliers ?? 0) / recording.tokens), title: `tokens with a norm above ${number(site?.outlier_norm)}` },
+            ]}
+          />
+        ) : (
+          <JobOf job={job} />
+        )}
+        {edit && (
+          <Group gap="xs" justify="flex-end">
+            {recording.state === "ready" && (
+              <LinkButton to="/projects/$project/saes" params={{ project }} search={{ add: true, recording: recording.id }} variant="default">Train an SAE</LinkButton>
+            )}
+            <DeleteButton what={recording.name} remove={() => deleteRecording(recording.id)} onDeleted={() => void queries.invalidateQueries({ queryKey: ["recordings"] })} />
+          </Group>
+        )}
+      </Stack>
+    </section>
+  );
+}

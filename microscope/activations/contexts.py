@@ -1,0 +1,91 @@
+"""From documents to context windows of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from microscope.activations.corpus import Document
+from microscope.activations.manifest import BOS, SPECIAL, Split
+
+
+class TokenisedDocument(NamedTuple):
+    """The windows of one document that are to be run: token ids per window, and each window's first position.
+
+    ``source`` says which of several corpora it is from, by number.
+    """
+
+    split: Split
+    windows: list[np.ndarray]
+    starts: list[int]
+    digest: bytes
+    source: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.windows))
+
+
+class Tokeniser:
+    """Cuts documents into windows of ``length`` tokens that never cross a document's end.
+
+    Windows begin and end with the special tokens the tokenizer itself wraps a text in (a BOS token, or
+    [CLS] and [SEP]), given as ``wrapping``. With ``per_document``
+    at most that many tokens of a document are used, as windows spread evenly over it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        length: int,
+        wrapping: tuple[Sequence[int], Sequence[int]],
+        per_document: int | None,
+    ) -> None:
+        self._tokenizer, self._length, self._per_document = tokenizer, length, per_document
+        self._before, self._after = (list(part) for part in wrapping)
+        self._special = np.array(sorted(tokenizer.all_special_ids), dtype=np.int32)
+
+    def __call__(self, documents: Iterable[Document]) -> Iterator[TokenisedDocument]:
+        body = self._length - len(self._before) - len(self._after)
+        for document in documents:
+            ids = self._tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+            starts = list(range(0, len(ids), body))
+            if self._per_document and len(ids) > self._per_document:
+                keep = max(1, self._per_document // body)
+                starts = [starts[int(i)] for i in np.linspace(0, len(starts) - 1, keep).round()]
+            windows = [
+                np.array(self._before + ids[s : s + body] + self._after, dtype=np.int32) for s in starts
+            ]
+            digest = hashlib.sha256(document.text.encode()).digest()
+            yield TokenisedDocument(document.split, windows, starts, digest)
+
+    def flags(self, window: np.ndarray) -> np.ndarray:
+        """Flag bits of each token of a window."""
+        flags = np.where(np.isin(window, self._special), SPECIAL, 0).astype(np.uint8)
+        if self._before:
+            flags[0] |= BOS
+        return flags
+
+
+def mixed(
+    sources: Sequence[Iterator[TokenisedDocument]], weights: Sequence[float]
+) -> Iterator[TokenisedDocument]:
+    """Documents of several sources so that each one's share of the tokens follows its weight.
+
+    The next document is always of the source that is furthest behind; one that has ended drops out and
+    the others keep their proportions.
+    """
+    given = [0.0] * len(sources)
+    left = list(range(len(sources)))
+    while left:
+        source = min(left, key=lambda i: given[i] / weights[i])
+        document = next(sources[source], None)
+        if document is None:
+            left.remove(source)
+            continue
+        given[source] += document.tokens
+        yield document._replace(source=source)

@@ -1,0 +1,218 @@
+"""Write activations as Parquet shards.
+
+One FixedSizeBinary column of little-endian float16 rows per site, uncompressed: measured ten times
+faster to write and six times faster to scan than list columns, at 0.4 % more bytes than the payload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file, save_file
+
+from microscope.activations.forward import SiteRows
+from microscope.activations.manifest import (
+    OVERFLOW,
+    STATISTICS,
+    Manifest,
+    Shard,
+    SiteRecord,
+    Split,
+    write_manifest,
+)
+
+ROW_GROUP = 8192
+SHARD_ROWS = 8 * ROW_GROUP  # at most; fewer where they would not fit the memory allowed
+_SAMPLE_BYTES = 65536
+# Bytes of the columns beside the activations, and how often a waiting row exists while it is written.
+_TOKEN_BYTES, _COPIES = 32, 2
+
+
+def bytes_per_row(widths: Iterable[int]) -> int:
+    """Memory a waiting row needs at most."""
+    return _COPIES * (_TOKEN_BYTES + sum(2 * width + 5 for width in widths))
+
+
+class Rows(NamedTuple):
+    """Rows of one document's tokens: equally long arrays, and the activations by site."""
+
+    doc: np.ndarray
+    pos: np.ndarray
+    token: np.ndarray
+    flags: np.ndarray
+    sites: dict[str, SiteRows]
+
+
+class Running:
+    """Mean and spread of one site's ordinary training rows, accumulated in float64."""
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self.total, self.squares = np.zeros(width), np.zeros(width)
+
+    def add(self, rows: np.ndarray) -> None:
+        self.count += len(rows)
+        exact = rows.astype(np.float32)
+        self.total += exact.sum(0, dtype=np.float64)
+        self.squares += np.square(exact, out=exact).sum(0, dtype=np.float64)
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.total / max(self.count, 1)
+
+    @property
+    def variance(self) -> np.ndarray:
+        return np.maximum(self.squares / max(self.count, 1) - self.mean**2, 0)
+
+
+class RecordingWriter:
+    """Collects rows per split and writes whole shards; the manifest always describes what is on disk.
+
+    A document's rows are written in order. Shards appear under their final name only when complete.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.running = {s.site: Running(s.width) for s in manifest.sites}
+        self._pending: dict[Split, list[Rows]] = {"train": [], "held_out": []}
+        self._schema = _schema(manifest.sites)
+        if manifest.documents_read:
+            self._restore_statistics()
+
+    def set_thresholds(self, rows: list[Rows]) -> None:
+        """Take the median norms from the first rows; sinks are two orders of magnitude above, so few serve."""
+        for record in self.manifest.sites:
+            norms = np.concatenate([r.sites[record.site].norm for r in rows])
+            record.median_norm = float(np.median(norms))
+            record.outlier_norm = record.median_norm * self.manifest.outlier_factor
+
+    @property
+    def has_thresholds(self) -> bool:
+        return self.manifest.sites[0].outlier_norm > 0
+
+    def add(self, split: Split, rows: Rows) -> None:
+        """Append the rows of one document; thresholds must be set."""
+        for record in self.manifest.sites:
+            self._account(split, record, rows)
+        totals = self.manifest.split(split)
+        totals.rows += len(rows.doc)
+        totals.documents += 1
+        self._pending[split].append(rows)
+
+    def pending_rows(self) -> int:
+        return sum(len(rows.doc) for queue in self._pending.values() for rows in queue)
+
+    def flush(self, documents_read: int) -> None:
+        """Write everything collected as one shard per split, then commit it to the manifest."""
+        for split, queue in self._pending.items():
+            if queue:
+                self._write_shard(split, queue)
+                queue.clear()
+        self.manifest.documents_read = documents_read
+        self._save_statistics()
+        write_manifest(self.folder, self.manifest)
+
+    def _write_shard(self, split: Split, queue: list[Rows]) -> None:
+        record = self.manifest.split(split)
+        name = f"{split}-{len(record.shards):05d}.parquet"
+        rows = sum(len(r.doc) for r in queue)
+        columns: dict[str, pa.Array] = {
+            "doc": pa.array(np.concatenate([r.doc for r in queue])),
+            "pos": pa.array(np.concatenate([r.pos for r in queue])),
+            "token": pa.array(np.concatenate([r.token for r in queue])),
+            "flags": pa.array(np.concatenate([r.flags for r in queue])),
+        }
+        for site in self.manifest.sites:
+            stored = SiteRows.joined([r.sites[site.site] for r in queue])
+            columns[site.norm_column] = pa.array(stored.norm)
+            columns[site.column] = _binary_column(stored.values, site.width)
+        temporary = self.folder / (name + ".tmp")
+        pq.write_table(
+            pa.table(columns, schema=self._schema),
+            temporary,
+            row_group_size=ROW_GROUP,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=False,
+        )
+        os.replace(temporary, self.folder / name)
+        record.shards.append(Shard(file=name, rows=rows))
+
+    def _save_statistics(self) -> None:
+        """Sums as well as means are kept, so that a resumed recording continues them."""
+        tensors = {}
+        for site in self.manifest.sites:
+            running = self.running[site.site]
+            site.rms_norm = float(np.sqrt(running.squares.sum() / max(running.count, 1)))
+            spread = float(np.sqrt(running.variance.sum()))
+            site.gamma = float(np.linalg.norm(running.mean)) / spread if spread else 0.0
+            tensors[f"{site.site}.mean"] = running.mean
+            tensors[f"{site.site}.squares"] = running.squares
+            tensors[f"{site.site}.count"] = np.array([running.count])
+        temporary = self.folder / (STATISTICS + ".tmp")
+        save_file(tensors, temporary)
+        os.replace(temporary, self.folder / STATISTICS)
+
+    def _restore_statistics(self) -> None:
+        tensors = load_file(self.folder / STATISTICS)
+        for name, running in self.running.items():
+            running.count = int(tensors[f"{name}.count"][0])
+            running.total = tensors[f"{name}.mean"] * running.count
+            running.squares = tensors[f"{name}.squares"]
+
+    def _account(self, split: Split, record: SiteRecord, rows: Rows) -> None:
+        stored = rows.sites[record.site]
+        rows.flags[stored.overflow] |= OVERFLOW
+        record.overflowed += int(stored.overflow.sum())
+        outlier = stored.norm > record.outlier_norm
+        record.outliers += int((outlier & ~stored.overflow).sum())
+        if split == "train":
+            self.running[record.site].add(stored.values[~outlier & (rows.flags == 0)])
+
+
+def _binary_column(values: np.ndarray, width: int) -> pa.Array:
+    """``[rows, width]`` floats as FixedSizeBinary(2·width), without a copy per row."""
+    data = np.ascontiguousarray(values, dtype="<f2")
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * width), len(data), [None, pa.py_buffer(data)])
+
+
+def _schema(sites: list[SiteRecord]) -> pa.Schema:
+    fields = [
+        pa.field("doc", pa.int32(), False),
+        pa.field("pos", pa.int32(), False),
+        pa.field("token", pa.int32(), False),
+        pa.field("flags", pa.uint8(), False),
+    ]
+    for site in sites:
+        fields.append(pa.field(site.norm_column, pa.float32(), False))
+        layout = {"dtype": "float16", "byte_order": "little", "shape": json.dumps([site.width])}
+        fields.append(pa.field(site.column, pa.binary(2 * site.width), False, metadata=layout))
+    return pa.schema(fields)
+
+
+def recording_fingerprint(folder: Path, manifest: Manifest) -> str:
+    """32 hex digits over what was recorded: model, text, settings, and both ends of every shard's bytes."""
+    digest = hashlib.sha256()
+    identity = [
+        manifest.model.fingerprint,
+        manifest.model.dtype,
+        manifest.corpus.fingerprint,
+        manifest.context_length,
+    ]
+    digest.update(json.dumps([*identity, [s.site for s in manifest.sites]]).encode())
+    for split in (manifest.train, manifest.held_out):
+        for shard in split.shards:
+            with (folder / shard.file).open("rb") as stream:
+                digest.update(f"{shard.file}:{shard.rows}".encode())
+                digest.update(stream.read(_SAMPLE_BYTES))
+                stream.seek(max(0, os.fstat(stream.fileno()).st_size - _SAMPLE_BYTES))
+                digest.update(stream.read())
+    return digest.hexdigest()[:32]

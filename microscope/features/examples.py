@@ -1,0 +1,101 @@
+"""Choose the windows that show what a feature does, and collect their text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from microscope.features.codes import Firings
+from microscope.features.statistics import KeptWindows, spread_over_quantiles
+
+# A random sample this many times as large as what is shown, so that quantiles of its peaks mean something.
+_OVERSAMPLED = 8
+
+
+class Found(NamedTuple):
+    """One example: 0 or its quantile group, document, first position, place of the peak, tokens and activations."""
+
+    group: int
+    doc: int
+    pos: int
+    peak: int
+    tokens: np.ndarray
+    values: np.ndarray
+
+
+class ExampleChoice:
+    """Over one pass, the strongest windows of every feature and a sample over the quantiles of all its windows."""
+
+    def __init__(self, latents: int, *, strongest: int, quantiles: int, each: int) -> None:
+        self._quantiles, self._each = quantiles, each
+        self._strongest = KeptWindows(latents, strongest)
+        self._sample = KeptWindows(latents, _OVERSAMPLED * quantiles * each, at_random=True)
+
+    def add(self, firings: Firings) -> None:
+        self._strongest.add(firings)
+        self._sample.add(firings)
+
+    def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Feature, window and group of every example, by feature and group; no window twice for a feature."""
+        feature, window, _ = self._strongest.result()
+        group = np.zeros(len(feature), np.int64)
+        if self._quantiles and self._each:
+            more = spread_over_quantiles(*self._sample.result(), groups=self._quantiles, each=self._each)
+            fresh = ~np.isin(
+                more[0].astype(np.int64) << 40 | more[1], feature.astype(np.int64) << 40 | window
+            )
+            feature, window, group = (
+                np.concatenate((one, two[fresh]))
+                for one, two in zip((feature, window, group), more, strict=True)
+            )
+        order = np.lexsort((group, feature))  # stable: within a group the order stays
+        return feature[order], window[order], group[order]
+
+
+class Examples:
+    """Fills the chosen (feature, window) pairs with tokens and activations around the peak."""
+
+    def __init__(self, feature: np.ndarray, windows: np.ndarray, group: np.ndarray, *, window: int) -> None:
+        span = 2 * window + 1
+        self._feature, self._window, self._group, self._side = feature, windows, group, window
+        self._by_window = np.argsort(windows, kind="stable")
+        self._next = 0
+        self._tokens = np.zeros((len(feature), span), np.int32)
+        self._values = np.zeros((len(feature), span), np.float32)
+        self._meta = np.zeros((len(feature), 4), np.int32)  # doc, pos of the first token, peak, length
+
+    def add(self, firings: Firings) -> None:
+        """Take what lies in this chunk; chunks come in the order of their windows."""
+        chunk = firings.chunk
+        last = firings.first_window + len(chunk.starts)
+        stop = self._next + np.searchsorted(self._window[self._by_window[self._next :]], last)
+        mine = self._by_window[self._next : stop]
+        self._next = int(stop)
+        key = firings.feature.astype(np.int64) << 40 | firings.window
+        wanted = self._feature[mine].astype(np.int64) << 40 | self._window[mine]
+        lows, highs = np.searchsorted(key, wanted), np.searchsorted(key, wanted, side="right")
+        ends = np.append(chunk.starts[1:], len(chunk.doc))
+        for place, low, high in zip(mine.tolist(), lows.tolist(), highs.tolist(), strict=True):
+            number = int(self._window[place]) - firings.first_window
+            start, end = int(chunk.starts[number]), int(ends[number])
+            rows, values = firings.row[low:high], firings.value[low:high]
+            top = int(rows[values.argmax()])
+            first, last_row = max(start, top - self._side), min(end, top + self._side + 1)
+            length = last_row - first
+            self._tokens[place, :length] = chunk.token[first:last_row]
+            inside = (rows >= first) & (rows < last_row)
+            self._values[place, rows[inside] - first] = values[inside]
+            self._meta[place] = chunk.doc[first], chunk.pos[first], top - first, length
+
+    def of(self, feature: int) -> Iterator[Found]:
+        """A feature's examples, the strongest first and then by quantile."""
+        low, high = (
+            np.searchsorted(self._feature, feature),
+            np.searchsorted(self._feature, feature, side="right"),
+        )
+        for place in range(int(low), int(high)):
+            doc, pos, peak, length = self._meta[place].tolist()
+            tokens, values = self._tokens[place, :length], self._values[place, :length]
+            yield Found(int(self._group[place]), doc, pos, peak, tokens, values)

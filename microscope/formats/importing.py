@@ -1,0 +1,90 @@
+"""Bring an SAE in from another library, and take one out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from microscope.activations import Recording
+from microscope.errors import MicroscopeError
+from microscope.formats.base import Hints
+from microscope.formats.registry import locate, read_sae, write_sae
+from microscope.formats.smoke import SmokeTest, smoke_test_on_model, smoke_test_on_recording
+from microscope.models import load_model
+from microscope.params import ExportParams, ImportParams
+from microscope.progress import SILENT, Progress
+from microscope.quarantine import check_folder
+from microscope.sae import load_sae, save_sae, summarise
+
+
+def import_sae(params: ImportParams, progress: Progress = SILENT) -> dict[str, Any]:
+    """Read a foreign SAE, test it on real activations, and save it natively.
+
+    The test needs a recording or a model; without either the SAE is imported untested, and the result
+    says so. A failed test does not stop the import: what was found travels with the SAE.
+
+    Raises:
+        MicroscopeError: those of :func:`locate` and :func:`read_sae`, ``sae_exists``, those of the recording or
+            model given, and for untrusted files those of :func:`~microscope.quarantine.check_folder`.
+    """
+    out = Path(params.out)
+    if (out / "sae.json").exists():
+        raise MicroscopeError("sae_exists", f"{out} already holds an SAE.", "Choose another --out.")
+    hints = Hints(site=params.site, k=params.k, site_out=params.site_out, allow_pickle=params.allow_pickle)
+    if params.untrusted:
+        check_folder(Path(params.path), progress)
+    place = locate(Path(params.path), format=params.format, subfolder=params.subfolder)
+    sae = read_sae(place, format=params.format, hints=hints)
+    progress.log(
+        f"Read a {sae.config.architecture} SAE with {sae.config.n_latents} latents at {sae.config.site}."
+    )
+    test: SmokeTest | None = None
+    if params.activations:
+        recording = Recording(params.activations)
+        test = smoke_test_on_recording(sae, recording)
+        sae.config.model = msgspec.to_builtins(recording.manifest.model)
+    elif params.model:
+        progress.log(f"Loading {params.model}")
+        loaded = load_model(
+            params.model,
+            revision=params.revision,
+            dtype=params.dtype,
+            arithmetic="float32",
+            device=params.device,
+        )
+        test = smoke_test_on_model(sae, loaded)
+        sae.config.model = {"reference": params.model, "fingerprint": loaded.fingerprint}
+    sae.config.training = {"imported": {"format": params.format, "from": place.name}}
+    if test is not None:
+        sae.config.training["smoke_test"] = msgspec.to_builtins(test)
+        progress.log(test.message, "info" if test.passed else "warning")
+    else:
+        progress.log("Not tested: give --activations or --model.", "warning")
+    save_sae(sae, out)
+    return {**summarise(sae), "smoke_test": sae.config.training.get("smoke_test")}
+
+
+def export_sae(params: ExportParams, progress: Progress = SILENT) -> dict[str, Any]:
+    """Write an SAE, or its feature dashboards, for another library.
+
+    Raises:
+        MicroscopeError: ``no_sae``, ``bad_sae``, ``unknown_format``, ``cannot_export``, or
+            ``no_analysis`` when dashboards are asked for without one.
+    """
+    sae = load_sae(params.sae_path)
+    if params.format == "neuronpedia":
+        from microscope.formats.neuronpedia import write_dashboards
+
+        if not params.analysis:
+            raise MicroscopeError(
+                "no_analysis",
+                "Dashboards are made from an analysis.",
+                "Run `microscope features --out` and give it with --analysis.",
+            )
+        count = write_dashboards(sae, Path(params.analysis), Path(params.out), progress)
+        return {"format": params.format, "out": params.out, "features": count}
+    write_sae(sae, params.out, format=params.format)
+    files = sorted(p.name for p in Path(params.out).iterdir())
+    return {"format": params.format, "out": params.out, "files": files}

@@ -1,0 +1,151 @@
+"""A prompt's run with all its states kept: what the next run starts from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from microscope.models import BlockRunner, KeyValue
+from microscope.models.runner import Past
+from microscope.patching.apply import EditEffect
+from microscope.patching.program import Program
+from microscope.sae import Codes
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """One block under one program.
+
+    ``x`` is the block's output ``[positions, d]``, ``edited`` the same behind the site's edits (the very
+    same tensor when there are none), ``past`` the keys and values of all positions. ``block_sizes`` are
+    row-wise sizes of the changes inside the block by edit, ``effects`` what the site's edits did.
+    ``only_last`` is set where ``x`` and ``edited`` hold the last position alone, ``[1, d]``: of the top
+    block nothing else reaches the answer.
+    """
+
+    x: Tensor
+    edited: Tensor
+    past: KeyValue
+    block_sizes: Mapping[int, Tensor]
+    effects: tuple[EditEffect, ...]
+    # Encodings of x, filled when first needed and shared by every run that shares x.
+    codes: dict[str, Codes] = field(default_factory=dict, compare=False)
+    only_last: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        own = 0 if self.edited is self.x else self.edited.nbytes
+        encoded = sum(t.nbytes for codes in self.codes.values() for t in codes)
+        return self.x.nbytes + own + encoded + sum(t.nbytes for t in self.past)
+
+
+@dataclass(frozen=True)
+class PromptRun:
+    """Everything an incremental re-run starts from. Shared by reference, so nothing may write to it.
+
+    ``tokens`` and ``special`` are ``[positions]``, ``embedded`` the input of block 0 ``[positions, d]``,
+    ``logits`` the last position's ``[vocabulary]`` in float32. The baseline is the run of the empty program.
+    """
+
+    tokens: Tensor
+    special: Tensor
+    program: Program
+    embedded: Tensor
+    embedding_sizes: Mapping[int, Tensor]
+    layers: tuple[LayerState, ...]
+    logits: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def residuals(self) -> tuple[Tensor, ...]:
+        """Output of every block before its site's edits, ``[positions, d]`` each."""
+        return tuple(layer.x for layer in self.layers)
+
+    @property
+    def past(self) -> tuple[KeyValue, ...]:
+        """Keys and values of every block."""
+        return tuple(layer.past for layer in self.layers)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the logits, 16 hex digits."""
+        return hashlib.sha256(self.logits.cpu().numpy().tobytes()).hexdigest()[:16]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, counting states shared with other runs."""
+        return self.logits.nbytes + self.embedded.nbytes + sum(layer.nbytes for layer in self.layers)
+
+    @torch.inference_mode()
+    def complete(self, runner: BlockRunner) -> PromptRun:
+        """The same run with the top block's output at all positions."""
+        top = self.layers[-1]
+        if not top.only_last:
+            return self
+        below = self.layers[-2].edited if len(self.layers) > 1 else self.embedded
+        x, _, _ = run_block(runner, self.program, len(self.layers) - 1, below, 0, None)
+        return replace(self, layers=(*self.layers[:-1], replace(top, x=x, edited=x, only_last=False)))
+
+    def effects(self) -> tuple[EditEffect, ...]:
+        """What every edit of the program did, lowest first."""
+        sizes: dict[int, Tensor] = dict(self.embedding_sizes)
+        for layer in self.layers:
+            for number, size in layer.block_sizes.items():
+                sizes[number] = size if number not in sizes else sizes[number].maximum(size)
+        inside = tuple(EditEffect(self.program.edits[n], size) for n, size in sorted(sizes.items()))
+        return inside + tuple(effect for layer in self.layers for effect in layer.effects)
+
+
+def embed(
+    runner: BlockRunner, program: Program, tokens: Tensor, start: int
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Input of block 0 ``[rows, d]`` for tokens ``[rows]`` at ``start…``, and the sizes of its changes."""
+    x = runner.embed(tokens[None], start)[0]
+    if program.span is None:
+        return x, {}
+    exact = x.float()
+    sizes = {n: (exact @ direction).abs() for n, direction in program.directions.items()}
+    return x - ((exact @ program.span) @ program.span.T).to(x.dtype), sizes
+
+
+def run_block(
+    runner: BlockRunner, program: Program, layer: int, x: Tensor, start: int, past: Past | None
+) -> tuple[Tensor, KeyValue, dict[int, Tensor]]:
+    """One block on rows ``[rows, d]`` under a program: output, new keys and values, sizes of changes inside.
+
+    Raises:
+        MicroscopeError: ``taps_missing``.
+    """
+    patch = program.block_patch(layer)
+    if patch is None:
+        out, new = runner.block(layer, x[None], start, past)
+        return out[0], new, {}
+    out, new = runner.block(layer, x[None], start, past, patch)
+    patch.check_obeyed(layer)
+    return out[0], new, patch.sizes
+
+
+@torch.inference_mode()
+def run_baseline(runner: BlockRunner, tokens: Tensor, special: Tensor) -> PromptRun:
+    """Run a prompt ``[positions]`` unpatched through all blocks and keep every state."""
+    program = unpatched(runner.n_layers)
+    embedded, _ = embed(runner, program, tokens, 0)
+    x, layers = embedded, []
+    for layer in range(runner.n_layers):
+        x, past, _ = run_block(runner, program, layer, x, 0, None)
+        layers.append(LayerState(x, x, past, {}, ()))
+    logits = runner.head(x[-1]).float()
+    return PromptRun(tokens, special, program, embedded, {}, tuple(layers), logits)
+
+
+def unpatched(n_layers: int) -> Program:
+    """The program that changes nothing."""
+    return Program((), {}, {}, None, {}, "", ("",) * n_layers, ("",) * n_layers)

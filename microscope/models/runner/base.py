@@ -1,0 +1,189 @@
+"""The interface every family's runner fills."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from microscope.models.runner.patch import BlockPatch
+from microscope.models.runner.product import Product
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of one block, each ``[batch, kv_heads, positions, head_dim]``. Never written to."""
+
+    key: Tensor
+    value: Tensor
+
+    def upto(self, position: int) -> KeyValue:
+        """The part before a position (a view)."""
+        return KeyValue(self.key[:, :, :position], self.value[:, :, :position])
+
+    def followed_by(self, new: KeyValue, start: int) -> KeyValue:
+        """These, of all positions before ``start``, then new ones."""
+        return KeyValue(torch.cat((self.key, new.key), 2), torch.cat((self.value, new.value), 2))
+
+
+class GrowingKeyValue:
+    """Keys and values that one writer extends in place, with room to spare; what it began with is copied."""
+
+    def __init__(self, begin: KeyValue, room: int = 64) -> None:
+        self._key, self._value = (_with_room(t, room) for t in begin)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return self._key.nbytes + self._value.nbytes
+
+    def followed_by(self, new: KeyValue, start: int) -> KeyValue:
+        """Write new ones at ``start``, over what may be there, and return all up to their end (views)."""
+        end = start + new.key.shape[2]
+        if end > self._key.shape[2]:
+            self._key, self._value = (_with_room(t, end) for t in (self._key, self._value))
+        self._key[:, :, start:end], self._value[:, :, start:end] = new
+        return KeyValue(self._key[:, :, :end], self._value[:, :, :end])
+
+
+def _with_room(t: Tensor, room: int) -> Tensor:
+    """A copy ``[batch, heads, positions + room, head_dim]``."""
+    copy = t.new_empty((*t.shape[:2], t.shape[2] + room, t.shape[3]))
+    copy[:, :, : t.shape[2]] = t
+    return copy
+
+
+Past = KeyValue | GrowingKeyValue
+
+
+class BlockRunner(ABC):
+    """A decoder as a chain of pure functions.
+
+    Nothing is cached inside and no hook is set: keys and values of earlier positions are arguments,
+    those of the new positions are returned. So a forward pass under one person's edits cannot leave a
+    trace in another's.
+    """
+
+    n_layers: int
+    d_model: int
+    # Longest sequence for which this runner equals the model; None: whatever the model takes.
+    max_context: int | None = None
+
+    @abstractmethod
+    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """Token ids ``[batch, positions]`` at ``start…`` to the input of block 0, ``[batch, positions, d]``."""
+
+    @abstractmethod
+    def block(
+        self, layer: int, x: Tensor, start: int, past: Past | None, patch: BlockPatch | None = None
+    ) -> tuple[Tensor, KeyValue]:
+        """Run one block.
+
+        Args:
+            layer: which block.
+            x: its input ``[batch, positions, d]``, at absolute positions ``start, start+1, …``.
+            start: absolute position of the first row of ``x``.
+            past: keys and values of positions ``0…start−1`` of this block; None when ``start`` is 0.
+            patch: changes of this block's weights for this call only.
+
+        Returns:
+            The block's output, same shape as ``x``, and the keys and values of the rows of ``x``.
+        """
+
+    def last_row(self, layer: int, x: Tensor, start: int, past: Past | None) -> tuple[Tensor, KeyValue]:
+        """As :meth:`block` without a patch, but the output of the last row only, ``[batch, 1, d]``.
+
+        Keys and values are those of all rows. In front of the head nothing else of the top block is needed.
+        """
+        out, new = self.block(layer, x, start, past)
+        return out[:, -1:], new
+
+    @property
+    def products(self) -> Iterable[Product]:
+        """Products with the model's weights that may be packed, those needed most often first."""
+        return ()
+
+    def pack(self, budget: int) -> int:
+        """Lay weights out for the processor until the budget in bytes is spent; returns what was spent."""
+        spent = 0
+        for product in self.products:
+            if spent + product.nbytes > budget:
+                break
+            spent += product.pack()
+        return spent
+
+    @abstractmethod
+    def head(self, x: Tensor) -> Tensor:
+        """Output of the last block ``[…, d]`` to logits ``[…, vocabulary]``."""
+
+    @abstractmethod
+    def normalise(self, x: Tensor) -> Tensor:
+        """The final norm alone, ``[…, d]`` to ``[…, d]``."""
+
+    @property
+    @abstractmethod
+    def unembedding(self) -> Tensor:
+        """Weight of the head, ``[vocabulary, d]``."""
+
+    @property
+    @abstractmethod
+    def final_gain(self) -> Tensor:
+        """Elementwise gain of the final norm, ``[d]``."""
+
+
+def attend(query: Tensor, new: KeyValue, past: Past | None, start: int, scale: float) -> Tensor:
+    """Causal attention of new positions over past and new ones.
+
+    Args:
+        query: ``[batch, heads, positions, head_dim]``.
+        new: keys and values of the same positions; fewer heads mean grouped-query attention.
+        past: keys and values before ``start``.
+        start: absolute position of the first query.
+        scale: factor on the scores.
+
+    Returns:
+        ``[batch, positions, heads·head_dim]``.
+    """
+    rows = query.shape[2]
+    key, value = new if past is None or not start else past.followed_by(new, start)
+    mask = None
+    if rows > 1 and start > 0:
+        mask = torch.ones(rows, start + rows, dtype=torch.bool, device=query.device).tril(start)
+    return _attention(query, key, value, scale, mask=mask, causal=rows > 1 and start == 0)
+
+
+def attend_last(query: Tensor, new: KeyValue, past: Past | None, start: int, scale: float) -> Tensor:
+    """As :func:`attend`, of the last new position only: query ``[batch, heads, 1, head_dim]``."""
+    key, value = new if past is None or not start else past.followed_by(new, start)
+    return _attention(query, key, value, scale)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    out = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.transpose(1, 2).flatten(2)
+
+
+def run_blocks(runner: BlockRunner, x: Tensor, first: int, last: int) -> Tensor:
+    """Blocks ``first … last−1`` on whole sequences ``[batch, positions, d]`` that start at position 0."""
+    for layer in range(first, last):
+        x, _ = runner.block(layer, x, 0, None)
+    return x

@@ -1,0 +1,86 @@
+"""What a plan changes inside one block, for one forward pass: changed weights without changing weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from microscope.errors import MicroscopeError
+
+
+@dataclass(frozen=True)
+class Delta:
+    """One low-rank change ``scale·B(Ax)`` of a module: A ``[r, in]``, B ``[out, r]``, for edit number ``edit``."""
+
+    edit: int
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Of inputs ``[…, in]``: ``[…, out]`` in float32."""
+        return self.scale * F.linear(F.linear(x.float(), self.a), self.b)
+
+
+@dataclass
+class BlockPatch:
+    """An argument of one call of :meth:`BlockRunner.block`.
+
+    Args:
+        deltas: low-rank changes by module path within the block.
+        span: orthonormal columns ``[d, k]`` removed from what attention and MLP add to the stream.
+        directions: the unit directions the span was made of, by number of the edit.
+
+    ``sizes`` receives, per edit, the largest L2 norm of its change at each row ``[rows]``.
+    """
+
+    deltas: Mapping[str, Sequence[Delta]]
+    span: Tensor | None = None
+    directions: Mapping[int, Tensor] = field(default_factory=dict)
+    sizes: dict[int, Tensor] = field(default_factory=dict)
+    calls: int = 0
+
+    def added(self, module: str, x: Tensor) -> Tensor | None:
+        """What the deltas add to a module's output for inputs ``[1, rows, in]``, in float32; None for no delta."""
+        total: Tensor | None = None
+        for delta in self.deltas.get(module, ()):
+            out = delta(x)
+            self._note(delta.edit, out.norm(dim=-1).amax(0))
+            total = out if total is None else total + out
+        if total is not None:
+            self.calls += 1
+        return total
+
+    def changed(self, module: str, x: Tensor, y: Tensor) -> Tensor:
+        """A module's output ``y`` for inputs ``x`` with the deltas, cast once."""
+        extra = self.added(module, x)
+        return y if extra is None else y + extra.to(y.dtype)
+
+    def written(self, y: Tensor) -> Tensor:
+        """What a half-block adds to the stream ``[1, rows, d]``, without the span."""
+        if self.span is None:
+            return y
+        self.calls += 1
+        exact = y.float()
+        for edit, direction in self.directions.items():
+            self._note(edit, (exact @ direction).abs().amax(0))
+        return y - ((exact @ self.span) @ self.span.T).to(y.dtype)
+
+    def check_obeyed(self, layer: int) -> None:
+        """After the call: whether every changed module, and both halves when a span goes, called back.
+
+        Raises:
+            MicroscopeError: ``taps_missing``; no answer is better than one that looks patched and is not.
+        """
+        expected = len(self.deltas) + (0 if self.span is None else 2)
+        if self.calls != expected:
+            raise MicroscopeError(
+                "taps_missing", f"Block {layer} obeyed {self.calls} of {expected} changes of its weights."
+            )
+
+    def _note(self, edit: int, size: Tensor) -> None:
+        known = self.sizes.get(edit)
+        self.sizes[edit] = size if known is None else known.maximum(size)

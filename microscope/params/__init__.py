@@ -1,0 +1,94 @@
+"""Typed parameters of every job and every edit: the one part of ``microscope`` the portal may import.
+
+Command-line options, REST validation and browser forms are all generated from these structs, so a
+parameter is declared once. Nothing here imports torch.
+"""
+
+from microscope.params.base import JobParams
+from microscope.params.edits import (
+    EDIT_KINDS,
+    WEIGHT_KINDS,
+    Edit,
+    EditKind,
+    EditPlan,
+    FeatureRef,
+    Positions,
+    plan_fingerprint,
+    validate_plan,
+)
+from microscope.params.events import ExitCode, JobEvent
+from microscope.params.jobs import (
+    JOB_PARAMS,
+    AnalyseParams,
+    CompareParams,
+    EvaluateParams,
+    ExportParams,
+    ImportParams,
+    InspectParams,
+    TraceParams,
+)
+from microscope.params.patches import (
+    CertifyParams,
+    ImportAdapterParams,
+    PatchApplyParams,
+    PatchCreateParams,
+    PatchExportParams,
+)
+from microscope.params.presets import PRESETS, Preset
+from microscope.params.schema import FieldSpec, decode_params, field_specs, json_schema
+from microscope.params.sites import SITE_KINDS, Site
+from microscope.params.targets import (
+    EXPORT_TARGETS,
+    ExportTarget,
+    ModelTraits,
+    Verdict,
+    realisation,
+    verdict,
+    verdicts,
+)
+from microscope.params.training import MemberKey, TrainParams
+
+__all__ = [
+    "EDIT_KINDS",
+    "EXPORT_TARGETS",
+    "JOB_PARAMS",
+    "PRESETS",
+    "SITE_KINDS",
+    "WEIGHT_KINDS",
+    "AnalyseParams",
+    "CertifyParams",
+    "CompareParams",
+    "Edit",
+    "EditKind",
+    "EditPlan",
+    "EvaluateParams",
+    "ExitCode",
+    "ExportParams",
+    "ExportTarget",
+    "FeatureRef",
+    "FieldSpec",
+    "ImportAdapterParams",
+    "ImportParams",
+    "InspectParams",
+    "JobEvent",
+    "JobParams",
+    "MemberKey",
+    "ModelTraits",
+    "PatchApplyParams",
+    "PatchCreateParams",
+    "PatchExportParams",
+    "Positions",
+    "Preset",
+    "Site",
+    "TraceParams",
+    "TrainParams",
+    "Verdict",
+    "decode_params",
+    "field_specs",
+    "json_schema",
+    "plan_fingerprint",
+    "realisation",
+    "validate_plan",
+    "verdict",
+    "verdicts",
+]

@@ -1,0 +1,100 @@
+"""Read parameters from JSON-like data, and describe them for command lines, APIs and forms."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from microscope.errors import MicroscopeError
+from microscope.params.base import JobParams
+
+P = TypeVar("P", bound=JobParams)
+
+
+class FieldSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One parameter, as a form or a command line needs to know it."""
+
+    name: str
+    type: str  # "integer", "number", "boolean", "string"
+    description: str
+    required: bool
+    default: Any = None
+    choices: tuple[str, ...] = ()
+    many: bool = False
+    optional: bool = False
+    unit: str = ""
+    advanced: bool = False
+    place: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    exclusive_minimum: float | None = None
+
+
+_TYPE_NAMES: dict[type, str] = {int: "integer", float: "number", bool: "boolean", str: "string"}
+
+
+def field_specs(params: type[JobParams]) -> Iterator[FieldSpec]:
+    """Describe every parameter of a job, in declaration order."""
+    hints = typing.get_type_hints(params, include_extras=True)
+    for field in msgspec.structs.fields(params):
+        inner, optional = hints[field.name], False
+        if typing.get_origin(inner) in (typing.Union, types.UnionType):
+            inner = next(a for a in typing.get_args(inner) if a is not types.NoneType)
+            optional = True
+        meta = msgspec.Meta()
+        if typing.get_origin(inner) is typing.Annotated:
+            inner, *extras = typing.get_args(inner)
+            meta = next((e for e in extras if isinstance(e, msgspec.Meta)), meta)
+        many = typing.get_origin(inner) is tuple
+        limits = meta
+        if many:
+            inner = typing.get_args(inner)[0]
+            if typing.get_origin(inner) is typing.Annotated:
+                inner, limits = typing.get_args(inner)
+        choices = typing.get_args(inner) if typing.get_origin(inner) is typing.Literal else ()
+        extra = meta.extra_json_schema or {}
+        yield FieldSpec(
+            name=field.name,
+            type="string" if choices else _TYPE_NAMES[inner],
+            description=meta.description or "",
+            required=field.required,
+            default=None if field.default is msgspec.NODEFAULT else field.default,
+            choices=choices,
+            many=many,
+            optional=optional,
+            unit=extra.get("x-unit", ""),
+            advanced=extra.get("x-advanced", False),
+            place=extra.get("x-place", False),
+            minimum=limits.ge,
+            maximum=limits.le,
+            exclusive_minimum=limits.gt,
+        )
+
+
+def json_schema(params: type[JobParams]) -> dict[str, Any]:
+    """JSON Schema of a job's parameters."""
+    return msgspec.json.schema(params)
+
+
+def decode_params(params: type[P], data: Mapping[str, Any] | bytes) -> P:
+    """Validate data against a job's parameters. Where several values may stand, one needs no list.
+
+    Raises:
+        MicroscopeError: ``bad_parameters`` with the field and the reason, or the struct's own error.
+    """
+    try:
+        plain = msgspec.json.decode(data, type=dict[str, Any]) if isinstance(data, bytes) else data
+        return msgspec.convert(_listed(params, params.complete(plain)), type=params)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        # msgspec reports an exception of __post_init__ as its cause only when it was a ValueError/TypeError
+        raise MicroscopeError("bad_parameters", f"{params.__name__}: {error}.") from error
+
+
+def _listed(params: type[JobParams], data: Mapping[str, Any]) -> dict[str, Any]:
+    many = {spec.name for spec in field_specs(params) if spec.many}
+    single = (int, float, str)
+    return {k: [v] if k in many and isinstance(v, single) else v for k, v in data.items()}

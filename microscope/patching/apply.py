@@ -1,0 +1,190 @@
+"""What an edit plan does to the residual stream at one site.
+
+All edits of a site read the same unpatched stream, so their order is irrelevant, and their deltas are
+summed in float32 and cast once. A row on which nothing happens is returned bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from microscope.errors import MicroscopeError
+from microscope.params import WEIGHT_KINDS, Edit, EditPlan, Site
+from microscope.params.edits import GATED_KINDS
+from microscope.sae import Codes, SparseAutoencoder
+
+Saes = Mapping[str, SparseAutoencoder]
+
+
+@dataclass(frozen=True)
+class EditEffect:
+    """What one edit did: the L2 norm of its change at each row ``[rows]``, from position ``start`` on."""
+
+    edit: Edit
+    sizes: Tensor
+    start: int = 0
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Where it changed something."""
+        return tuple((self.sizes.nonzero()[:, 0] + self.start).tolist())
+
+    @property
+    def max_delta(self) -> float:
+        """The largest change."""
+        return float(self.sizes.max()) if len(self.sizes) else 0.0
+
+
+@dataclass(frozen=True)
+class SiteEdits:
+    """The active edits of one plan at one block."""
+
+    layer: int
+    edits: tuple[Edit, ...]
+
+    def delta(
+        self,
+        x: Tensor,
+        saes: Saes,
+        special: Tensor,
+        start: int = 0,
+        *,
+        prompt: int | None = None,
+        codes: Mapping[str, Codes] | None = None,
+    ) -> tuple[Tensor | None, list[EditEffect]]:
+        """The change to the stream.
+
+        Args:
+            x: unpatched residual stream ``[positions, d]`` after this block.
+            saes: autoencoders by fingerprint.
+            special: True for special tokens, ``[positions]``.
+            start: absolute position of the first row of ``x``.
+            prompt: length of the prompt, behind which positions are generated; None when all are prompt.
+            codes: what the autoencoders in :attr:`encoding` encode ``x`` to; None to encode here.
+
+        Returns:
+            Delta ``[positions, d]`` in float32, None when no row changes, and one effect per edit.
+
+        Raises:
+            MicroscopeError: ``sae_not_attached``, ``no_such_feature`` or ``wrong_width``.
+        """
+        stream = x.float()
+        norms = stream.norm(dim=1)
+        if codes is None:
+            codes = {name: find_sae(saes, edit).encode(stream) for name, edit in self.encoding.items()}
+        total: Tensor | None = None
+        effects = []
+        for edit in self.edits:
+            sae = find_sae(saes, edit)
+            sae.check_width(x)
+            keep = _mask(edit, sae, norms, special, start, start + len(x) if prompt is None else prompt)
+            delta = _delta(edit, sae, stream, codes.get(edit.sae_needed))
+            delta = torch.where(keep[:, None], delta, 0.0)  # also where an absurd strength made infinity
+            effects.append(EditEffect(edit, delta.norm(dim=1), start))
+            if bool(effects[-1].sizes.any()):
+                total = delta if total is None else total + delta
+        return total, effects
+
+    @property
+    def encoding(self) -> dict[str, Edit]:
+        """SAEs whose activations are needed, each with an edit that names it."""
+        return {e.sae_needed: e for e in self.edits if e.kind in GATED_KINDS or e.kind == "splice"}
+
+
+def edits_by_layer(plan: EditPlan) -> dict[int, SiteEdits]:
+    """The edits that can change something, grouped by block, lowest first."""
+    found: dict[int, list[Edit]] = {}
+    for edit in plan.active():
+        if edit.kind not in WEIGHT_KINDS:
+            found.setdefault(Site.parse(edit.site).layer, []).append(edit)
+    return {layer: SiteEdits(layer, tuple(found[layer])) for layer in sorted(found)}
+
+
+def find_sae(saes: Saes, edit: Edit) -> SparseAutoencoder:
+    """The autoencoder an edit refers to; it must read and write the edited site.
+
+    Raises:
+        MicroscopeError: ``sae_not_attached``, ``wrong_site``, ``transcoder_not_editable`` or
+            ``no_such_feature``.
+    """
+    sae = saes.get(edit.sae_needed)
+    if sae is None:
+        raise MicroscopeError(
+            "sae_not_attached",
+            f"The SAE {edit.sae_needed[:12]} is not attached to this model.",
+            "Attach it first.",
+        )
+    if sae.config.site != edit.site:
+        what = f"Feature {edit.index} lives" if edit.feature else "This SAE reads"
+        raise MicroscopeError("wrong_site", f"{what} at {sae.config.site}, the edit is at {edit.site}.")
+    if sae.config.is_transcoder:
+        raise MicroscopeError(
+            "transcoder_not_editable",
+            "This is a transcoder: what its features read and what they write are different sites.",
+            "Use an SAE of the residual stream.",
+        )
+    if edit.feature is not None:
+        sae.check_feature(edit.feature.index)
+    return sae
+
+
+def _delta(edit: Edit, sae: SparseAutoencoder, x: Tensor, codes: Codes | None) -> Tensor:
+    if edit.kind == "splice":
+        assert codes is not None
+        return sae.decode(codes, x) - x
+    row = sae.W_dec[edit.index]
+    if edit.kind in GATED_KINDS:
+        assert codes is not None
+        f = feature_values(codes, edit.index)
+        return _gated_change(edit, f)[:, None] * sae.output_gain(x) * row
+    unit = row / row.norm()
+    if edit.kind == "add":
+        return (edit.strength * edit.unit_value * unit).expand_as(x)
+    return ((edit.strength - 1.0) * (x @ unit))[:, None] * unit
+
+
+def _gated_change(edit: Edit, f: Tensor) -> Tensor:
+    """``g(f) − f`` for activations ``[rows]``."""
+    if edit.kind == "ablate":
+        return -f
+    if edit.kind == "scale":
+        return (edit.strength - 1.0) * f
+    change = edit.strength * edit.unit_value - f
+    return torch.where(f > 0, change, 0.0) if edit.kind == "clamp_firing" else change
+
+
+def feature_values(codes: Codes, index: int) -> Tensor:
+    """Activation of one feature on every row, ``[rows]``."""
+    return (codes.values * (codes.indices == index)).sum(1)
+
+
+def _mask(
+    edit: Edit, sae: SparseAutoencoder, norms: Tensor, special: Tensor, start: int, prompt: int
+) -> Tensor:
+    """True where the edit may act."""
+    rows, where = len(norms), edit.positions
+    place = torch.arange(start, start + rows, device=norms.device)
+    if where.mode == "from":
+        keep = place >= where.start
+    elif where.mode == "generated":
+        keep = place >= prompt
+    elif where.mode == "set":
+        keep = torch.isin(place, torch.tensor(where.indices, dtype=place.dtype, device=place.device))
+    else:
+        keep = torch.ones_like(place, dtype=torch.bool)
+    if not where.include_sinks:
+        keep &= ~special
+        if sae.config.token_filter.max_norm is not None:
+            keep &= norms <= sae.config.token_filter.max_norm
+    return keep
+
+
+def check_references(plan: EditPlan, saes: Saes) -> None:
+    """Raises what :func:`find_sae` raises, before anything is computed."""
+    for edit in plan.active():
+        if edit.sae_needed:
+            find_sae(saes, edit)

@@ -1,0 +1,6 @@
+"""Proof that an export does what the patch did: measured on the reloaded files."""
+
+from microscope.patching.certify.certificate import Certificate, Gate, certify
+from microscope.patching.certify.report import html_certificate, write_certificate
+
+__all__ = ["Certificate", "Gate", "certify", "html_certificate", "write_certificate"]

@@ -1,0 +1,122 @@
+"""Runtime bundle: the few rows the edits need, a description of them, and a short loader. Exact for any plan.
+
+An SAE whose latents have thresholds contributes only the edited rows; one that picks the k largest needs its
+whole encoder, because a latent fires by comparison with the others.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from microscope.models import LoadedModel
+from microscope.params import Edit, EditPlan
+from microscope.patching.apply import Saes, edits_by_layer
+from microscope.patching.hooks import deltas_of, writers
+from microscope.patching.program import Adapters, span_of
+from microscope.sae import SparseAutoencoder
+from microscope.sae.batchtopk import BatchTopKSae
+from microscope.sae.gated import GatedSae
+from microscope.sae.jumprelu import JumpReluSae
+from microscope.sae.topk import TopKSae
+
+_LOADER = Path(__file__).with_name("load_patch.py")
+
+
+def write_bundle(folder: Path, loaded: LoadedModel, plan: EditPlan, saes: Saes, adapters: Adapters) -> None:
+    """Write ``patch.json``, ``rows.safetensors`` and ``load_patch.py``."""
+    tensors: dict[str, Tensor] = {}
+    sites: dict[str, list[dict[str, Any]]] = {}
+    for layer, site in edits_by_layer(plan).items():
+        sites[str(layer)] = [
+            _describe(edit, saes[edit.sae_needed], f"{layer}.{number}", tensors)
+            for number, edit in enumerate(site.edits)
+        ]
+    deltas = deltas_of(plan, adapters)
+    for number, delta in enumerate(deltas.values()):
+        tensors[f"delta.{number}.A"], tensors[f"delta.{number}.B"] = delta.a, delta.b
+    span = span_of(plan, saes)
+    if span is not None:
+        tensors["span"] = span
+    spec = {
+        "format": "microscope-bundle",
+        "version": 1,
+        "base": {
+            "model_type": loaded.config.model_type,
+            "d_model": loaded.d_model,
+            "n_layers": loaded.n_layers,
+            "fingerprint": loaded.fingerprint,
+        },
+        "special_tokens": sorted(loaded.tokenizer.all_special_ids),
+        "blocks": loaded.family.blocks,
+        "writers": writers(loaded.model, loaded.family) if span is not None else [],
+        "sites": sites,
+        "deltas": list(deltas),
+    }
+    plain = {name: t.detach().float().cpu().contiguous().clone() for name, t in tensors.items()}
+    save_file(plain, folder / "rows.safetensors")
+    (folder / "patch.json").write_text(json.dumps(spec, indent=1), encoding="utf-8")
+    shutil.copyfile(_LOADER, folder / _LOADER.name)
+
+
+def _describe(edit: Edit, sae: SparseAutoencoder, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "kind": edit.kind,
+        "amount": edit.strength * (edit.unit_value if edit.kind not in ("scale", "project") else 1.0),
+        "positions": msgspec.to_builtins(edit.positions),
+        "max_norm": sae.config.token_filter.max_norm,
+    }
+    if edit.kind in ("add", "project"):
+        tensors[out.setdefault("row", f"{name}.d")] = sae.W_dec[edit.index]
+        return out
+    whole = edit.kind == "splice" or _needs_all(sae)
+    rows = slice(None) if whole else slice(edit.index, edit.index + 1)
+    # Edits of one autoencoder share its matrices.
+    prefix = f"sae.{edit.sae_needed}" if whole else name
+    described: dict[str, Any] = {
+        "scale": sae.config.scale,
+        "output_scale": sae.config.output_scale,
+        "input_norm": sae.config.input_norm,
+        "W": f"{prefix}.W",
+        "b": f"{prefix}.b",
+    }
+    tensors[described["W"]] = sae.W_enc[rows]
+    tensors[described["b"]] = sae.encoder_bias()[rows]
+    if _needs_all(sae):
+        described |= {"gate": "topk", "k": sae.config.k}
+    else:
+        described |= {"gate": "threshold", "gate_rows": f"{prefix}.gate"}
+        tensors[described["gate_rows"]] = threshold_form(sae)[:, rows]
+    out["sae"] = described
+    if edit.kind == "splice":
+        described |= {"W_dec": f"{prefix}.W_dec", "b_dec": f"{prefix}.b_dec"}
+        tensors[described["W_dec"]], tensors[described["b_dec"]] = sae.W_dec, sae.b_dec
+        return out
+    out["column"] = edit.index if whole else 0
+    tensors[out.setdefault("row", f"{name}.d")] = sae.W_dec[edit.index]
+    return out
+
+
+def _needs_all(sae: SparseAutoencoder) -> bool:
+    return isinstance(sae, TopKSae) and not isinstance(sae, BatchTopKSae)
+
+
+def threshold_form(sae: SparseAutoencoder) -> Tensor:
+    """Rows m, c, θ ``[3, latents]`` of ``f = relu(m·pre + c)`` where ``pre > θ``, else 0."""
+    n = sae.config.n_latents
+    m, c, cut = torch.ones(n), torch.zeros(n), torch.zeros(n)
+    if isinstance(sae, BatchTopKSae):
+        cut = sae.cut.detach().cpu().expand(n)
+    elif isinstance(sae, JumpReluSae):
+        cut = sae.threshold.detach().cpu()
+    elif isinstance(sae, GatedSae):
+        m = sae.r_mag.detach().exp().cpu()
+        c = sae.b_mag.detach().cpu() - m * sae.b_enc.detach().cpu()
+    return torch.stack([m, c, cut])

@@ -1,0 +1,159 @@
+"""From a patch to files: judge, hold exactly what can be held, fit the rest, write."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from microscope.errors import MicroscopeError
+from microscope.models import LoadedModel, load_model
+from microscope.models.load import has_writer_bias, is_tied
+from microscope.params import EditPlan, ModelTraits, PatchExportParams, plan_fingerprint, verdict
+from microscope.patching.adapters import LowRank, LowRankAdapter, load_adapter, save_adapter
+from microscope.patching.apply import Saes
+from microscope.patching.export.bundle import write_bundle
+from microscope.patching.export.gguf_files import write_control_vector, write_lora
+from microscope.patching.export.manifest import (
+    ExportManifest,
+    base_of,
+    list_files,
+    read_manifest,
+    versions,
+    write_manifest,
+)
+from microscope.patching.export.merged import write_merged
+from microscope.patching.export.peft import write_peft
+from microscope.patching.fitting import FitOptions, FitReport, fit, training_windows
+from microscope.patching.plan_file import load_parts, read_patch
+from microscope.patching.program import Adapters
+from microscope.patching.weights import WeightChange, exact_part
+from microscope.progress import SILENT, Progress
+
+FITTED = "fitted"
+
+
+def traits_of(loaded: LoadedModel) -> ModelTraits:
+    """What the verdicts need to know of a loaded model."""
+    return ModelTraits(
+        model_type=str(loaded.config.model_type),
+        n_layers=loaded.n_layers,
+        tied=is_tied(loaded.model),
+        writer_bias=has_writer_bias(loaded.model, loaded.family),
+    )
+
+
+def export_patch(params: PatchExportParams, progress: Progress = SILENT) -> dict[str, Any]:
+    """Write a patch for one target; returns the manifest as plain values.
+
+    Raises:
+        MicroscopeError: ``not_possible`` with the reason; ``no_text`` when a fit needs text and none was
+            given; ``never_fires``; or what reading and loading raise.
+    """
+    patch = read_patch(params.patch)
+    reference = params.model or patch.model
+    if not reference:
+        raise MicroscopeError("no_model", "The patch does not say which model it is for.", "Add --model.")
+    progress.log(f"Loading {reference}")
+    loaded = load_model(reference, revision=params.revision, dtype="float32", device=params.device)
+    saes, adapters = load_parts(patch, loaded, sae_paths=params.sae_path, adapter_paths=params.adapter_path)
+    traits = traits_of(loaded)
+    judged = verdict(patch.plan, traits, params.target)
+    if judged.grade == "not_possible":
+        raise MicroscopeError("not_possible", judged.reason, judged.hint)
+    folder = Path(params.out)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    change, report = WeightChange(), None
+    if params.target != "bundle":
+        change, rest = exact_part(patch.plan, traits, params.target, saes, adapters)
+        if rest.edits:
+            fitted, report = _fitted(loaded, patch.plan, rest, change, saes, adapters, params, progress)
+            change = change.plus(fitted)
+            about = {"fit": msgspec.json.encode(report).decode()}
+            save_adapter(LowRankAdapter(fitted, loaded.fingerprint, about), folder / FITTED)
+    progress.log(f"Writing {judged.title}")
+    name = params.base_name or reference
+    rank, untied = _write(folder, loaded, patch.plan, change, saes, adapters, params, name)
+    manifest = ExportManifest(
+        target=params.target,
+        title=judged.title,
+        grade=judged.grade,
+        reason=judged.reason,
+        hint=judged.hint,
+        loaders=judged.loaders,
+        plan=patch.plan,
+        plan_fingerprint=plan_fingerprint(patch.plan),
+        base=base_of(loaded, name),
+        saes=tuple(sorted(patch.plan.saes())),
+        adapters=tuple(sorted(patch.plan.adapters())),
+        dtype=params.dtype if params.target == "merged" else "float32",
+        rank=rank,
+        untied=untied,
+        fit=report,
+        files=list_files(folder),
+        versions=versions(),
+    )
+    write_manifest(manifest, folder)
+    plain: dict[str, Any] = msgspec.to_builtins(manifest)
+    return plain
+
+
+def _fitted(
+    loaded: LoadedModel,
+    plan: EditPlan,
+    rest: EditPlan,
+    held: WeightChange,
+    saes: Saes,
+    adapters: Adapters,
+    params: PatchExportParams,
+    progress: Progress,
+) -> tuple[dict[str, LowRank], FitReport]:
+    """The fit, or that of an earlier export when it was of the same patch, model and part of the plan."""
+    if params.compiled:
+        before = read_manifest(params.compiled)
+        _, rest_before = exact_part(plan, traits_of(loaded), before.target, saes, adapters)
+        same = (
+            before.plan_fingerprint == plan_fingerprint(plan)
+            and before.base.fingerprint == loaded.fingerprint
+            and before.fit is not None
+            and before.fit.rank == params.rank
+            and rest_before == rest
+        )
+        if same and before.fit is not None:
+            progress.log("Using the fit of an earlier export of this patch.")
+            return dict(load_adapter(Path(params.compiled) / FITTED).factors), before.fit
+    windows = training_windows(
+        loaded, plan, saes, activations=params.activations, text=params.text, tokens=params.fit_tokens
+    )
+    options = FitOptions(
+        rank=params.rank, seconds=params.fit_seconds, blocks=params.fit_blocks, seed=params.seed
+    )
+    return fit(loaded, plan, rest, held, saes, adapters, windows, options, progress)
+
+
+def _write(
+    folder: Path,
+    loaded: LoadedModel,
+    plan: EditPlan,
+    change: WeightChange,
+    saes: Saes,
+    adapters: Adapters,
+    params: PatchExportParams,
+    name: str,
+) -> tuple[int | None, bool]:
+    """The target's files; returns the rank, where there is one, and whether embedding and head were untied."""
+    match params.target:
+        case "peft":
+            return write_peft(folder, loaded, change, name), False
+        case "gguf_lora":
+            return write_lora(folder, loaded, change.deltas), False
+        case "merged":
+            return None, write_merged(folder, loaded, change, params.dtype)
+        case "control_vector":
+            write_control_vector(folder, loaded, change.constants)
+        case "bundle":
+            write_bundle(folder, loaded, plan, saes, adapters)
+    return None, False

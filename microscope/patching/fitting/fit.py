@@ -1,0 +1,180 @@
+"""Fit what cannot be held: least squares where edits act, then distillation around it, within a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from microscope.errors import MicroscopeError
+from microscope.models import LoadedModel, module_at
+from microscope.params import EditPlan, Site
+from microscope.params.targets import SANDWICH_TYPES
+from microscope.patching.adapters import LowRank
+from microscope.patching.apply import Saes
+from microscope.patching.fitting.distil import Student, distil
+from microscope.patching.fitting.least_squares import Solution, least_squares
+from microscope.patching.fitting.samples import TextWindow
+from microscope.patching.hooks import PatchedModel, add_constants, add_deltas, project_writers
+from microscope.patching.program import Adapters
+from microscope.patching.weights import WeightChange, weight_of
+from microscope.progress import Progress
+
+_LEAST_SQUARES_SHARE = 0.4
+_ASIDE = 12
+
+
+class FitReport(msgspec.Struct, kw_only=True, frozen=True):
+    """How a fit went. KL in nats on training text held aside, before and after distillation.
+
+    ``r2`` and ``leak`` are of the least squares, by block: the share of the edits' squared norm explained
+    where they fire, and what is added elsewhere, relative to it.
+    """
+
+    rank: int
+    modules: tuple[str, ...]
+    tokens: int
+    r2: dict[str, float]
+    leak: dict[str, float]
+    kl_clean: tuple[float, float]
+    kl_trigger: tuple[float, float]
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Rank of the update, seconds it may take, blocks either side it may change, and the seed."""
+
+    rank: int = 8
+    seconds: float = 240.0
+    blocks: int = 1
+    seed: int = 0
+
+
+def fit(
+    loaded: LoadedModel,
+    plan: EditPlan,
+    rest: EditPlan,
+    held: WeightChange,
+    saes: Saes,
+    adapters: Adapters,
+    windows: Sequence[TextWindow],
+    options: FitOptions,
+    progress: Progress,
+) -> tuple[dict[str, LowRank], FitReport]:
+    """Deltas of uniform rank that stand in for the edits of ``rest``.
+
+    Args:
+        loaded: the model, in float32.
+        plan: the whole patch, which is to be met.
+        rest: its edits that the target cannot hold; each acts at a residual site.
+        held: what the target holds exactly.
+        windows: training text.
+
+    Raises:
+        MicroscopeError: ``never_fires`` when no edit acts anywhere in the text.
+    """
+    started = progress.now()
+    teacher = PatchedModel(loaded, plan, saes, adapters)
+    layers = sorted({Site.parse(edit.site).layer for edit in rest.active()})
+    solutions: dict[int, Solution] = {}
+    if loaded.config.model_type not in SANDWICH_TYPES:
+        wanted = {layer: held.constants.get(layer) for layer in layers}
+        deadline = started + _LEAST_SQUARES_SHARE * options.seconds
+        solutions = least_squares(loaded, teacher, wanted, windows, options.rank, deadline, progress)
+        if not solutions:
+            raise MicroscopeError(
+                "never_fires",
+                "No edit of the patch acts anywhere in the text the fit was given.",
+                "Give text in which its features fire, or export the runtime bundle.",
+            )
+    aside = _aside(windows)
+    training = [w for w in windows if not any(w is a for a in aside)] or list(windows)
+    start = _start(loaded, layers, solutions, options)
+    student = Student(loaded, _held_hooks(loaded, held), start)
+    factors, before, after, steps = distil(
+        student,
+        teacher,
+        training,
+        aside,
+        deadline=started + options.seconds,
+        seed=options.seed,
+        progress=progress,
+    )
+    report = FitReport(
+        rank=options.rank,
+        modules=tuple(sorted(factors)),
+        tokens=sum(len(w.tokens) for w in windows),
+        r2={f"resid_post.{layer}": s.r2 for layer, s in solutions.items()},
+        leak={f"resid_post.{layer}": s.leak for layer, s in solutions.items()},
+        kl_clean=(before.clean, after.clean),
+        kl_trigger=(before.trigger, after.trigger),
+        steps=steps,
+        seconds=progress.now() - started,
+    )
+    return {path: LowRank(f.a.cpu(), f.b.cpu()) for path, f in factors.items()}, report
+
+
+def _aside(windows: Sequence[TextWindow]) -> list[TextWindow]:
+    """A few windows to judge by: half of them firing, at most a third of the text."""
+    room = max(1, min(_ASIDE, len(windows) // 3))
+    firing = [w for w in windows if w.fires][-((room + 1) // 2) :]
+    return firing + [w for w in windows if not w.fires][-(room - len(firing)) :]
+
+
+def _held_hooks(loaded: LoadedModel, held: WeightChange) -> Any:
+    def attach() -> list[Any]:
+        handles = add_deltas(loaded.model, held.deltas)
+        if held.span is not None:
+            handles += project_writers(loaded.model, loaded.family, held.span)
+        return handles + add_constants(loaded.model, loaded.family, held.constants)
+
+    return attach
+
+
+def _start(
+    loaded: LoadedModel, layers: Sequence[int], solutions: Mapping[int, Solution], options: FitOptions
+) -> dict[str, LowRank]:
+    """Factors of one rank for all modules in reach: the solved ones first, zeros in B elsewhere."""
+    generator = torch.Generator().manual_seed(options.seed)
+    reach = {
+        layer + step
+        for layer in layers
+        for step in range(-options.blocks, options.blocks + 1)
+        if 0 <= layer + step < loaded.n_layers
+    }
+    solved = {path: delta for s in solutions.values() for path, delta in s.deltas.items()}
+    out = {}
+    for layer in sorted(reach):
+        for part in (loaded.family.attention_projection, loaded.family.mlp_projection):
+            path = f"{loaded.family.blocks}.{layer}.{part}"
+            d_out, d_in = weight_of(module_at(loaded.model, path)).shape
+            a = torch.randn(options.rank, d_in, generator=generator) / d_in**0.5
+            b = torch.zeros(d_out, options.rank)
+            if path in solved:
+                known = solved[path]
+                a[: len(known.a)], b[:, : len(known.a)] = known.a, known.b
+            out[path] = LowRank(a, b)
+    return out
+
+
+def same_rank(deltas: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """The same deltas, padded with zeros to one rank: what every loader understands."""
+    rank = max(len(delta.a) for delta in deltas.values())
+    return {path: _pad(delta, rank) for path, delta in deltas.items()}
+
+
+def _pad(delta: LowRank, rank: int) -> LowRank:
+    def zeros(*shape: int) -> Tensor:
+        return delta.a.new_zeros(*shape)
+
+    missing = rank - len(delta.a)
+    if not missing:
+        return delta
+    a = torch.cat([delta.a, zeros(missing, delta.a.shape[1])])
+    return LowRank(a, torch.cat([delta.b, zeros(delta.b.shape[0], missing)], dim=1))

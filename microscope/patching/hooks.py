@@ -1,0 +1,166 @@
+"""A plan applied to a plain Hugging Face model by hooks, over whole batches of sequences.
+
+This is the slow, obvious way: every layer, every position. The live path reuses what a plan cannot
+change and must agree with it; fitting and certifying need it because they look inside modules and
+compare with models that other libraries loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from microscope.models import Family, LoadedModel, module_at
+from microscope.models.runner import Delta
+from microscope.params import EditPlan
+from microscope.patching.adapters import LowRank
+from microscope.patching.apply import Saes, SiteEdits, edits_by_layer
+from microscope.patching.program import Adapters, chosen_factors, span_of
+
+Observer = Callable[[int, Tensor], None]
+
+
+class PatchedModel:
+    """Runs token ids through a model under a plan. Hooks exist only while a call runs.
+
+    Args:
+        loaded: the model; its weights are not touched.
+        plan: what to change.
+        saes: autoencoders by fingerprint.
+        adapters: low-rank deltas by fingerprint.
+    """
+
+    def __init__(self, loaded: LoadedModel, plan: EditPlan, saes: Saes, adapters: Adapters) -> None:
+        self._loaded, self._saes = loaded, saes
+        self._sites = edits_by_layer(plan)
+        self._deltas = deltas_of(plan, adapters)
+        self._span = span_of(plan, saes)
+        self._special = torch.tensor(sorted(loaded.tokenizer.all_special_ids), dtype=torch.long)
+        self._tokens = torch.empty(0, dtype=torch.long)
+        self._fired = torch.empty(0, dtype=torch.bool)
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor, observe: Observer | None = None) -> tuple[Tensor, Tensor]:
+        """Logits and where edits fired.
+
+        Args:
+            tokens: ids ``[batch, positions]``; padding must be on the right.
+            observe: called at each edited block with its number and the deltas ``[batch, positions, d]``.
+
+        Returns:
+            Logits ``[batch, positions, vocabulary]`` and a mask ``[batch, positions]`` of the positions
+            where an edit of a site changed the stream; edits of weights change all.
+        """
+        self._tokens = tokens
+        weights = bool(self._deltas) or self._span is not None
+        self._fired = torch.full(tokens.shape, weights, dtype=torch.bool)
+        model, family = self._loaded.model, self._loaded.family
+        handles = add_deltas(model, self._deltas)
+        if self._span is not None:
+            handles += project_writers(model, family, self._span)
+        try:
+            for layer, edits in self._sites.items():
+                block = module_at(model, f"{family.blocks}.{layer}")
+                handles.append(block.register_forward_hook(self._edit(edits, observe)))
+            logits: Tensor = model(tokens.to(self._loaded.device), use_cache=False).logits
+        finally:
+            for handle in handles:
+                handle.remove()
+        return logits, self._fired
+
+    def _edit(self, edits: SiteEdits, observe: Observer | None) -> Any:
+        def hook(_module: nn.Module, _inputs: object, output: Any) -> Any:
+            x = output[0] if isinstance(output, tuple) else output
+            changed, deltas = x.clone(), torch.zeros_like(x, dtype=torch.float32)
+            for row, (stream, ids) in enumerate(zip(x, self._tokens, strict=True)):
+                special = torch.isin(ids, self._special).to(x.device)
+                delta, effects = edits.delta(stream, self._saes, special)
+                for effect in effects:
+                    self._fired[row, list(effect.positions)] = True
+                if delta is not None:
+                    changed[row], deltas[row] = stream + delta.to(stream.dtype), delta
+            if observe is not None:
+                observe(edits.layer, deltas)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        return hook
+
+
+def deltas_of(plan: EditPlan, adapters: Adapters) -> dict[str, LowRank]:
+    """The plan's low-rank deltas by module, several on one module stacked as more columns, strengths folded in."""
+    stacks: dict[str, list[LowRank]] = {}
+    for edit in plan.active():
+        if edit.kind != "lora":
+            continue
+        for path, (a, b) in chosen_factors(edit, adapters).items():
+            stacks.setdefault(path, []).append(LowRank(a.float(), edit.strength * b.float()))
+    return {path: stack(parts) for path, parts in stacks.items()}
+
+
+def stack(parts: Sequence[LowRank]) -> LowRank:
+    """The sum of several deltas of one module as one delta of higher rank."""
+    return LowRank(torch.cat([p.a for p in parts]), torch.cat([p.b for p in parts], dim=1))
+
+
+def add_deltas(model: Any, deltas: Mapping[str, LowRank]) -> list[Any]:
+    """Hooks that add ``B(Ax)`` to the outputs of modules."""
+    return [
+        module_at(model, path).register_forward_hook(_adder(delta.a, delta.b))
+        for path, delta in deltas.items()
+    ]
+
+
+def _adder(a: Tensor, b: Tensor) -> Any:
+    delta = Delta(0, a, b, 1.0)
+
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + delta(inputs[0]).to(output.dtype)
+
+    return hook
+
+
+def add_constants(model: Any, family: Family, constants: Mapping[int, Tensor]) -> list[Any]:
+    """Hooks that add vectors ``[d]`` to the outputs of blocks."""
+
+    def adder(constant: Tensor) -> Any:
+        def hook(_module: nn.Module, _inputs: object, output: Any) -> Any:
+            x = output[0] if isinstance(output, tuple) else output
+            changed = x + constant.to(x)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        return hook
+
+    return [
+        module_at(model, f"{family.blocks}.{layer}").register_forward_hook(adder(constant))
+        for layer, constant in constants.items()
+    ]
+
+
+def writers(model: Any, family: Family) -> list[str]:
+    """Module paths whose outputs are what blocks add to the residual stream."""
+    layers = range(model.config.num_hidden_layers)
+    return [f"{family.blocks}.{i}.{part}" for i in layers for part in (family.attention, family.mlp)]
+
+
+def project_writers(model: Any, family: Family, span: Tensor) -> list[Any]:
+    """Hooks that remove a subspace from the embedding and from all that blocks add."""
+
+    def remove(y: Tensor) -> Tensor:
+        q = span.to(y.device)
+        return (y.float() - (y.float() @ q) @ q.T).to(y.dtype)
+
+    def on_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (remove(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": remove(kwargs["hidden_states"])}
+
+    def on_output(_module: nn.Module, _inputs: object, output: Any) -> Any:
+        return (remove(output[0]), *output[1:]) if isinstance(output, tuple) else remove(output)
+
+    first = module_at(model, f"{family.blocks}.0")
+    handles = [first.register_forward_pre_hook(on_input, with_kwargs=True)]
+    handles += [module_at(model, path).register_forward_hook(on_output) for path in writers(model, family)]
+    return handles

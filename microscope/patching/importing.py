@@ -1,0 +1,55 @@
+"""Adapters of others as patches: read, checked against the model, kept in canonical form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from microscope.models import load_model
+from microscope.params import Edit, EditPlan, ImportAdapterParams, plan_fingerprint
+from microscope.patching.adapters import LowRankAdapter, save_adapter
+from microscope.patching.peft_files import read_peft
+from microscope.patching.plan_file import PatchFile, write_patch
+from microscope.progress import SILENT, Progress
+
+PATCH_FILE = "patch.json"
+
+
+def import_adapter(params: ImportAdapterParams, progress: Progress = SILENT) -> dict[str, Any]:
+    """Read a LoRA adapter, check it against its model, and write it with a patch that applies it at strength 1.
+
+    Raises:
+        MicroscopeError: what :func:`read_peft` and :func:`load_model` raise.
+    """
+    progress.log("Reading the adapter")
+    read_peft(params.path)  # a bad file is refused before a model is loaded
+    progress.log(f"Loading {params.model}")
+    loaded = load_model(
+        params.model,
+        revision=params.revision,
+        dtype=params.dtype,
+        arithmetic="float32",
+        device=params.device,
+    )
+    read = read_peft(params.path, loaded.model)
+    adapter = LowRankAdapter(read.factors, loaded.fingerprint, read.about)
+    folder = save_adapter(adapter, params.out)
+    modules = tuple(sorted(adapter.factors))
+    edit = Edit(kind="lora", adapter=adapter.fingerprint, modules=modules, strength=1.0)
+    plan = EditPlan(edits=(edit,))
+    write_patch(
+        PatchFile(plan=plan, model=params.model, adapters={adapter.fingerprint: str(folder.resolve())}),
+        folder / PATCH_FILE,
+    )
+    ranks = [len(factor.a) for factor in adapter.factors.values()]
+    return {
+        "adapter": adapter.fingerprint,
+        "base_model": read.about.get("base_model", ""),
+        "modules": list(modules),
+        "rank": max(ranks),
+        "parameters": sum(t.numel() for pair in adapter.factors.values() for t in pair),
+        "model_fingerprint": loaded.fingerprint,
+        "plan": msgspec.to_builtins(plan),
+        "plan_fingerprint": plan_fingerprint(plan),
+    }

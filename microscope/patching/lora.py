@@ -1,0 +1,176 @@
+"""Rank-1 patches on the modules that write to the residual stream, and their export as PEFT adapters.
+
+Scaling a direction v̂ in what a module writes, ``y + s·(v̂·Wx)·v̂``, is exactly the low-rank update
+``ΔW = B·A`` with ``B = s·v̂`` and ``A = v̂ᵀW``: s = −1 removes the direction, −2 mirrors it. It is run
+here as ``B(Ax)`` beside the untouched weight, and exported as the same two matrices.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
+
+from microscope.errors import MicroscopeError
+from microscope.models import family_of, module_at
+from microscope.patching.adapters import LowRank
+from microscope.patching.hooks import add_deltas
+
+
+@dataclass
+class LoraPatch:
+    """One patch: per module path the factors A ``[1, in]`` and B ``[out, 1]``."""
+
+    name: str
+    factors: dict[str, LowRank]
+    enabled: bool = False
+    handles: list[RemovableHandle] = field(default_factory=list)
+
+
+class LoRAPatcher:
+    """Creates, toggles and exports rank-1 patches of a Hugging Face model.
+
+    Weights are never written: an enabled patch adds its low-rank term to the module's output through a
+    hook, and disabling removes the hook, so that the disabled model is bit for bit the original.
+
+    Args:
+        model: a causal language model of a supported family.
+
+    Raises:
+        MicroscopeError: ``unsupported_family``.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._family = family_of(model.config.model_type)
+        self._patches: dict[str, LoraPatch] = {}
+
+    def create_feature_patch(
+        self,
+        feature_id: str,
+        layer_idx: int,
+        feature_vector: Tensor,
+        strength: float,
+        *,
+        modules: tuple[str, ...] = (),
+    ) -> str:
+        """Make a patch that scales a direction in what one block writes; it starts disabled.
+
+        Args:
+            feature_id: name of the feature; part of the patch's id.
+            layer_idx: block, counted from 0.
+            feature_vector: direction ``[d]``; its length does not matter.
+            strength: s; −1 removes the direction, 0 does nothing.
+            modules: writers within the block; default are the attention and MLP output projections.
+
+        Returns:
+            The patch's id.
+
+        Raises:
+            MicroscopeError: ``layer_out_of_range``, ``wrong_width``, ``zero_direction`` or ``strength_not_finite``.
+        """
+        layers = self._model.config.num_hidden_layers
+        if not 0 <= layer_idx < layers:
+            raise MicroscopeError(
+                "layer_out_of_range", f"Layer {layer_idx} does not exist: the model has {layers} layers."
+            )
+        if feature_vector.shape != (self._model.config.hidden_size,):
+            raise MicroscopeError(
+                "wrong_width",
+                f"The direction has shape {tuple(feature_vector.shape)}, the model's stream is {self._model.config.hidden_size} wide.",
+            )
+        if not math.isfinite(strength):
+            raise MicroscopeError("strength_not_finite", "The strength is not a finite number.")
+        norm = float(feature_vector.float().norm())
+        if not math.isfinite(norm) or norm == 0:
+            raise MicroscopeError("zero_direction", "The direction has no finite, non-zero length.")
+        unit = feature_vector.detach().float() / norm
+        writers = modules or (self._family.attention_projection, self._family.mlp_projection)
+        factors = {}
+        for writer in writers:
+            path = f"{self._family.blocks}.{layer_idx}.{writer}"
+            weight = _out_by_in(module_at(self._model, path))
+            direction = unit.to(weight.device)
+            factors[path] = LowRank((direction @ weight.float())[None], strength * direction[:, None])
+        patch_id = self._free_id(f"{feature_id}-layer{layer_idx}")
+        self._patches[patch_id] = LoraPatch(patch_id, factors)
+        return patch_id
+
+    def enable_patch(self, patch_id: str) -> None:
+        """Switch a patch on. Raises :class:`MicroscopeError` ``no_such_patch``."""
+        patch = self._find(patch_id)
+        if patch.enabled:
+            return
+        patch.handles += add_deltas(self._model, patch.factors)
+        patch.enabled = True
+
+    def disable_patch(self, patch_id: str) -> None:
+        """Switch a patch off. Raises :class:`MicroscopeError` ``no_such_patch``."""
+        patch = self._find(patch_id)
+        for handle in patch.handles:
+            handle.remove()
+        patch.handles.clear()
+        patch.enabled = False
+
+    def export(self, patch_id: str, folder: str | Path) -> Path:
+        """Write a patch as a PEFT LoRA directory (``adapter_config.json``, ``adapter_model.safetensors``).
+
+        ``lora_alpha`` equals the rank, so every loader's scale is one. The adapter computes what the
+        enabled patch computes, exactly up to floating-point rounding.
+
+        Raises:
+            MicroscopeError: ``no_such_patch``.
+        """
+        patch = self._find(patch_id)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        conv1d = any(isinstance(module_at(self._model, path), Conv1D) for path in patch.factors)
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": self._model.config._name_or_path,
+            "r": 1,
+            "lora_alpha": 1,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": conv1d,
+            "use_rslora": False,
+            "use_dora": False,
+            "inference_mode": True,
+            # full paths, so that only this block's modules are adapted
+            "target_modules": sorted(patch.factors),
+        }
+        tensors = {}
+        for path, (a, b) in patch.factors.items():
+            tensors[f"base_model.model.{path}.lora_A.weight"] = a.cpu().contiguous()
+            tensors[f"base_model.model.{path}.lora_B.weight"] = b.cpu().contiguous()
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=1))
+        return folder
+
+    def _find(self, patch_id: str) -> LoraPatch:
+        try:
+            return self._patches[patch_id]
+        except KeyError:
+            raise MicroscopeError("no_such_patch", f"There is no patch '{patch_id}'.") from None
+
+    def _free_id(self, wanted: str) -> str:
+        base = re.sub(r"[^\w-]+", "-", wanted)
+        number, patch_id = 2, base
+        while patch_id in self._patches:
+            patch_id, number = f"{base}-{number}", number + 1
+        return patch_id
+
+
+def _out_by_in(module: Any) -> Tensor:
+    """A writer's weight as ``[out, in]``; GPT-2 stores the transpose."""
+    weight: Tensor = module.weight.detach()
+    return weight.T if isinstance(module, Conv1D) else weight

@@ -1,0 +1,154 @@
+"""A plan bound to the SAEs and adapters it names: what one forward pass is told to change, layer by layer.
+
+Each layer carries two content keys, of what changes inside the block and of what changes behind it. Two
+programs with equal keys up to a layer compute the same stream there: that is all that caches rely on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from microscope.errors import MicroscopeError
+from microscope.models import Family
+from microscope.models.runner import BlockPatch, Delta
+from microscope.params import Edit, EditPlan, plan_fingerprint
+from microscope.patching.adapters import LowRank, LowRankAdapter
+from microscope.patching.apply import Saes, SiteEdits, check_references, edits_by_layer, find_sae
+
+Adapters = Mapping[str, LowRankAdapter]
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to change.
+
+    ``edits`` are the plan's active ones; numbers elsewhere index it. ``span`` ``[d, k]`` is removed from
+    the embedding and from all that blocks add. ``block_keys`` and ``site_keys`` are fingerprints per layer.
+    """
+
+    edits: tuple[Edit, ...]
+    sites: Mapping[int, SiteEdits]
+    deltas: Mapping[int, Mapping[str, tuple[Delta, ...]]]
+    span: Tensor | None
+    directions: Mapping[int, Tensor]
+    embedding_key: str
+    block_keys: tuple[str, ...]
+    site_keys: tuple[str, ...]
+
+    def block_patch(self, layer: int) -> BlockPatch | None:
+        """The argument for one call of a block; None when its weights are as they are."""
+        deltas = self.deltas.get(layer, {})
+        if not deltas and self.span is None:
+            return None
+        return BlockPatch(deltas, self.span, self.directions)
+
+
+def bind(
+    plan: EditPlan,
+    *,
+    family: Family,
+    n_layers: int,
+    saes: Saes,
+    adapters: Adapters,
+    generating: bool = False,
+) -> Program:
+    """Resolve what a plan names.
+
+    Args:
+        plan: a plan that :func:`validate_plan` accepts.
+        family: of the model.
+        n_layers: of the model.
+        saes: autoencoders by fingerprint.
+        adapters: low-rank adapters by fingerprint.
+        generating: False leaves out edits that act only behind the prompt.
+
+    Raises:
+        MicroscopeError: what :func:`find_sae` raises, ``adapter_not_attached``, ``no_such_module`` or
+            ``module_not_live``.
+    """
+    edits = tuple(e for e in plan.active() if generating or e.positions.mode != "generated")
+    kept = EditPlan(edits=edits)
+    check_references(kept, saes)
+    everywhere = [e for e in edits if e.kind == "ablate_everywhere"]
+    directions = {i: direction_of(e, saes) for i, e in enumerate(edits) if e.kind == "ablate_everywhere"}
+    sites = edits_by_layer(kept)
+    deltas = _deltas(edits, adapters, family, n_layers)
+    return Program(
+        edits,
+        sites,
+        deltas,
+        span_of(kept, saes),
+        directions,
+        plan_fingerprint(everywhere),
+        tuple(
+            plan_fingerprint([*everywhere, *_unique(edits, deltas.get(layer, {}))])
+            for layer in range(n_layers)
+        ),
+        tuple(plan_fingerprint(sites[layer].edits) if layer in sites else "" for layer in range(n_layers)),
+    )
+
+
+def _unique(edits: tuple[Edit, ...], deltas: Mapping[str, tuple[Delta, ...]]) -> list[Edit]:
+    numbers = sorted({delta.edit for parts in deltas.values() for delta in parts})
+    return [edits[number] for number in numbers]
+
+
+def direction_of(edit: Edit, saes: Saes) -> Tensor:
+    """The unit direction a feature writes, ``[d]`` in float32."""
+    row = find_sae(saes, edit).decoder_direction(edit.index).float()
+    return row / row.norm()
+
+
+def span_of(plan: EditPlan, saes: Saes) -> Tensor | None:
+    """Orthonormal columns ``[d, k]`` spanning the directions ablated everywhere; None when there are none."""
+    rows = [direction_of(edit, saes) for edit in plan.active() if edit.kind == "ablate_everywhere"]
+    if not rows:
+        return None
+    # By singular vectors, so that repeated or dependent directions count once.
+    u, s, _ = torch.linalg.svd(torch.stack(rows, dim=1).double(), full_matrices=False)
+    return u[:, s > 1e-6 * s[0]].float()
+
+
+def chosen_factors(edit: Edit, adapters: Adapters) -> dict[str, LowRank]:
+    """The factors of the modules a ``lora`` edit names, all of them when it names none.
+
+    Raises:
+        MicroscopeError: ``adapter_not_attached`` or ``no_such_module``.
+    """
+    adapter = adapters.get(edit.adapter)
+    if adapter is None:
+        raise MicroscopeError(
+            "adapter_not_attached",
+            f"The adapter {edit.adapter[:12]} is not attached to this model.",
+            "Attach it first.",
+        )
+    missing = [path for path in edit.modules if path not in adapter.factors]
+    if missing:
+        raise MicroscopeError("no_such_module", f"The adapter does not change '{missing[0]}'.")
+    return {path: pair for path, pair in adapter.factors.items() if not edit.modules or path in edit.modules}
+
+
+def _deltas(
+    edits: tuple[Edit, ...], adapters: Adapters, family: Family, n_layers: int
+) -> dict[int, dict[str, tuple[Delta, ...]]]:
+    found: dict[int, dict[str, tuple[Delta, ...]]] = {}
+    for number, edit in enumerate(edits):
+        if edit.kind != "lora":
+            continue
+        for path, (a, b) in chosen_factors(edit, adapters).items():
+            match = re.fullmatch(re.escape(family.blocks) + r"\.(\d+)\.(.+)", path)
+            if match is None or int(match[1]) >= n_layers:
+                raise MicroscopeError(
+                    "module_not_live",
+                    f"The adapter changes '{path}', which is in no block; only blocks are patched live.",
+                    "Leave that module out.",
+                )
+            layer = found.setdefault(int(match[1]), {})
+            delta = Delta(number, a, b, edit.strength)
+            layer[match[2]] = (*layer.get(match[2], ()), delta)
+    return found

@@ -1,0 +1,233 @@
+"""The autoencoder everything else talks to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from abc import abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from microscope.errors import MicroscopeError
+from microscope.sae.config import SaeConfig
+from microscope.sae.kernels import decode
+from microscope.sae.loss import LossContext, StepLoss, auxiliary_loss
+
+# sparsify's encoder starts at this fraction of the decoder, and so does ours (its users' measured best)
+_ENCODER_INIT = 1 / math.sqrt(3)
+# OpenAI's and SAELens's layer norm divide by (spread + this) and multiply by the spread
+_LAYER_NORM_EPS = 1e-5
+
+
+class Codes(NamedTuple):
+    """Sparse activations of rows: values and latent indices, both ``[rows, width]``; silent places hold 0."""
+
+    values: Tensor
+    indices: Tensor
+
+
+class SparseAutoencoder(nn.Module):
+    """An SAE or transcoder in canonical form: one row per latent in both matrices.
+
+    ``W_enc`` is ``[latents, d_in]``, ``W_dec`` ``[latents, d_out]``, ``b_enc`` ``[latents]``, ``b_dec``
+    ``[d_out]``, a skip transcoder's ``W_skip`` ``[d_out, d_in]``; all float32. Inputs and
+    reconstructions are in the model's own units; the scales are applied inside.
+    """
+
+    architecture: ClassVar[str]
+    # Parameters that need another learning rate than the rest, as a factor on it.
+    rate_factors: ClassVar[dict[str, float]] = {}
+
+    def __init__(self, config: SaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        n, d_in, d_out = config.n_latents, config.d_in, config.width_out
+        self.W_enc = nn.Parameter(torch.zeros(n, d_in))
+        self.b_enc = nn.Parameter(torch.zeros(n))
+        self.W_dec = nn.Parameter(torch.zeros(n, d_out))
+        self.b_dec = nn.Parameter(torch.zeros(d_out))
+        self.W_skip = nn.Parameter(torch.zeros(d_out, d_in)) if config.skip else None
+
+    # --- what it computes -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def activate(self, pre: Tensor) -> Codes:
+        """Choose and rectify the winners of pre-activations ``[rows, latents]``."""
+
+    def encode(self, x: Tensor) -> Codes:
+        """Sparse activations of raw rows ``[rows, d_in]``."""
+        return self.activate(self.pre_activations(x))
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """``W_enc·(u − a·b_dec) + b_enc`` of raw rows: ``[rows, latents]`` in float32."""
+        return torch.addmm(self.encoder_bias(), self.scaled(x), self.W_enc.T)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """``u = s·norm(x)`` of raw rows, float32."""
+        centre, spread = self._row_norm(x)
+        u = x.float() if centre is None else x.float() - centre
+        if spread is not None:
+            u = u / (spread + _LAYER_NORM_EPS)
+        return u * self.config.scale
+
+    def output_gain(self, x: Tensor) -> Tensor:
+        """What one unit of decoded output is worth in raw units, per row: ``[rows, 1]``."""
+        _, spread = self._row_norm(x)
+        one = torch.ones(len(x), 1, device=x.device)
+        return (one if spread is None else spread) / self.config.output_scale
+
+    def _row_norm(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What is subtracted from and divided out of each row, ``[rows, 1]`` each."""
+        kind = self.config.input_norm
+        if kind == "none":
+            return None, None
+        x = x.float()
+        if kind == "constant_norm":
+            return None, x.norm(dim=1, keepdim=True) / self.config.d_in**0.5
+        centre = x.mean(1, keepdim=True)
+        return centre, (x - centre).std(1, keepdim=True)
+
+    def encoder_bias(self) -> Tensor:
+        """``b_enc − a·W_enc·b_dec``: the bias of rows that are not centred first, ``[latents]``."""
+        return self.b_enc - self.W_enc @ self.b_dec if self.config.apply_b_dec else self.b_enc
+
+    def decode(self, codes: Codes, x: Tensor | None = None) -> Tensor:
+        """Reconstruction in raw units, ``[rows, d_out]``.
+
+        A skip transcoder and an SAE with a per-row norm also need the input rows ``x``.
+        """
+        out = decode(codes.values, codes.indices, self.W_dec) + self.b_dec
+        if self.W_skip is None and self.config.input_norm == "none":
+            return out / self.config.output_scale
+        assert x is not None, "a skip path and a per-row norm decode with their input"
+        if self.W_skip is not None:
+            out = out + self.scaled(x) @ self.W_skip.T
+        out = out * self.output_gain(x)
+        centre, _ = self._row_norm(x)
+        return out if centre is None else out + centre
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x̂`` of raw rows ``[rows, d_in]``, float32 ``[rows, d_out]``."""
+        self.check_width(x)
+        return self.decode(self.encode(x), x)
+
+    def check_width(self, x: Tensor) -> None:
+        """Raises :class:`MicroscopeError` ``wrong_width`` when the rows do not fit this SAE."""
+        if x.shape[-1] != self.config.d_in:
+            raise MicroscopeError(
+                "wrong_width",
+                f"The activations are {x.shape[-1]} wide, this SAE reads {self.config.d_in}.",
+                "It belongs to another model or site.",
+            )
+
+    def decoder_direction(self, index: int) -> Tensor:
+        """What one unit of a feature adds, in raw units: ``W_dec[i]/s_out``, ``[d_out]``.
+
+        With a per-row norm that holds for rows of unit spread; see :meth:`output_gain`.
+        """
+        return self.W_dec[index].detach() / self.config.output_scale
+
+    def check_feature(self, index: int) -> None:
+        """Raises :class:`MicroscopeError` ``no_such_feature``."""
+        if not 0 <= index < self.config.n_latents:
+            raise MicroscopeError(
+                "no_such_feature",
+                f"Feature {index} does not exist: the SAE has {self.config.n_latents} latents.",
+            )
+
+    @torch.no_grad()
+    def content_fingerprint(self) -> str:
+        """32 hex digits over the function this SAE computes: weights, architecture, k, sites, scales."""
+        c = self.config
+        identity = [c.architecture, c.d_in, c.n_latents, c.k, c.site, c.scale, c.apply_b_dec]
+        identity += [c.site_out, c.d_out, c.scale_out, c.skip, list(c.groups), c.input_norm]
+        digest = hashlib.sha256(json.dumps(identity).encode())
+        for name, weight in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    # --- how it is trained ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def loss(self, u: Tensor, target: Tensor, context: LossContext) -> StepLoss:
+        """Loss of scaled rows.
+
+        Args:
+            u: ``s·x`` ``[rows, d_in]``.
+            target: what is to be reconstructed, ``s_out·y`` ``[rows, d_out]``; ``u`` itself for an SAE.
+            context: how far the run is and what its settings are.
+        """
+
+    @property
+    def pre_bias(self) -> Tensor | None:
+        """b_dec where it is subtracted from the input."""
+        return self.b_dec if self.config.apply_b_dec else None
+
+    def centred(self, u: Tensor) -> Tensor:
+        """Scaled rows less the pre-bias."""
+        return u - self.b_dec if self.config.apply_b_dec else u
+
+    def offset(self, u: Tensor) -> Tensor:
+        """What the output is without any latent: b_dec, and the skip path of scaled rows."""
+        return self.b_dec if self.W_skip is None else self.b_dec + u @ self.W_skip.T
+
+    def auxiliary(self, u: Tensor, residual: Tensor, context: LossContext) -> Tensor | float:
+        """The weighted AuxK term for a residual ``[rows, d_out]``, or nothing while no latent is dead."""
+        if not context.wants_auxiliary:
+            return 0.0
+        assert context.dead is not None
+        weights = (self.W_enc, self.b_enc, self.W_dec, self.pre_bias)
+        term = auxiliary_loss(u, residual, context.dead, *weights, context.team, context.sink)
+        return context.aux_coefficient * term
+
+    @torch.no_grad()
+    def initialise(self, mean: Tensor, generator: torch.Generator) -> None:
+        """Random unit decoder rows, a shrunken tied encoder, b_dec at the (scaled) mean of the target.
+
+        A transcoder's encoder starts as random directions of its own and its decoder at zero
+        (sparsify), so that it begins by predicting the mean.
+        """
+        rows = torch.randn(self.W_enc.shape, generator=generator)
+        self.W_enc.copy_(rows / rows.norm(dim=1, keepdim=True) * _ENCODER_INIT)
+        if self.config.is_transcoder:
+            self.W_dec.copy_(torch.randn(self.W_dec.shape, generator=generator))
+            self.after_step()
+        else:
+            self.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
+        self.b_dec.copy_(mean)
+
+    def calibrate(self, u: Tensor) -> None:
+        """Adapt a fresh autoencoder to the first batch of scaled rows; most need nothing."""
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Drop the part of W_dec's gradient that would only change row lengths."""
+        assert self.W_dec.grad is not None
+        drop_parallel(self.W_dec.grad, self.W_dec)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Give every decoder row unit length."""
+        make_unit(self.W_dec)
+
+
+def drop_parallel(grad: Tensor, rows: Tensor) -> None:
+    """Take from each gradient its part along its own row of unit length, ``[rows, d]`` both."""
+    along = (grad * rows).sum(1, keepdim=True)
+    grad.addcmul_(along, rows, value=-1)
+
+
+def make_unit(rows: Tensor) -> None:
+    """Give each row unit length."""
+    rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
+
+
+def sparsify(f: Tensor) -> Codes:
+    """Dense non-negative activations ``[rows, latents]`` as codes as wide as the busiest row."""
+    width = max(1, int((f > 0).sum(1).max())) if len(f) else 1
+    values, indices = f.topk(width, dim=1, sorted=False)
+    return Codes(values, indices)

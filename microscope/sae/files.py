@@ -1,0 +1,86 @@
+"""The native format: ``sae.safetensors`` and ``sae.json`` in one folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from microscope.errors import MicroscopeError
+from microscope.sae.base import SparseAutoencoder
+from microscope.sae.config import SaeConfig
+from microscope.sae.registry import architecture
+
+WEIGHTS, CONFIG = "sae.safetensors", "sae.json"
+
+
+def save_sae(sae: SparseAutoencoder, folder: str | Path) -> Path:
+    """Write an SAE; the configuration, written last, receives the content fingerprint."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
+    _replace(folder / WEIGHTS, lambda path: save_file(tensors, path))
+    sae.config.fingerprint = sae.content_fingerprint()
+    text = msgspec.json.format(msgspec.json.encode(sae.config), indent=1)
+    _replace(folder / CONFIG, lambda path: path.write_bytes(text))
+    return folder
+
+
+def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> SparseAutoencoder:
+    """Load an SAE from its folder, or from the path of its ``sae.safetensors``.
+
+    Raises:
+        MicroscopeError: ``no_sae`` or ``bad_sae``.
+    """
+    folder = Path(path)
+    folder = folder.parent if folder.suffix == ".safetensors" else folder
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise MicroscopeError(
+            "no_sae", f"There is no SAE at '{path}'.", f"Its folder must hold {WEIGHTS} and {CONFIG}."
+        )
+    try:
+        config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=SaeConfig)
+        tensors = load_file(folder / WEIGHTS)
+    except (msgspec.DecodeError, msgspec.ValidationError, SafetensorError, OSError) as error:
+        raise MicroscopeError(
+            "bad_sae", f"The SAE at '{path}' cannot be read: {error}", "The files may be truncated."
+        ) from error
+    sae = architecture(config.architecture)(config)
+    try:
+        sae.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise MicroscopeError(
+            "bad_sae", f"The weights at '{path}' do not fit their configuration: {error}"
+        ) from error
+    if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+        raise MicroscopeError("bad_sae", f"The weights at '{path}' contain NaN or infinity.")
+    return sae.requires_grad_(False).eval().to(device)
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def summarise(sae: SparseAutoencoder) -> dict[str, Any]:
+    """An SAE in a few plain values: what a job reports and a command prints."""
+    config = sae.config
+    return {
+        "fingerprint": config.fingerprint,
+        "architecture": config.architecture,
+        "site": config.site,
+        "d_in": config.d_in,
+        "n_latents": config.n_latents,
+        "k": config.k,
+        "scale": config.scale,
+        "token_filter": msgspec.to_builtins(config.token_filter),
+        "recording": config.recording,
+        "training": config.training,
+    }

@@ -1,0 +1,56 @@
+"""The encoder's product, the one part of a step that sees all latents."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# From these sizes on it pays to lay the weights out for the processor's bfloat16 instructions beforehand.
+_LAID_OUT_ROWS, _LAID_OUT_NUMBERS = 1024, 2**22
+# The layout is chosen for pieces of about this many rows.
+_LAID_OUT_FOR = 256
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``x·weightᵀ + bias``: ``[rows, latents]`` from ``[rows, d]`` and ``[latents, d]``, without gradient.
+
+    On a CPU in float32 it is oneDNN's, which is a quarter faster than the BLAS behind ``addmm``.
+    """
+    if x.dtype == torch.float32 and _has_onednn(x):
+        with torch.no_grad():
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return out
+    with torch.no_grad():
+        return torch.addmm(bias, x, weight.T)
+
+
+class Bfloat16Product:
+    """``x·weightᵀ + bias`` rounded to bfloat16, from rounded factors, summed in float32.
+
+    Args:
+        weight: ``[latents, d]``.
+        bias: ``[latents]``.
+        rows: how many will be multiplied in all.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, rows: int) -> None:
+        self.weight, self.bias = weight.detach().bfloat16(), bias.detach().bfloat16()
+        self._laid_out: Tensor | None = None
+        if rows >= _LAID_OUT_ROWS and weight.numel() >= _LAID_OUT_NUMBERS and _has_onednn(weight):
+            self._laid_out = torch.ops.mkldnn._reorder_linear_weight(self.weight, _LAID_OUT_FOR)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.bfloat16()
+        if self._laid_out is None:
+            return F.linear(x, self.weight, self.bias)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._laid_out, self.bias, "none", [], "")
+        return out
+
+
+def _has_onednn(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and bool(torch.backends.mkldnn.enabled)
+        and torch.backends.mkldnn.is_available()
+    )

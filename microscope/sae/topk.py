@@ -1,0 +1,42 @@
+"""TopK: the k largest pre-activations of a token, rectified (Gao et al. 2024, arXiv 2406.04093)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from microscope.sae.base import Codes, SparseAutoencoder
+from microscope.sae.kernels import SparseFit, Winners, firing_counts
+from microscope.sae.loss import LossContext, StepLoss
+from microscope.sae.selection import top_k, winners_of_rows
+
+
+class TopKSae(SparseAutoencoder):
+    architecture: ClassVar[str] = "topk"
+
+    def activate(self, pre: Tensor) -> Codes:
+        values, indices = top_k(pre, self.config.k)
+        return Codes(values.relu(), indices)
+
+    def loss(self, u: Tensor, target: Tensor, context: LossContext) -> StepLoss:
+        """The batch's fraction of variance unexplained, plus AuxK."""
+        with torch.no_grad():
+            centred = self.centred(u)
+            winners, pre = self.select(centred, context)
+        weights = (self.W_enc, self.b_enc, self.W_dec, self.pre_bias)
+        total = context.variance(target)
+        fvu, error, active = SparseFit.apply(
+            centred, *weights, self.offset(u), target, total, winners, pre, context.sink
+        )
+        loss = fvu + self.auxiliary(u, -error, context) if context.wants_auxiliary else fvu
+        fired = firing_counts(winners, active, self.config.n_latents)
+        return StepLoss(loss, fvu.detach(), fired.sum() / context.rows(u), fired)
+
+    def select(self, centred: Tensor, context: LossContext) -> tuple[Winners, Tensor]:
+        """Winners of scaled rows less the pre-bias, and their pre-activations ``[pairs]``."""
+        values, indices = winners_of_rows(
+            centred, self.W_enc, self.b_enc, self.config.k, bfloat16=context.bfloat16
+        )
+        return Winners.of_indices(indices), values.reshape(-1)

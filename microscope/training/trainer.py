@@ -1,0 +1,312 @@
+"""The training loop: one stream of activations, one or several SAEs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microscope.activations import Recording, ShuffledRows
+from microscope.errors import MicroscopeError
+from microscope.models import is_out_of_memory
+from microscope.models.precision import has_fast_bfloat16, resolve_device
+from microscope.params import PRESETS, MemberKey, TrainParams, decode_params
+from microscope.progress import SILENT, Progress
+from microscope.sae import SparseAutoencoder, load_sae, save_sae
+from microscope.sae.loss import variance
+from microscope.sae.team import Team
+from microscope.training.checkpoint import Checkpoints
+from microscope.training.distributed import joined_team, local_device, share_of_batch
+from microscope.training.held_out import held_out_fvu
+from microscope.training.identity import run_identity
+from microscope.training.member import CURVE, Member
+from microscope.training.memory import refuse_what_does_not_fit, too_large
+
+_REPORT_SECONDS = 0.5
+# Checkpoints may take at most about this share of the time.
+_CHECKPOINT_SHARE = 0.05
+_HELD_OUT_ROWS = 40_000
+
+
+def train(params: TrainParams, progress: Progress = SILENT) -> SparseAutoencoder:
+    """Train one SAE on a recording and save it in ``params.out``.
+
+    With ``params.resume`` an interrupted run continues from its newest checkpoint and ends, on a CPU,
+    in bit-identical weights; a finished one gives its SAE again.
+
+    Raises:
+        MicroscopeError: as :func:`train_all`, and ``several_saes`` when the parameters name more than one.
+    """
+    if len(params.members) > 1:
+        raise MicroscopeError(
+            "several_saes",
+            f"These parameters describe {len(params.members)} SAEs, and one was asked for.",
+            "Call train_all, or give one width, k and seed.",
+        )
+    return train_all(params, progress)[params.members[0]]
+
+
+def train_all(params: TrainParams, progress: Progress = SILENT) -> dict[MemberKey, SparseAutoencoder]:
+    """Train an SAE for every combination of width, k and seed on one stream of activations.
+
+    A single SAE is saved in ``params.out``, several each in a folder of their own below it, such as
+    ``w4096-k32-s0``. Each is bit for bit the SAE it would be if trained alone. Started by torchrun, the
+    processes share every batch.
+
+    Raises:
+        MicroscopeError: ``no_recording``, ``bad_recording``, ``recording_incomplete``,
+            ``site_not_recorded``, ``no_training_rows``, ``sae_exists``, ``checkpoint_mismatch``,
+            ``run_diverged``, ``out_of_memory``, ``batch_not_divisible`` or ``team_not_formed``.
+    """
+    recording = Recording(params.activations)
+    device = resolve_device(local_device(params.device))
+    with joined_team(device) as team:
+        if params.batch_size % team.size:
+            raise MicroscopeError(
+                "batch_not_divisible",
+                f"A batch of {params.batch_size} tokens cannot be shared by {team.size} processes equally.",
+                f"Use --batch-size {params.batch_size // team.size * team.size or team.size}.",
+            )
+        run = _Run(params, recording, device, team, progress if team.rank == 0 else SILENT)
+        try:
+            return run.complete()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise too_large(params, run.source.width, run.target.width, device) from error
+
+
+class _Run:
+    def __init__(
+        self, params: TrainParams, recording: Recording, device: torch.device, team: Team, progress: Progress
+    ) -> None:
+        self.params, self.recording, self.device, self.team = params, recording, device, team
+        self.progress = progress
+        self.out = Path(params.out)
+        self.source = recording.site(str(params.source))
+        self.target = self.source if params.target is None else recording.site(str(params.target))
+        wants = params.precision
+        self.bfloat16 = wants == "bfloat16" or (wants == "auto" and has_fast_bfloat16(device))
+        self.steps = max(1, params.tokens // params.batch_size)
+        self.identity = run_identity(params, recording.manifest.fingerprint)
+        self.checkpoints = Checkpoints(self.out, self.identity)
+        self.step = 0
+        self.seconds = 0.0
+
+    def complete(self) -> dict[MemberKey, SparseAutoencoder]:
+        params = self.params
+        folders = self._folders()
+        finished = self._finished(folders)
+        if finished is not None:
+            return finished
+        refuse_what_does_not_fit(params, self.source.width, self.target.width, self.device)
+        self.rows = ShuffledRows(
+            self.recording,
+            self.source,
+            seed=params.order_seed,
+            buffer_bytes=params.buffer_mb * 2**20,
+            keep_outliers=params.keep_outliers,
+            target=self.target if self.target is not self.source else None,
+        )
+        self.members = [self._member(key, folder) for key, folder in folders.items()]
+        self._begin()
+        with self.progress.phase(
+            "training", self.steps * params.batch_size, "tokens", done=self.step * params.batch_size
+        ):
+            self._loop()
+        self._finish()
+        return {m.key: m.sae.requires_grad_(False).eval() for m in self.members}
+
+    def _member(self, key: MemberKey, folder: Path) -> Member:
+        return Member(
+            self.params.alone(key),
+            folder,
+            self.recording,
+            self.source,
+            self.target,
+            team=self.team,
+            device=self.device,
+            bfloat16=self.bfloat16,
+        )
+
+    def _folders(self) -> dict[MemberKey, Path]:
+        keys = self.params.members
+        return {key: self.out if len(keys) == 1 else self.out / str(key) for key in keys}
+
+    # --- the loop -----------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        size = self.params.batch_size
+        started = last_report = last_saved = time.monotonic()
+        before = self.seconds
+        pause = self.params.checkpoint_seconds
+        if self.step == self.steps:
+            return
+        for batch in self.rows.batches(size, start=self.step * size):
+            self._step(batch)
+            self.step += 1
+            now = time.monotonic()
+            self.seconds = before + now - started
+            finished = self.step == self.steps
+            if finished or now - last_report > _REPORT_SECONDS:
+                last_report = now
+                self._report(final=finished)
+            if finished:
+                return
+            if now - last_saved > pause and self.team.rank == 0:
+                self._save_checkpoint()
+                last_saved = time.monotonic()
+                pause = max(self.params.checkpoint_seconds, (last_saved - now) / _CHECKPOINT_SHARE)
+
+    def _step(self, batch: Tensor) -> None:
+        if self.device.type == "cuda":
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        first = self.members[0].sae.config
+        u = batch[:, : first.d_in].float().mul_(first.scale)
+        target = u if not first.is_transcoder else batch[:, first.d_in :].float().mul_(first.output_scale)
+        if self.step == 0:
+            for member in self.members:
+                member.calibrate(u)
+        mine = share_of_batch(u, self.team)
+        wanted = mine if target is u else share_of_batch(target, self.team)
+        total = variance(target)
+        for member in self.members:
+            member.step(self.step, mine, wanted, total)
+
+    def _report(self, *, final: bool) -> None:
+        shown: dict[str, float] = {}
+        for member in self.members:
+            metrics = member.measured(self.step)
+            if self.team.rank == 0:
+                member.append_curve(self.step, metrics)
+            several = len(self.members) > 1
+            shown |= (
+                {f"{member.key} {name}": metrics[name] for name in ("fvu", "dead")} if several else metrics
+            )
+        self.progress.advance(self.step * self.params.batch_size, shown, final=final)
+
+    # --- beginning and end --------------------------------------------------------------------------
+
+    def _finished(self, folders: dict[MemberKey, Path]) -> dict[MemberKey, SparseAutoencoder] | None:
+        """The SAEs of a run that was complete before it could say so."""
+        present = [folder for folder in folders.values() if (folder / "sae.json").exists()]
+        if not present:
+            return None
+        if self.params.resume:
+            saes = {key: load_sae(folders[key]) for key in folders if folders[key] in present}
+            if any(sae.config.training.get("identity") != self.identity for sae in saes.values()):
+                raise MicroscopeError(
+                    "checkpoint_mismatch",
+                    f"{self.out} holds an SAE made with other settings or from another recording.",
+                    "Train into another folder.",
+                )
+            return saes if len(present) == len(folders) else None
+        raise MicroscopeError("sae_exists", f"{present[0]} already holds an SAE.", "Choose another --out.")
+
+    def _begin(self) -> None:
+        if self.team.rank == 0:
+            for member in self.members:
+                member.folder.mkdir(parents=True, exist_ok=True)
+        found = self.checkpoints.newest()
+        if found is None:
+            if self.team.rank == 0:
+                for member in self.members:
+                    (member.folder / CURVE).unlink(missing_ok=True)
+                self._announce()
+            return
+        if not self.params.resume:
+            raise MicroscopeError(
+                "sae_exists",
+                f"{self.out} holds an interrupted run.",
+                "Continue it with --resume or choose another --out.",
+            )
+        tensors, state = found
+        for member in self.members:
+            prefix = f"{member.key}/"
+            member.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        self.step, self.seconds = state["step"], state["seconds"]
+        if self.team.rank == 0:
+            for member in self.members:
+                member.cut_curve(self.step)
+        self.progress.log(f"Continuing from step {self.step} of {self.steps}.")
+
+    def _announce(self) -> None:
+        preset = PRESETS.get(self.params.preset or "")
+        if preset is not None:
+            self.progress.log(
+                f"Preset {self.params.preset}: held-out FVU {preset.fvu:.3f} in {preset.minutes:g} minutes "
+                f"of training when measured ({preset.measured})."
+            )
+
+    def _finish(self) -> None:
+        versions = {"torch": importlib.metadata.version("torch")}
+        for member in self.members:
+            fvu = held_out_fvu(
+                member.sae,
+                self.recording,
+                self.source,
+                self.target,
+                device=self.device,
+                max_rows=_HELD_OUT_ROWS,
+            )
+            member.sae.config.training = member.record() | {
+                "identity": self.identity,
+                "distinct_tokens": self.rows.rows_per_epoch,
+                "seconds": round(self.seconds, 1),
+                "held_out_fvu": fvu,
+                "versions": versions,
+            }
+            self._tell(member.key, fvu)
+            if self.team.rank == 0:
+                save_sae(member.sae, member.folder)
+        if self.team.rank == 0:
+            self.checkpoints.remove()
+
+    def _tell(self, key: MemberKey, fvu: float | None) -> None:
+        if fvu is None:
+            return
+        told = f"{key}: held-out FVU {fvu:.4f} after {self.seconds / 60:.1f} minutes"
+        preset = PRESETS.get(self.params.preset or "")
+        if preset is not None:
+            told += f" (the preset promised {preset.fvu:.3f} in {preset.minutes:g})"
+        self.progress.log(told + ".")
+
+    def _save_checkpoint(self) -> None:
+        tensors = {f"{m.key}/{name}": tensor for m in self.members for name, tensor in m.state().items()}
+        self.checkpoints.save(self.step, tensors, {"seconds": self.seconds})
+        self.progress.checkpoint(self.step * self.params.batch_size)
+
+
+def train_sae(
+    activation_path: str,
+    output_dir: str,
+    layer_idx: int,
+    latent_dim: int = 4096,
+    *,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> SparseAutoencoder:
+    """Train an SAE; the function-shaped form of :func:`train`.
+
+    Args:
+        activation_path: folder of a recording.
+        output_dir: where the SAE is saved.
+        layer_idx: recorded block to train on.
+        latent_dim: number of latents.
+        progress: told how far the run is.
+        **options: any other field of :class:`~microscope.params.TrainParams`.
+
+    Raises:
+        MicroscopeError: as :func:`train`.
+    """
+    fields = {
+        "activations": str(activation_path),
+        "out": str(output_dir),
+        "layer": layer_idx,
+        "width": latent_dim,
+    }
+    return train(decode_params(TrainParams, {**fields, **options}), progress)

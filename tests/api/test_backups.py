@@ -1,0 +1,180 @@
+"""Backup and restore: what comes back is what there was, row by row and byte by byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from django.apps import apps
+from django.core.management import CommandError, call_command
+from django.db import connection
+
+from apps.artifacts.models import Artifact
+from apps.projects.models import Project
+from tests.conftest import build_world
+from tests.factories import ProjectFactory
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.postgres]
+
+
+def rows() -> dict[str, list[dict]]:
+    ours = [model for model in apps.get_models() if model.__module__.startswith("apps.")]
+    return {model._meta.label: list(model._default_manager.order_by("pk").values()) for model in ours}
+
+
+def contents() -> dict[str, bytes]:
+    return {
+        f"{artifact.pk}/{entry['path']}": (artifact.folder / entry["path"]).read_bytes()
+        for artifact in Artifact.objects.all()
+        for entry in artifact.files
+    }
+
+
+def test_everything_comes_back(files, tmp_path) -> None:
+    build_world()
+    before, bytes_before = rows(), contents()
+    assert all(len(before[name]) for name in ("jobs.Job", "features.Feature", "patches.PatchVersion"))
+    assert bytes_before
+    call_command("backup", tmp_path / "b")
+    assert (tmp_path / "b").stat().st_mode & 0o077 == 0  # it holds password hashes
+
+    ProjectFactory(name="Made afterwards")
+    with pytest.raises(CommandError, match="--replace"):
+        call_command("restore", tmp_path / "b")
+    shutil.rmtree(files / "artifacts")
+    call_command("restore", tmp_path / "b", "--replace")
+    assert rows() == before
+    assert contents() == bytes_before
+    assert not Project.objects.filter(name="Made afterwards").exists()
+
+
+def test_what_is_refused(files, tmp_path, monkeypatch) -> None:
+    build_world()
+    with pytest.raises(CommandError, match="no complete backup"):
+        call_command("restore", tmp_path)
+    call_command("backup", tmp_path / "b")
+    with pytest.raises(CommandError, match="already"):
+        call_command("backup", tmp_path / "b")
+    data = (tmp_path / "b" / "files.tar").read_bytes()
+    (tmp_path / "b" / "files.tar").write_bytes(data[:-1] + b"x")
+    before = rows()
+    with pytest.raises(CommandError, match="not what was written"):
+        call_command("restore", tmp_path / "b", "--replace")
+    (tmp_path / "b" / "files.tar").write_bytes(data)
+    manifest = tmp_path / "b" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("jobs.0001_initial", "jobs.9999_future"))
+    with pytest.raises(CommandError, match="newer version"):
+        call_command("restore", tmp_path / "b", "--replace")
+    assert rows() == before
+
+
+@dataclasses.dataclass
+class Installation:
+    """Another one, with a database of its own on the same kind of server."""
+
+    folder: Path
+    url: str
+
+    def run(self, program: str) -> str:
+        """What a program prints that may use ``call``, as ``manage.py`` would, and ``people()``."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("WORKBENCH_", "DJANGO_"))}
+        done = subprocess.run(
+            [sys.executable, "-c", PRELUDE + program],
+            cwd=ROOT,
+            env=kept
+            | {
+                "DJANGO_SETTINGS_MODULE": "workbench.settings.dev",
+                "WORKBENCH_DATA_DIR": str(self.folder),
+                "DATABASE_URL": self.url,
+                "REDIS_URL": f"unix://{self.folder}/nobody.sock",
+                "WORKBENCH_PASSWORD": "a long enough password",
+                "PYTHONPATH": str(ROOT),
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+PRELUDE = """
+import django
+django.setup()
+from django.core.management import call_command as call
+
+def people():
+    from apps.accounts.models import User
+    return sorted(User.objects.values_list("username", "id", "password"))
+
+def upgrade():
+    try:
+        call("upgrade")
+    except SystemExit:
+        pass  # the doctor misses the broker, which is not running
+
+"""
+OLD = """
+call("migrate", interactive=False, verbosity=0)
+call("ensure_user", username="ann", email="ann@example.org", staff=True)
+before = people()
+call("migrate", "live", "0001", interactive=False, verbosity=0)
+call("migrate", "audit", "0001", interactive=False, verbosity=0)
+upgrade()
+assert people() == before and before[0][0] == "ann"
+print("PEOPLE", before)
+"""
+FRESH = """
+call("restore", {folder!r})
+print("PEOPLE", people())
+upgrade()
+call("ensure_user", username="ben", email="ben@example.org")  # counters go on where the rows end
+assert [name for name, *_ in people()] == ["ann", "ben"]
+"""
+
+
+@pytest.fixture
+def install(tmp_path, transactional_db):
+    made: list[str] = []
+
+    def make(name: str) -> Installation:
+        folder = tmp_path / name
+        folder.mkdir()
+        if connection.vendor == "sqlite":
+            return Installation(folder, f"sqlite:///{folder}/db.sqlite3")
+        known, database = connection.settings_dict, f"{connection.settings_dict['NAME']}_{name}"
+        with connection.cursor() as cursor:
+            cursor.execute(f'CREATE DATABASE "{database}"')
+        made.append(database)
+        return Installation(folder, f"postgresql://{known['USER']}@/{database}?{urlencode(known['OPTIONS'])}")
+
+    yield make
+    with connection.cursor() as cursor:
+        for database in made:
+            cursor.execute(f'DROP DATABASE "{database}" WITH (FORCE)')
+
+
+def test_upgrade_of_an_older_database(install) -> None:
+    """New code meets a database that lacks a table and a column it knows: first a backup, then the migrations."""
+    old = install("old")
+    said = old.run(OLD)
+    assert "2 migrations were applied" in said
+    assert "The database is of this version." in said
+    (folder,) = (old.folder / "backups").iterdir()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert "live.0001_initial" in manifest["migrations"]
+    assert "live.0002_seats" not in manifest["migrations"]
+    restored = install("fresh").run(FRESH.format(folder=str(folder)))
+    assert "already" in restored
+    assert people_in(restored) == people_in(said)
+
+
+def people_in(text: str) -> str:
+    return next(line for line in text.splitlines() if line.startswith("PEOPLE"))

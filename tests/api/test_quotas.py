@@ -1,0 +1,173 @@
+"""Limits of projects and people: measured, refused with numbers, changed by staff, shown."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.urls import reverse
+from django.utils import timezone
+
+from apps.audit.models import AuditEvent
+from apps.jobs import leases
+from apps.jobs.models import Job
+from apps.jobs.transitions import ABANDONED
+from apps.live.models import LiveSeat
+from apps.live.seats import take_seat
+from apps.projects.models import Quota
+from apps.projects.quotas import RESOURCES, Holder, QuotaExceeded, limits_of, used_by
+from tests.factories import ArtifactFactory, JobFactory, QuotaFactory, WorkerNodeFactory
+
+pytestmark = pytest.mark.postgres
+
+
+def error(response) -> dict:
+    return response.json()["errors"][0]
+
+
+@pytest.fixture
+def evaluate(world, editor):
+    return lambda: editor.post(f"/api/v1/saes/{world.sae.pk}/evaluate", {"params": {}})
+
+
+def test_waiting_jobs(world, evaluate) -> None:
+    assert Job.objects.filter(project=world.project, state="queued").count() == 1
+    QuotaFactory(project=world.project, queued_jobs=2)
+    assert evaluate().status_code == 202
+    refused = evaluate()
+    assert (refused.status_code, error(refused)["code"]) == (429, "quota_queued_jobs")
+    assert error(refused)["quota"] == {"limit": 2, "used": 2, "asked": 1, "unit": "jobs", "of": "project"}
+    for number in ("2 of 2", "1 more"):
+        assert number in error(refused)["detail"]
+    Quota.objects.update(queued_jobs=0)
+    assert evaluate().status_code == 202
+
+
+def test_waiting_jobs_of_a_person(world, evaluate, client_of) -> None:
+    QuotaFactory(user=world.people["editor"], queued_jobs=1)
+    assert evaluate().status_code == 202
+    assert error(evaluate())["quota"]["of"] == "user"
+    mine = client_of("owner").post(f"/api/v1/saes/{world.sae.pk}/evaluate", {"params": {}})
+    assert mine.status_code == 202
+    retry = client_of("editor").post(f"/api/v1/jobs/{world.failed_job.pk}/retry")
+    assert retry.status_code == 403
+
+
+def test_waiting_jobs_count_what_starts_again_with_a_job(world, client_of) -> None:
+    """A pipeline that broke at its first job comes back whole: all of its jobs need room."""
+    Job.objects.filter(project=world.project, state="queued").delete()
+    after = world.failed_job
+    for _ in range(2):
+        after = JobFactory(
+            project=world.project,
+            after=after,
+            state="cancelled",
+            finished_at=timezone.now(),
+            error_code=ABANDONED,
+            pipeline=world.broken_pipeline,
+        )
+    quota = QuotaFactory(project=world.project, queued_jobs=2)
+    again = f"/api/v1/jobs/{world.failed_job.pk}/retry"
+    refused = client_of("owner").post(again)
+    assert (refused.status_code, error(refused)["quota"]["asked"]) == (429, 3)
+    world.failed_job.refresh_from_db()
+    assert world.failed_job.state == "failed"
+    Quota.objects.filter(pk=quota.pk).update(queued_jobs=3)
+    assert client_of("owner").post(again).status_code == 200
+    states = Job.objects.filter(pipeline=world.broken_pipeline).order_by("pk").values_list("state", flat=True)
+    assert list(states) == ["queued", "waiting", "waiting"]
+
+
+def test_storage(world, evaluate, editor, settings) -> None:
+    used = used_by("storage_bytes", Holder("project", world.project.pk))
+    assert used == sum(a.bytes for a in world.project.artifacts.all()) > 0
+    QuotaFactory(project=world.project, storage_bytes=used)
+    refused = evaluate()
+    assert (refused.status_code, error(refused)["code"]) == (413, "quota_storage_bytes")
+    Quota.objects.update(storage_bytes=used + 4)
+    assert evaluate().status_code == 202
+    from django.core.files.uploadedfile import SimpleUploadedFile
+
+    def upload(text: bytes):
+        body = {"project": str(world.project.pk), "name": f"c{len(text)}", "kind": "upload"}
+        body["file"] = SimpleUploadedFile("a.txt", text)
+        return editor.post("/api/v1/corpora", body, format="multipart")
+
+    too_much = upload(b"12345")
+    assert (too_much.status_code, error(too_much)["quota"]["asked"]) == (413, 5)
+    assert upload(b"1234").status_code == 201
+    QuotaFactory(user=world.people["editor"], storage_bytes=10)
+    announced = editor.post("/api/v1/uploads", {"path": "a.json", "bytes": 11})
+    assert (announced.status_code, error(announced)["quota"]["limit"]) == (413, 10)
+
+
+def test_running_jobs_wait_for_their_turn(world) -> None:
+    QuotaFactory(project=world.project, running_jobs=1)
+    second, other = JobFactory(project=world.project), JobFactory()
+    node = WorkerNodeFactory()
+    first = leases.claim(job_id=world.job.pk, node=node)
+    assert first is not None
+    assert leases.claim(job_id=second.pk, node=node) is None
+    second.refresh_from_db()
+    assert (second.state, second.attempt) == ("queued", 0)
+    assert leases.claim(job_id=other.pk, node=node) is not None
+    leases.start(job_id=first.pk, token=first.lease_token)
+    leases.fail(job=first, token=first.lease_token, code="x", message="x", hint="")
+    assert leases.claim(job_id=second.pk, node=node) is not None
+
+
+def test_compute(world, evaluate) -> None:
+    holder, now = Holder("project", world.project.pk), timezone.now()
+    Job.objects.filter(project=world.project).delete()
+    done = {"project": world.project, "state": "succeeded"}
+    JobFactory(**done, started_at=now - timedelta(hours=3), finished_at=now - timedelta(hours=1))
+    JobFactory(**done, started_at=now - timedelta(days=90), finished_at=now - timedelta(days=89))
+    # the part of a long job that lies before the window does not count
+    JobFactory(**done, started_at=now - timedelta(days=40), finished_at=now - timedelta(days=29))
+    JobFactory(state="succeeded", started_at=now - timedelta(hours=9), finished_at=now)
+    assert used_by("compute_seconds", holder) == pytest.approx(2 * 3600 + 24 * 3600, abs=5)
+    QuotaFactory(project=world.project, compute_seconds=3600)
+    refused = evaluate()
+    assert (refused.status_code, error(refused)["code"]) == (429, "quota_compute_seconds")
+
+
+def test_live_sessions(world) -> None:
+    QuotaFactory(user=world.people["viewer"], live_sessions=1)
+    seat = take_seat(user=world.people["viewer"], project_id=world.project.pk)
+    with pytest.raises(QuotaExceeded, match="1 of 1 sessions"):
+        take_seat(user=world.people["viewer"], project_id=world.project.pk)
+    take_seat(user=world.people["editor"], project_id=world.project.pk)
+    LiveSeat.objects.filter(pk=seat.pk).update(expires_at=timezone.now() - timedelta(seconds=1))
+    take_seat(user=world.people["viewer"], project_id=world.project.pk)
+
+
+def test_usage_is_shown(world, client_of, settings) -> None:
+    QuotaFactory(project=world.project, queued_jobs=7)
+    ArtifactFactory(project=world.project)
+    rows = {
+        row["resource"]: row
+        for row in client_of("viewer").get(f"/api/v1/projects/{world.project.pk}/usage").json()
+    }
+    assert set(rows) == set(RESOURCES)
+    assert (rows["queued_jobs"]["used"], rows["queued_jobs"]["limit"]) == (1, 7)
+    assert rows["queued_jobs"]["own_limit"] == settings.WORKBENCH_QUOTAS["user"]["queued_jobs"]
+    assert rows["storage_bytes"]["used"] == sum(a.bytes for a in world.project.artifacts.all())
+
+
+def test_staff_change_limits(world, client_of) -> None:
+    staff = client_of("staff")
+    body = {"project": str(world.project.pk), "queued_jobs": "3"}
+    assert staff.post(reverse("admin:projects_quota_add"), body, format="multipart").status_code == 302
+    holder = Holder("project", world.project.pk)
+    assert limits_of(holder)["queued_jobs"] == 3
+    event = AuditEvent.objects.get(action="quota.changed")
+    assert (event.data, event.project_id) == ({"queued_jobs": 3}, world.project.pk)
+    both = {**body, "user": str(world.people["owner"].pk)}
+    assert staff.post(reverse("admin:projects_quota_add"), both, format="multipart").status_code == 200
+    quota = Quota.objects.get()
+    gone = staff.post(
+        reverse("admin:projects_quota_delete", args=[quota.pk]), {"post": "yes"}, format="multipart"
+    )
+    assert gone.status_code == 302
+    assert limits_of(holder)["queued_jobs"] != 3
+    assert AuditEvent.objects.filter(action="quota.removed").exists()

@@ -1,0 +1,142 @@
+"""Which host holds a model, and when it need not be in memory any more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from django.utils import timezone
+
+from apps.audit.models import AuditEvent
+from apps.live import services
+from apps.live.models import ResidentWorker
+from apps.live.resident_client import ResidentClient
+from worker import protocol as p
+from worker import residents
+from worker.residents import ResidentProcess, Wanted
+
+State = ResidentWorker.State
+
+
+def test_one_host_at_a_time_holds_a_model(world) -> None:
+    model = world.model.pk
+    assert services.claim_resident(model_id=model, host="one")
+    assert services.set_resident(model_id=model, state=State.STARTING, host="one")
+    assert services.claim_resident(model_id=model, host="one"), "again by its own agent"
+    assert not services.claim_resident(model_id=model, host="two")
+    assert not services.set_resident(model_id=model, state=State.FAILED, host="two")
+    assert not services.set_vitals(model_id=model, host="two", memory_bytes=1)
+    row = ResidentWorker.objects.get(model_id=model)
+    assert (row.host, row.state) == ("one", State.STARTING)
+    long_ago = timezone.now() - services.CLAIM_LASTS - timedelta(seconds=1)
+    ResidentWorker.objects.update(heartbeat_at=long_ago)
+    services.keep_claims(model_ids=[model], host="two")
+    services.keep_claims(model_ids=[model], host="one")
+    assert not services.claim_resident(model_id=model, host="two"), "it lives"
+    ResidentWorker.objects.update(heartbeat_at=long_ago)
+    assert services.claim_resident(model_id=model, host="two"), "it has not been heard of"
+    assert not services.set_resident(model_id=model, state=State.READY, host="one", address="unix:x")
+    assert services.set_resident(model_id=model, state=State.READY, host="two", address="tcp:two:1")
+    services.set_resident(model_id=model, state=State.STOPPED, host="two", address="")
+    assert services.claim_resident(model_id=model, host="one"), "nobody holds it"
+
+
+def test_another_host_may_try_what_one_could_not_load(world) -> None:
+    model = world.model.pk
+    assert services.claim_resident(model_id=model, host="small")
+    why = {"error_code": "model_too_big", "error_message": "needs 14.2 GB, and 9.1 GB are free"}
+    services.set_resident(model_id=model, state=State.FAILED, host="small", **why)
+    shown = services.resident_of(world.model).state
+    assert (shown.state, shown.code) == (State.FAILED, "model_too_big")
+    assert "needs 14.2 GB, and 9.1 GB are free" in shown.message
+    assert services.claim_resident(model_id=model, host="large")
+
+
+def test_a_model_that_is_gone_is_claimed_by_nobody(world) -> None:
+    assert not services.claim_resident(model_id=uuid4(), host="one")
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_an_idle_model_leaves_memory_and_says_why(world, settings, monkeypatch) -> None:
+    """The agent sees in the sign of life how long nobody asked; stopping then tells people the reason."""
+    settings.WORKBENCH_RESIDENT_IDLE_MINUTES = 10
+    model = world.model
+
+    async def never(self: ResidentProcess) -> None:
+        return None
+
+    monkeypatch.setattr(ResidentProcess, "_run", never)
+    model.wanted_loaded = True
+    await model.asave()
+    claim, store = (residents.sync_to_async(f) for f in (services.claim_resident, services.set_resident))
+    assert await claim(model_id=model.pk, host="h")
+    await store(model_id=model.pk, state=State.READY, host="h", address="unix:x")
+    process = ResidentProcess(Wanted(model.pk, model.reference, "", "auto", None), "h")
+    for idle, wanted in ((599.0, True), (601.0, False)):
+        status = p.Status(id=1, sessions=1, cache_bytes=0, rss_bytes=5, queued=0, saes=[], idle_seconds=idle)
+        assert await process._note(status)
+        await model.arefresh_from_db()
+        assert model.wanted_loaded is wanted
+    assert await AuditEvent.objects.filter(action="model.unloaded_idle").acount() == 1
+    await process.stop()
+    shown = (await residents.sync_to_async(services.resident_of)(model)).state
+    assert (shown.state, shown.code) == (State.STOPPED, "model_idle")
+    assert "10 min" in shown.message
+    assert shown.hint
+
+
+@pytest.mark.servers
+@pytest.mark.timeout(300)
+@pytest.mark.django_db(transaction=True)
+async def test_two_agents_share_a_model_between_hosts_and_a_killed_one_comes_back(
+    world, settings, tmp_path, monkeypatch
+) -> None:
+    """Real processes over TCP: the first agent loads, the second leaves it alone, kill -9 is told and mended."""
+    from tests.tiny_models import make_model  # needs torch, which the rest of these tests do without
+
+    monkeypatch.setenv("WORKBENCH_RESIDENT_TOKEN", "sesame")
+    settings.WORKBENCH_RESIDENT_HOST = "127.0.0.1"
+    settings.WORKBENCH_RUN_DIR = settings.WORKBENCH_LOG_DIR = tmp_path
+    model = world.model
+    model.reference, model.revision, model.dtype = str(make_model("llama", tmp_path / "tiny")), "", "float32"
+    model.wanted_loaded = True
+    await model.asave()
+    one, two = residents.Residents("one"), residents.Residents("two")
+
+    async def until(*states: str) -> ResidentWorker:
+        while True:
+            await one.tick(), await two.tick()
+            row = await ResidentWorker.objects.filter(model_id=model.pk, state__in=states).afirst()
+            if row is not None:
+                return row
+            await asyncio.sleep(0.05)
+
+    try:
+        row = await until(State.READY)
+        assert (row.host, row.address[:14]) == ("one", "tcp:127.0.0.1:")
+        assert not two._running
+        client = await ResidentClient.connect(row.address)
+        assert (await client.request(p.Ping(id=0), p.Status)).sessions == 0
+        lost = asyncio.Event()
+        client.on_loss(lost.set)
+        os.kill(row.pid, signal.SIGKILL)
+        async with asyncio.timeout(1.0):
+            await lost.wait()
+        told = await until(State.LOST, State.STARTING)
+        assert told.state == State.STARTING or "SIGKILL" in told.error_message
+        again = await until(State.READY)
+        assert again.pid != row.pid
+        # The first host falls silent: the second takes over, and what the first still says counts for nothing.
+        await one.stop_all()
+        one.tick = two.tick  # type: ignore[method-assign]
+        assert (await until(State.READY)).host == "two"
+        model.wanted_loaded = False
+        await model.asave()
+        assert (await until(State.STOPPED)).address == ""
+    finally:
+        await one.stop_all()
+        await two.stop_all()

@@ -1,0 +1,146 @@
+"""Files that the peer packages wrote, read here; files written here, read by the peer packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from microscope.errors import MicroscopeError
+from microscope.formats import Hints, read_sae, write_sae
+from microscope.params import Site
+from microscope.sae import SaeConfig, SparseAutoencoder, architecture
+from tests.formats.conftest import run_peer
+
+pytestmark = pytest.mark.peers
+
+WRITTEN_BY_PEERS = (
+    *(
+        f"saelens-{n}"
+        for n in ("topk", "topk-no-pre-bias", "topk-by-norm", "topk-layer-norm", "topk-constant-norm")
+    ),
+    *(f"saelens-{n}" for n in ("jumprelu", "gated", "standard", "transcoder")),
+    *(f"sparsify-{n}" for n in ("sae", "transcoder", "skip")),
+    *(
+        f"dictionary_learning-{n}"
+        for n in ("AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "JumpReluAutoEncoder")
+    ),
+    *(f"dictionary_learning-{n}" for n in ("AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE")),
+)
+
+
+def assert_same(got: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal to 1e-5 of the largest value."""
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
+
+
+@pytest.mark.parametrize("name", WRITTEN_BY_PEERS)
+def test_reading_what_a_peer_wrote(peer_files, name):
+    folder = peer_files / name
+    folder = folder / "layers.3" if name.startswith("sparsify") else folder
+    expected = load_file(folder / "expected.safetensors")
+    sae = read_sae(
+        folder,
+        hints=Hints(allow_pickle=True, site_out="mlp_out.3" if "trans" in name or "skip" in name else None),
+    )
+    assert sae.config.site == "resid_post.3"
+    assert_same(sae(expected["x"]), expected["out"])
+    codes = sae.encode(expected["x"])
+    acts = torch.zeros_like(expected["acts"]).scatter_add_(1, codes.indices, codes.values)
+    assert_same(acts, expected["acts"])
+    assert sae.config.fingerprint == sae.content_fingerprint()
+
+
+def make(name: str, *, transcoder: bool = False, skip: bool = False, **config: object) -> SparseAutoencoder:
+    out = {"site_out": "mlp_out.3", "d_out": 16, "scale_out": 1.7, "apply_b_dec": False} if transcoder else {}
+    fields = {
+        "architecture": name,
+        "d_in": 16,
+        "n_latents": 48,
+        "k": 5,
+        "site": "resid_post.3",
+        "scale": 0.6,
+        "skip": skip,
+    }
+    sae = architecture(name)(SaeConfig(**(fields | out | config))).requires_grad_(False)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(3)
+    for parameter in sae.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    if hasattr(sae, "threshold_weight"):
+        sae.threshold.fill_(0.5)
+        sae.threshold_weight.fill_(1.0)
+    return sae
+
+
+OURS = {
+    "saelens-topk": ("saelens", make("topk")),
+    "saelens-topk-layer-norm": ("saelens", make("topk", input_norm="layer_norm", scale=1.0)),
+    "saelens-batchtopk": ("saelens", make("batchtopk")),
+    "saelens-matryoshka": ("saelens", make("matryoshka")),
+    "saelens-jumprelu": ("saelens", make("jumprelu")),
+    "saelens-gated": ("saelens", make("gated")),
+    "saelens-standard": ("saelens", make("standard")),
+    "saelens-transcoder": ("saelens", make("standard", transcoder=True)),
+    "saelens-skip": ("saelens", make("jumprelu", transcoder=True, skip=True)),
+    "sparsify-topk": ("sparsify", make("topk")),
+    "sparsify-transcoder": ("sparsify", make("topk", transcoder=True)),
+    "sparsify-skip": ("sparsify", make("topk", transcoder=True, skip=True)),
+    "dictionary_learning-topk": ("dictionary_learning", make("topk")),
+    "dictionary_learning-batchtopk": ("dictionary_learning", make("batchtopk")),
+    "dictionary_learning-jumprelu": ("dictionary_learning", make("jumprelu")),
+    "dictionary_learning-gated": ("dictionary_learning", make("gated")),
+    "dictionary_learning-standard": ("dictionary_learning", make("standard")),
+}
+
+
+@pytest.fixture(scope="module")
+def read_by_peers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ours")
+    x = torch.randn(64, 16, generator=torch.Generator().manual_seed(1)) * 2
+    for name, (format, sae) in OURS.items():
+        write_sae(sae, folder / name, format=format)
+        save_file({"x": x}, folder / name / "expected.safetensors")
+    run_peer("peer_read.py", folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_peer_reads_what_we_wrote(read_by_peers, name):
+    x = load_file(read_by_peers / name / "expected.safetensors")["x"]
+    assert_same(load_file(read_by_peers / name / "peer.safetensors")["out"], OURS[name][1](x))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_own_exports_read_back(tmp_path, name):
+    format, sae = OURS[name]
+    folder = tmp_path / "layers.3"
+    write_sae(sae, folder, format=format)
+    again = read_sae(folder, format=format, hints=Hints(allow_pickle=True, site_out=sae.config.site_out))
+    x = torch.randn(20, 16)
+    assert_same(again(x), sae(x))
+    assert again.config.site == "resid_post.3"
+
+
+def test_hook_names_survive_saelens(tmp_path):
+    sae = make("topk")
+    sae.config.site = str(Site("attn_z", 7))
+    write_sae(sae, tmp_path, format="saelens")
+    assert '"blocks.7.attn.hook_z"' in (tmp_path / "cfg.json").read_text()
+    assert read_sae(tmp_path).config.site == "attn_z.7"
+
+
+@pytest.mark.parametrize(
+    ("sae", "format"),
+    [
+        (make("jumprelu"), "sparsify"),
+        (make("topk", transcoder=True), "dictionary_learning"),
+        (make("topk", transcoder=True), "saelens"),
+        (make("topk"), "gemma_scope"),
+    ],
+)
+def test_what_a_format_cannot_say_is_refused(tmp_path, sae, format):
+    with pytest.raises(MicroscopeError) as caught:
+        write_sae(sae, tmp_path, format=format)
+    assert caught.value.code == "cannot_export"

@@ -1,0 +1,39 @@
+"""The probe as a job kind."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
+
+from apps.jobs.kinds import OUT, JobKind
+from microscope.params import JobParams
+
+CHILD = Path(__file__).with_name("child.py")
+
+
+class ProbeParams(JobParams, frozen=True):
+    """Count to a number."""
+
+    out: Annotated[str, Meta(extra_json_schema={"x-place": True})]
+    count: int = 10
+    delay: float = 0.02
+    stubborn: bool = False  # ignores the cancel file and SIGTERM
+    behaviour: str = ""  # "refuse", "crash", "silent", "chatty", "nan", "full", "overfull"
+
+
+def _prepare(job, workdir):
+    return {**job.params, "out": str(workdir / OUT)}
+
+
+PROBE = JobKind(
+    name="probe",
+    title="Count",
+    params_type=ProbeParams,
+    command=lambda: (sys.executable, str(CHILD)),
+    prepare=_prepare,
+    on_success=lambda job, result, digest: None,
+    artifact="other",
+)

@@ -1,0 +1,231 @@
+"""The whole portal as a person starts it, with a tiny model, for tests that need real servers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from workbench.demo.portal import Portal
+from workbench.supervisor import free_port
+
+ROOT = Path(__file__).parents[1]
+PASSWORD = "a long enough password"
+TRACE = {"layers": [1, 2], "tokens": 4000, "context_length": 32, "held_out": 0.2, "dtype": "float32"}
+TRAIN = {"layer": 2, "width": 96, "k": 8, "tokens": 20_000, "batch_size": 200}
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:
+    """The first true answer of the condition."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"waited {seconds:g} s in vain {what}")
+
+
+class Person(Portal):
+    """Somebody signed in, who may also take things back."""
+
+    def patch(self, path: str, body: dict[str, Any]) -> Any:
+        """PATCH below /api/v1."""
+        return self._request("PATCH", f"/api/v1{path}", json=body)
+
+    def delete(self, path: str) -> None:
+        """DELETE below /api/v1."""
+        self._request("DELETE", f"/api/v1{path}")
+
+    def sign_out(self) -> None:
+        """End the session, as the browser does it: the answer says 401 because nobody is signed in then."""
+        path = "/_allauth/browser/v1/auth/session"
+        headers = {"X-CSRFToken": self._http.cookies.get("csrftoken") or ""}
+        assert self._http.delete(path, headers=headers).status_code == 401
+
+
+@dataclass
+class Site:
+    """Broker, web, compute, beat, agent, under ``workbench.launch ui``."""
+
+    folder: Path
+    url: str
+    launcher: psutil.Popen
+    known: dict[str, Person] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a process that belongs to the site."""
+        return _environment(self.folder)
+
+    def manage(self, *arguments: str, **extra: str) -> str:
+        """Run a management command on the site's data."""
+        command = [sys.executable, "-m", "django", *arguments]
+        done = subprocess.run(
+            command, cwd=ROOT, env=self.environment | extra, check=True, capture_output=True, text=True
+        )
+        return done.stdout
+
+    def person(self, name: str) -> Person:
+        """Somebody signed in; the account is made when it is first asked for."""
+        if name not in self.known:
+            self.manage(
+                "ensure_user",
+                "--username",
+                name,
+                "--email",
+                f"{name}@example.org",
+                WORKBENCH_PASSWORD=PASSWORD,
+            )
+            self.known[name] = Person(self.url, name, PASSWORD)
+        return self.known[name]
+
+    def resident(self, model: dict[str, Any]) -> psutil.Process:
+        """The process that holds the model."""
+        socket = f"m{model['id'].replace('-', '')[-12:]}.sock"
+
+        def look() -> psutil.Process | None:
+            for process in self.launcher.children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    command = " ".join(process.cmdline())
+                    if "worker.resident" in command and socket in command and alive(process):
+                        return process
+            return None
+
+        found: psutil.Process = wait_for(look, 60, "for the resident")
+        return found
+
+    def logs(self) -> str:
+        """The end of every log, for a failed test."""
+        files = sorted((self.folder / "logs").glob("*.log"))
+        return "\n".join(f"--- {file.name}\n{file.read_text()[-3000:]}" for file in files)
+
+    def stop(self) -> None:
+        self.launcher.send_signal(signal.SIGTERM)
+        try:
+            self.launcher.wait(20)
+        except psutil.TimeoutExpired:
+            self.launcher.kill()
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it still runs."""
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+
+
+@dataclass
+class Lab:
+    """A project with one of everything, made by the portal's own jobs; alice owns it."""
+
+    site: Site
+    alice: Person
+    project: dict[str, Any]
+    model: dict[str, Any]
+    corpus: dict[str, Any]
+    recording: dict[str, Any]
+    sae: dict[str, Any]
+
+    @property
+    def live(self) -> str:
+        """Address of the model's socket."""
+        return f"/ws/live/{self.model['id']}/"
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """The machine's environment without what the test runner put there."""
+    dropped = ("WORKBENCH_", "DJANGO_", "PYTEST_", "DATABASE_URL", "REDIS_URL", "SAE_", "ACTIVATION_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    return kept | {
+        "DJANGO_SETTINGS_MODULE": "workbench.settings.dev",
+        "WORKBENCH_DATA_DIR": str(folder),
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def start_site(folder: Path) -> Site:
+    """The portal on a folder that offers one tiny model and one corpus; waits until it answers."""
+    from tests.tiny_models import make_corpus, make_model
+
+    make_model("llama", folder / "models" / "tiny")
+    make_corpus(folder / "corpora" / "words")
+    port = free_port(0)
+    log = folder / "launch.log"
+    command = [sys.executable, "-m", "workbench.launch", "ui", "--data-dir", str(folder), "--port", str(port)]
+    with log.open("ab") as stream:
+        launcher = psutil.Popen(
+            command, cwd=ROOT, env=_environment(folder), stdout=stream, stderr=subprocess.STDOUT
+        )
+    made = Site(folder, f"http://127.0.0.1:{port}", launcher)
+
+    def serves() -> bool:
+        assert launcher.poll() is None, log.read_text()
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{made.url}/api/v1/healthz", timeout=5).status_code == 200
+        return False
+
+    try:
+        wait_for(serves, 90, "for the portal")
+    except BaseException:
+        made.stop()
+        raise
+    return made
+
+
+def make_lab(site: Site) -> Lab:
+    """Record, train, evaluate, analyse, load: through the portal's own jobs."""
+    alice = site.person("alice")
+    project = alice.post("/projects", {"name": "Laboratory"})
+
+    def finished(answer: dict[str, Any]) -> dict[str, Any]:
+        alice.wait(answer["job"]["id"], lambda job: None)
+        return answer
+
+    of_project = {"project": project["id"]}
+    model = finished(
+        alice.post("/models", {**of_project, "name": "tiny", "source": "folder", "reference": "tiny"})
+    )["model"]
+    alice.post(f"/models/{model['id']}/load")
+    corpus = alice.post("/corpora", {**of_project, "name": "words", "kind": "builtin", "reference": "words"})
+    recording = finished(
+        alice.post(
+            "/recordings",
+            {"model": model["id"], "corpus": corpus["id"], "name": "Blocks 1 and 2", "params": TRACE},
+        )
+    )["recording"]
+    sae = finished(alice.post("/saes", {"recording": recording["id"], "name": "TopK 96", "params": TRAIN}))[
+        "sae"
+    ]
+    for step in ("evaluate", "analyse"):
+        finished(alice.post(f"/saes/{sae['id']}/{step}"))
+    found = {name: alice.get(f"/{name}s/{made['id']}") for name, made in (("model", model), ("sae", sae))}
+    recording = alice.get(f"/recordings/{recording['id']}")
+    return Lab(site, alice, project, found["model"], corpus, recording, found["sae"])
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Started once for all tests that need it."""
+    made = start_site(tmp_path_factory.mktemp("site"))
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="session")
+def lab(site: Site) -> Lab:
+    """Made once for all tests that need it; they change nothing in it but patches."""
+    return make_lab(site)

