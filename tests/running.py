@@ -121,7 +121,16 @@ class Site:
 
 def alive(process: psutil.Process) -> bool:
     """Whether it still runs."""
-    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:  # it went between the two questions
+        return False
+
+
+def kill(process: psutil.Process) -> None:
+    """``kill -9``; returns when it is dead, so that whoever looks next cannot take it for the one after it."""
+    process.kill()
+    wait_for(lambda: not alive(process), 10, f"for {process.pid} to die")
 
 
 @dataclass

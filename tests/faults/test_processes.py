@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.faults.test_training import LONG, checkpoints, events, process_with, training
-from tests.running import Lab, alive, wait_for
+from tests.running import Lab, alive, kill, wait_for
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(900)]
 
@@ -43,12 +43,11 @@ def test_a_job_outlives_everything_around_it(lab: Lab) -> None:
     for name, words in AROUND.items():
         victim = process_with(lab, *words)
         assert victim is not None, name
-        victim.kill()
-        back = wait_for(lambda words=words: process_with(lab, *words), 60, f"for {name} to come back")
-        assert back.pid != victim.pid
+        kill(victim)
+        wait_for(lambda words=words: process_with(lab, *words), 60, f"for {name} to come back")
     victim = broker(lab)
     assert victim is not None
-    victim.kill()
+    kill(victim)
     wait_for(lambda: broker(lab), 60, "for the broker to come back")
     wait_for(lambda: serves(lab), 60, "for the portal")
 
