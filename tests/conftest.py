@@ -11,7 +11,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.running import lab, site  # noqa: F401 (fixtures)
+from tests.running import Lab, lab, site  # noqa: F401 (fixtures)
 
 # The same examples on every machine; HYPOTHESIS_PROFILE=explore looks for new ones.
 hypothesis.settings.register_profile("steady", derandomize=True, database=None, print_blob=True)
@@ -19,6 +19,27 @@ hypothesis.settings.register_profile("explore")
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 PEOPLE = ("anonymous", "outsider", "viewer", "editor", "owner", "staff")
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Remember failures for :func:`lab_as_it_was`."""
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+@pytest.fixture(autouse=True)
+def lab_as_it_was(request):
+    """A failed test leaves the shared lab usable for the next."""
+    yield
+    made = request.node.funcargs.get("lab")
+    if isinstance(made, Lab) and request.node.stash.get(FAILED, False):
+        made.mend()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from workbench.demo.portal import Portal
+from workbench.demo.portal import Portal, PortalError
 from workbench.supervisor import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -27,14 +27,16 @@ TRAIN = {"layer": 2, "width": 96, "k": 8, "tokens": 20_000, "batch_size": 200}
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:
-    """The first true answer of the condition."""
+    """The first true answer of the condition, which is asked at least twice however slow it is."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while True:
+        late = time.monotonic() > deadline
         found = condition()
         if found:
             return found
+        if late:
+            raise AssertionError(f"waited {seconds:g} s in vain {what}")
         time.sleep(0.05)
-    raise AssertionError(f"waited {seconds:g} s in vain {what}")
 
 
 class Person(Portal):
@@ -103,18 +105,23 @@ class Site:
                         return process
             return None
 
-        found: psutil.Process = wait_for(look, 60, "for the resident")
+        found: psutil.Process = wait_for(look, 120, "for the resident")
         return found
 
-    def logs(self) -> str:
-        """The end of every log, for a failed test."""
-        files = sorted((self.folder / "logs").glob("*.log"))
-        return "\n".join(f"--- {file.name}\n{file.read_text()[-3000:]}" for file in files)
+    def processes(self) -> list[psutil.Process]:
+        """All that run, the launcher excepted."""
+        return [process for process in self.launcher.children(recursive=True) if alive(process)]
+
+    def serves(self) -> bool:
+        """Whether the web process answers, and its database and broker answer it."""
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.url}/readyz", timeout=20).status_code == 200
+        return False
 
     def stop(self) -> None:
         self.launcher.send_signal(signal.SIGTERM)
         try:
-            self.launcher.wait(20)
+            self.launcher.wait(40)
         except psutil.TimeoutExpired:
             self.launcher.kill()
 
@@ -130,7 +137,7 @@ def alive(process: psutil.Process) -> bool:
 def kill(process: psutil.Process) -> None:
     """``kill -9``; returns when it is dead, so that whoever looks next cannot take it for the one after it."""
     process.kill()
-    wait_for(lambda: not alive(process), 10, f"for {process.pid} to die")
+    wait_for(lambda: not alive(process), 30, f"for {process.pid} to die")
 
 
 @dataclass
@@ -149,6 +156,36 @@ class Lab:
     def live(self) -> str:
         """Address of the model's socket."""
         return f"/ws/live/{self.model['id']}/"
+
+    def wait_loaded(self) -> None:
+        """Until the model is in memory."""
+        path = f"/models/{self.model['id']}"
+        wait_for(
+            lambda: (self.alice.get(path)["resident"] or {}).get("state") == "ready", 180, "for the model"
+        )
+
+    def mend(self) -> None:
+        """Undo what a failed test may have left behind, so that the next one finds the lab as it was made."""
+        for process in self.site.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
+        wait_for(self.site.serves, 120, "for the portal")
+        project = self.project["id"]
+
+        def ended() -> bool:
+            active = [job for job in self.alice.each("/jobs", project=project) if not job["finished_at"]]
+            for job in active:
+                with contextlib.suppress(PortalError):  # it ended by itself
+                    self.alice.post(f"/jobs/{job['id']}/cancel")
+            return not active
+
+        wait_for(ended, 120, "for the jobs to end")
+        for kind, kept in (("saes", self.sae), ("models", self.model)):
+            for row in list(self.alice.each(f"/{kind}", project=project)):
+                if row["id"] != kept["id"]:
+                    self.alice.delete(f"/{kind}/{row['id']}")
+        self.alice.post(f"/models/{self.model['id']}/load")
+        self.wait_loaded()
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -182,11 +219,11 @@ def start_site(folder: Path) -> Site:
     def serves() -> bool:
         assert launcher.poll() is None, log.read_text()
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{made.url}/api/v1/healthz", timeout=5).status_code == 200
+            return httpx.get(f"{made.url}/api/v1/healthz", timeout=20).status_code == 200
         return False
 
     try:
-        wait_for(serves, 90, "for the portal")
+        wait_for(serves, 180, "for the portal")
     except BaseException:
         made.stop()
         raise
@@ -221,7 +258,9 @@ def make_lab(site: Site) -> Lab:
         finished(alice.post(f"/saes/{sae['id']}/{step}"))
     found = {name: alice.get(f"/{name}s/{made['id']}") for name, made in (("model", model), ("sae", sae))}
     recording = alice.get(f"/recordings/{recording['id']}")
-    return Lab(site, alice, project, found["model"], corpus, recording, found["sae"])
+    made = Lab(site, alice, project, found["model"], corpus, recording, found["sae"])
+    made.wait_loaded()
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def proxy(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]: 
     assert tested.returncode == 0, tested.stderr
     process = subprocess.Popen(command)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not answers(port):
             assert process.poll() is None, (folder / "error.log").read_text()
             assert time.monotonic() < deadline
@@ -56,15 +56,15 @@ def proxy(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]: 
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_pages_and_cached_files(proxy: str) -> None:
-    assert httpx.get(f"{proxy}/livez").text == "ok\n"
-    page = httpx.get(f"{proxy}/static/admin/css/base.css")
+    assert httpx.get(f"{proxy}/livez", timeout=60).text == "ok\n"
+    page = httpx.get(f"{proxy}/static/admin/css/base.css", timeout=60)
     assert (page.status_code, page.headers["content-type"].split(";")[0]) == (200, "text/css")
     assert page.headers["content-encoding"] == "gzip"
-    assert "content-security-policy" in httpx.get(f"{proxy}/api/v1/healthz").headers
+    assert "content-security-policy" in httpx.get(f"{proxy}/api/v1/healthz", timeout=60).headers
 
 
 def test_sign_in_sockets_and_uploads(proxy: str) -> None:
@@ -94,6 +94,6 @@ def test_sign_in_sockets_and_uploads(proxy: str) -> None:
 
 def test_too_much_is_refused_at_the_door(proxy: str) -> None:
     head = f"POST /api/v1/corpora HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {2**30}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", int(proxy.rpartition(":")[2])), timeout=20) as stream:
+    with socket.create_connection(("127.0.0.1", int(proxy.rpartition(":")[2])), timeout=60) as stream:
         stream.sendall(head.encode())
         assert stream.recv(100).startswith(b"HTTP/1.1 413 ")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -103,15 +101,15 @@ def test_death_of_the_model_is_shown_and_healed(open_page: Open, lab: Lab) -> No
     page.get_by_test_id("prompt").fill(PROMPT)
     page.get_by_test_id("picker-match").first.click()
     expect(page.get_by_test_id("edit-card")).to_have_count(2)
-    page.wait_for_timeout(1500)  # the answer to both edits, not to the first alone
+    # The answer to both edits, not to the first alone.
+    expect(page.get_by_test_id("stale")).to_have_attribute("data-stale", "false")
     before = wait_for_bars(page, moved=True)
 
     lab.site.resident(lab.model).kill()
-    killed = time.monotonic()
+    # Looked for on every frame: the state may be over before Playwright asks again.
     page.wait_for_function(
         "() => document.querySelector('[data-testid=live-state]').dataset.resident === 'lost'"
     )
-    assert time.monotonic() - killed < 2.0  # the page has a second, looking at it takes some, too
     watched.shot("lab-lost")
     expect(page.get_by_test_id("edit-card")).to_have_count(2)  # nothing typed or chosen is gone
     expect(live).to_have_attribute("data-resident", "ready", timeout=JOB)

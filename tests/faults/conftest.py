@@ -8,8 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -23,20 +22,11 @@ from apps.jobs.models import Job, WorkerNode
 from apps.jobs.states import FINAL, State
 from tests.conftest import place_files
 from tests.factories import JobFactory
+from tests.running import wait_for
 
 ROOT = Path(__file__).parents[2]
-LEASE = 2.0
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 20.0, what: str = "") -> object:
-    """The first true answer of the condition."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"waited {seconds:g} s in vain {what}")
+LEASE = 30.0  # no stall of a busy machine costs a worker its job
+SHORT_LEASE = {"WORKBENCH_LEASE_SECONDS": "4"}  # for tests in which a lease has to end
 
 
 def database_url() -> str:
@@ -51,7 +41,7 @@ def database_url() -> str:
 def locked_database() -> Iterator[None]:
     """Nobody else can write to the table of jobs, or to anything where the whole file is locked."""
     if connection.vendor == "sqlite":
-        with contextlib.closing(sqlite3.connect(connection.settings_dict["NAME"])) as other:
+        with contextlib.closing(sqlite3.connect(connection.settings_dict["NAME"], timeout=30)) as other:
             other.execute("BEGIN IMMEDIATE")
             yield
             other.rollback()
@@ -62,6 +52,26 @@ def locked_database() -> Iterator[None]:
         other.execute("LOCK TABLE jobs_job IN EXCLUSIVE MODE")
         yield
         other.rollback()
+
+
+def database_is_free() -> bool:
+    """Whether nobody is in the middle of writing."""
+    try:
+        if connection.vendor == "sqlite":
+            with contextlib.closing(sqlite3.connect(connection.settings_dict["NAME"], timeout=0.2)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                other.rollback()
+            return True
+        import psycopg
+
+        with psycopg.connect(database_url()) as other:
+            other.execute("LOCK TABLE jobs_job, jobs_workernode IN EXCLUSIVE MODE NOWAIT")
+            other.rollback()
+        return True
+    except Exception as error:
+        if type(error).__name__ not in ("OperationalError", "LockNotAvailable"):
+            raise
+        return False
 
 
 class Valkey:
@@ -98,7 +108,7 @@ class Worker:
     """A compute worker: the whole Celery process, as the supervisor starts it."""
 
     def __init__(self, environment: dict[str, str], log: Path) -> None:
-        known = set(WorkerNode.objects.values_list("pid", flat=True))
+        known = set(WorkerNode.objects.values_list("pk", flat=True))
         command = [sys.executable, "-m", "celery", "-A", "workbench", "worker", "--loglevel", "info"]
         command += ["--without-mingle", "--without-gossip", "--without-heartbeat"]
         with log.open("ab") as stream:
@@ -111,12 +121,27 @@ class Worker:
                 start_new_session=True,
             )
         self.pid = self._process.pid
-        assert self.pid not in known
-        wait_for(lambda: WorkerNode.objects.filter(pid=self.pid).exists(), 40, f"for the worker, see {log}")
+        wait_for(lambda: self._registered(known, log), 120, f"for the worker, see {log}")
+
+    def _registered(self, known: set[object], log: Path) -> bool:
+        assert self._process.poll() is None, log.read_text()[-3000:]
+        return WorkerNode.objects.filter(pid=self.pid).exclude(pk__in=known).exists()
 
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
+
+    def freeze(self) -> None:
+        """SIGSTOP, but not while it holds a lock of the database: that would stop everybody else, too."""
+
+        def frozen() -> bool:
+            self.signal(signal.SIGSTOP)
+            if database_is_free():
+                return True
+            self.signal(signal.SIGCONT)
+            return False
+
+        wait_for(frozen, 30, "for a moment between two transactions")
 
     def kill(self) -> None:
         """SIGKILL to every process of it."""
@@ -180,10 +205,10 @@ def stack(transactional_db, tmp_path_factory, settings, monkeypatch) -> Iterator
     folder = tmp_path_factory.mktemp("s")  # short: socket paths are limited
     place_files(folder, settings)
     made = Stack(folder)
-    made.valkey.start()
     sender = made.broker()
     monkeypatch.setattr(announce, "app", sender)
     try:
+        made.valkey.start()
         yield made
     finally:
         made.stop()
@@ -194,7 +219,7 @@ def submit(**params) -> Job:
     """A queued probe, announced."""
     from apps.jobs.announce import wake_workers
 
-    whole = {"count": 10, "delay": 0.02, "stubborn": False, "behaviour": "", **params}
+    whole = {"count": 10, "delay": 0.02, "pause_at": -1, "stubborn": False, "behaviour": "", **params}
     job = JobFactory(params=whole)
     wake_workers(job.pk)
     return job
@@ -204,14 +229,14 @@ def state(job: Job) -> str:
     return Job.objects.values_list("state", flat=True).get(pk=job.pk)
 
 
-def wait_running(job: Job, done: int = 1) -> Job:
+def wait_running(job: Job, done: int = 1, seconds: float = 60.0) -> Job:
     """Until the child has counted that far."""
     rows = Job.objects.filter(pk=job.pk, state=State.RUNNING, done__gte=done)
-    wait_for(rows.exists, what=f"for {job.pk} to run; it is {state(job)}")
+    wait_for(rows.exists, seconds, f"for {job.pk} to run; it is {state(job)}")
     return Job.objects.get(pk=job.pk)
 
 
-def wait_final(job: Job, seconds: float = 30.0) -> Job:
+def wait_final(job: Job, seconds: float = 120.0) -> Job:
     """Until it is over."""
     wait_for(lambda: state(job) in FINAL, seconds, f"for {job.pk} to end")
     return Job.objects.select_related("artifact").get(pk=job.pk)

@@ -12,6 +12,7 @@ from django.conf import settings
 from apps.jobs import services
 from tests.factories import UserFactory
 from tests.faults.conftest import Stack, submit, wait_final, wait_running
+from tests.running import wait_for
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers")]
 
@@ -62,7 +63,7 @@ def test_no_room_to_begin(stack: Stack, disk: SmallDisk) -> None:
     job = wait_final(submit(count=3))
     assert (job.state, job.error_code, job.attempt) == ("failed", "disk_full", 1)
     assert "collect_garbage" in job.error_hint
-    assert worker.children == []
+    wait_for(lambda: worker.children == [], what="for the child to go")
     free()
     services.retry(actor=staff, job=job)
     assert wait_final(job).state == "succeeded"
@@ -90,5 +91,5 @@ def test_cancel_on_a_full_disk(stack: Stack, disk: SmallDisk) -> None:
     free = disk.fill()
     services.cancel(actor=staff, job=job)
     assert wait_final(job).state == "cancelled"
-    assert worker.children == []
+    wait_for(lambda: worker.children == [], what="for the child to go")
     free()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 
-import httpx
 import psutil
 import pytest
 
 from tests.faults.test_training import LONG, checkpoints, events, process_with, training
-from tests.running import Lab, alive, kill, wait_for
+from tests.running import Lab, kill, wait_for
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(900)]
 
@@ -21,17 +20,11 @@ AROUND = {
 
 
 def broker(lab: Lab) -> psutil.Process | None:
-    for process in lab.site.launcher.children():
+    for process in lab.site.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if alive(process) and "valkey" in process.name():
+            if "valkey" in process.name():
                 return process
     return None
-
-
-def serves(lab: Lab) -> bool:
-    with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(f"{lab.site.url}/readyz", timeout=5).status_code == 200
-    return False
 
 
 def test_a_job_outlives_everything_around_it(lab: Lab) -> None:
@@ -49,7 +42,7 @@ def test_a_job_outlives_everything_around_it(lab: Lab) -> None:
     assert victim is not None
     kill(victim)
     wait_for(lambda: broker(lab), 60, "for the broker to come back")
-    wait_for(lambda: serves(lab), 60, "for the portal")
+    wait_for(lab.site.serves, 120, "for the portal")
 
     # The wake-up of another job goes through the broker that lost everything, and waits for its turn.
     second = lab.alice.post(f"/saes/{lab.sae['id']}/evaluate")["job"]["id"]
@@ -60,3 +53,4 @@ def test_a_job_outlives_everything_around_it(lab: Lab) -> None:
     assert lab.alice.get(f"/saes/{made['sae']['id']}")["state"] == "ready"
     assert lab.alice.wait(second, lambda shown: None)["state"] == "succeeded"
     lab.alice.delete(f"/saes/{made['sae']['id']}")
+    lab.wait_loaded()  # it went with its agent

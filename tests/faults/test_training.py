@@ -18,9 +18,9 @@ LONG = TRAIN | {"tokens": 1_000_000, "checkpoint_seconds": 0.5}
 
 def process_with(lab: Lab, *words: str) -> psutil.Process | None:
     """The one process of the site whose command line holds all the words."""
-    for process in lab.site.launcher.children(recursive=True):
+    for process in lab.site.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if alive(process) and set(words) <= {*process.cmdline()}:
+            if set(words) <= {*process.cmdline()}:
                 return process
     return None
 
@@ -52,7 +52,7 @@ def test_training_survives_the_death_of_its_process_and_of_its_worker(lab: Lab) 
     worker = process_with(lab, "celery", "worker")
     assert worker is not None
     kill(worker)
-    wait_for(lambda: not alive(second), 10, "for the child to die with its worker")
+    wait_for(lambda: not alive(second), 60, "for the child to die with its worker")
 
     finished = lab.alice.wait(job, lambda shown: None)
     assert finished["attempt"] == 3

@@ -26,8 +26,10 @@ die_with_parent()
 out = Path(config["out"])
 checkpoint = out / "checkpoints" / "count"
 checkpoint.parent.mkdir(parents=True, exist_ok=True)
-with (out / "starts.txt").open("a") as starts:
+with (out / "starts.txt").open("a+") as starts:
     starts.write(f"{os.getpid()}\n")
+    starts.seek(0)
+    first = len(starts.readlines()) == 1
 
 match config["behaviour"]:
     case "refuse":
@@ -71,6 +73,8 @@ while done < config["count"]:
     if not config["stubborn"] and options.cancel_file.exists():
         sys.exit(4)
     time.sleep(config["delay"])
+    if first and done == config["pause_at"]:
+        continue
     done += 1
     draft = checkpoint.with_suffix(".tmp")
     draft.write_text(str(done))

@@ -20,6 +20,7 @@ class ProbeParams(JobParams, frozen=True):
     out: Annotated[str, Meta(extra_json_schema={"x-place": True})]
     count: int = 10
     delay: float = 0.02
+    pause_at: int = -1  # the first start counts that far and then waits to be ended
     stubborn: bool = False  # ignores the cancel file and SIGTERM
     behaviour: str = ""  # "refuse", "crash", "silent", "chatty", "nan", "full", "overfull"
 

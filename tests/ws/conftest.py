@@ -12,7 +12,7 @@ import websockets
 
 from workbench.demo.portal import Portal
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class Talk:
