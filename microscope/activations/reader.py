@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from microscope.activations.foreign import converted_recording, is_foreign
 from microscope.activations.manifest import MANIFEST, Manifest, SiteRecord, Split, read_manifest
+from microscope.activations.pages import MappedColumn, MappedShard
 from microscope.errors import MicroscopeError
 
 
 class RowGroup(NamedTuple):
-    """A run of rows that is read at once, and which of them pass the token filter (indices)."""
+    """A run of rows that lie together, and which of them pass the token filter (indices)."""
 
     shard: int
     group: int
@@ -68,7 +68,7 @@ class Recording:
                 f"The recording at '{folder}' was interrupted after {self.manifest.documents_read} documents.",
                 "Finish it with `microscope trace … --resume`.",
             )
-        self._files = {split: self._open_shards(split) for split in ("train", "held_out")}
+        self._shards = {split: self._open_shards(split) for split in ("train", "held_out")}
 
     def site(self, name: str) -> SiteRecord:
         return self.manifest.site(name)
@@ -84,21 +84,23 @@ class Recording:
     def row_groups(self, split: Split, site: SiteRecord, *, keep_outliers: bool) -> list[RowGroup]:
         """All row groups of a split with the rows that pass the filter; reads two small columns."""
         found = []
-        for shard, file in enumerate(self._files[split]):
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=["flags", site.norm_column], use_threads=False)
+        for shard, mapped in enumerate(self._shards[split]):
+            for group in range(mapped.file.num_row_groups):
+                table = mapped.file.read_row_group(
+                    group, columns=["flags", site.norm_column], use_threads=False
+                )
                 flags, norm = table["flags"].to_numpy(), table[site.norm_column].to_numpy()
                 mask = np.ones(len(flags), bool) if keep_outliers else self.keep_mask(site, flags, norm)
                 found.append(RowGroup(shard, group, np.flatnonzero(mask)))
         return found
 
-    def read_values(self, split: Split, group: RowGroup, site: SiteRecord, out: np.ndarray) -> None:
-        """Put the filtered rows of one row group into ``out`` ``[rows, width]`` float16."""
-        table = self._files[split][group.shard].read_row_group(
-            group.group, columns=[site.column], use_threads=False
-        )
-        # "clip" writes straight into out; the indices are known to be valid
-        np.take(_values(table[site.column], site.width), group.rows, axis=0, out=out, mode="clip")
+    def mapped(self, split: Split, site: SiteRecord) -> list[MappedColumn]:
+        """The activations of a site, shard by shard, where they lie in the files.
+
+        Raises:
+            MicroscopeError: ``bad_recording`` if somebody rewrote a shard in another layout.
+        """
+        return [MappedColumn(shard, site.column, site.width) for shard in self._shards[split]]
 
     def chunks(self, split: Split, site: SiteRecord, *, max_rows: int | None = None) -> Iterator[Chunk]:
         """All rows of a split in order, about a row group at a time and whole context windows each.
@@ -108,9 +110,9 @@ class Recording:
         columns = ["doc", "pos", "token", "flags", site.norm_column, site.column]
         held: Chunk | None = None
         given = 0
-        for file in self._files[split]:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=columns, use_threads=False)
+        for shard in self._shards[split]:
+            for group in range(shard.file.num_row_groups):
+                table = shard.file.read_row_group(group, columns=columns, use_threads=False)
                 plain = [table[name].to_numpy() for name in columns[:-1]]
                 chunk = Chunk._make((*plain, _values(table[site.column], site.width), np.empty(0, np.int64)))
                 if held is not None:
@@ -133,14 +135,14 @@ class Recording:
         length = self.manifest.context_length
         return np.concatenate([np.arange(first, last, length) for first, last in itertools.pairwise(runs)])
 
-    def _open_shards(self, split: Split) -> list[pq.ParquetFile]:
-        files = []
+    def _open_shards(self, split: Split) -> list[MappedShard]:
+        shards = []
         for shard in self.manifest.split(split).shards:
             path = self.folder / shard.file
             try:
-                file = pq.ParquetFile(path, memory_map=True)
-                rows = file.metadata.num_rows
-            except (pa.ArrowInvalid, OSError) as error:
+                mapped = MappedShard(path)
+                rows = mapped.file.metadata.num_rows
+            except (pa.ArrowInvalid, OSError, ValueError) as error:
                 raise MicroscopeError(
                     "bad_recording",
                     f"The shard {shard.file} of '{self.folder}' cannot be read; it may be truncated or missing.",
@@ -152,8 +154,8 @@ class Recording:
                     f"The shard {shard.file} has {rows} rows, the manifest says {shard.rows}.",
                     "Record it anew.",
                 )
-            files.append(file)
-        return files
+            shards.append(mapped)
+        return shards
 
 
 def _values(column: pa.ChunkedArray, width: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from microscope.activations.ahead import read_ahead
 from microscope.activations.manifest import SiteRecord
-from microscope.activations.reader import Recording, RowGroup
+from microscope.activations.reader import Recording
 from microscope.errors import MicroscopeError
 
 # Batches that wait to be asked for.
@@ -20,22 +20,29 @@ _BATCHES_AHEAD = 2
 
 
 class _Block(NamedTuple):
-    """Row groups that are in memory together, sorted; the order of their rows; how many of them to skip."""
+    """Row groups that are mixed, sorted; the order of their rows; how many of them to skip."""
 
     groups: tuple[int, ...]
     order: np.ndarray
     skip: int
 
 
+class _Places(NamedTuple):
+    """Of every row of a block its shard, and for every site its offset in there."""
+
+    shard: np.ndarray
+    offsets: list[np.ndarray]
+
+
 class ShuffledRows:
     """An endless stream of training rows in a true, seeded random order with bounded memory.
 
     Every epoch the row groups are permuted; as many as fit the buffer are loaded together and their
-    rows permuted. When everything fits, that is a uniform shuffle of the whole split, read once.
-    Else the rows of the next block are read into the places of those given out already, so that neither
-    a second buffer is needed nor a pause between blocks. The stream is a pure function of (recording,
-    filter, buffer, seed), so :attr:`position`, the number of rows given out, is all a checkpoint needs
-    to continue bit for bit.
+    rows permuted. When everything fits, that is a uniform shuffle of the whole split, read once. Else
+    the next block is read while this one is used up. Rows are copied once, from the mapped file into
+    their batch: the buffer is the system's file cache, read group by group and let go block by block.
+    The stream is a pure function of (recording, filter, buffer, seed), so :attr:`position`, the number
+    of rows given out, is all a checkpoint needs to continue bit for bit.
     """
 
     def __init__(
@@ -49,14 +56,15 @@ class ShuffledRows:
         target: SiteRecord | None = None,
     ) -> None:
         """With ``target`` a batch holds two sites of the same tokens, one after the other in every row."""
-        self._recording, self._seed = recording, seed
+        self._seed = seed
         self._sites = [site] if target is None else [site, target]
         groups = [recording.row_groups("train", s, keep_outliers=keep_outliers) for s in self._sites]
-        both = [
-            first._replace(rows=np.intersect1d(first.rows, last.rows, assume_unique=True))
-            for first, last in zip(groups[0], groups[-1], strict=True)
-        ]
-        self._groups = [g for g in both if len(g.rows)]
+        if target is not None:
+            groups[0] = [
+                first._replace(rows=np.intersect1d(first.rows, last.rows, assume_unique=True))
+                for first, last in zip(*groups, strict=True)
+            ]
+        self._groups = [g for g in groups[0] if len(g.rows)]
         self.rows_per_epoch = sum(len(g.rows) for g in self._groups)
         if not self.rows_per_epoch:
             raise MicroscopeError(
@@ -64,6 +72,7 @@ class ShuffledRows:
                 "No training token passes the token filter.",
                 "Record more text, or train with --keep-outliers.",
             )
+        self._columns = [recording.mapped("train", s) for s in self._sites]
         self._width = sum(s.width for s in self._sites)
         self._rows_per_block = max(1, buffer_bytes // (2 * self._width))
         self.position = 0
@@ -110,88 +119,54 @@ class ShuffledRows:
     def _count(self, groups: Iterable[int]) -> int:
         return sum(len(self._groups[g].rows) for g in groups)
 
-    # --- where they are in memory ---------------------------------------------------------------------
+    # --- where they are on disk -----------------------------------------------------------------------
 
     def _gathered(self, size: int, start: int) -> Iterator[np.ndarray]:
         """Batches of the stream, ``[size, width]``."""
-        largest = max(len(group.rows) for group in self._groups)
-        buffer = np.empty((max(min(self._rows_per_block, self.rows_per_epoch), largest), self._width), "<f2")
         batch, filled = np.empty((size, self._width), "<f2"), 0
-        places: np.ndarray | None = None
+        loaded: set[int] = set()
         for block, following in itertools.pairwise(self._schedule(start)):
-            if places is None:
-                places = np.arange(len(block.order))
-                self._fill(buffer, block.groups)
-            order = places[block.order]
-            refill = None
-            if following.groups != block.groups:
-                refill = _Refill(self, buffer, _unused(len(buffer), places), order, following.groups)
+            self._load(g for g in block.groups if g not in loaded)
+            places = self._places(block.groups)
+            coming = [g for g in following.groups if g not in block.groups]
+            loaded = set(following.groups)
             done = block.skip
-            while done < len(order):
-                some = order[done : done + size - filled]
-                np.take(buffer, some, axis=0, out=batch[filled : filled + len(some)], mode="clip")
+            while done < len(block.order):
+                some = block.order[done : done + size - filled]
+                self._pick(places, some, batch[filled : filled + len(some)])
                 done, filled = done + len(some), filled + len(some)
                 if filled == size:
                     yield batch
                     batch, filled = np.empty((size, self._width), "<f2"), 0
-                if refill is not None:
-                    refill.advance(done)
-            if refill is not None:
-                places = refill.places
+                # at the pace at which this block is used up, so that there is no pause before the next
+                left = len(coming) * (len(block.order) - done) // len(block.order)
+                self._load(coming[left:])
+                del coming[left:]
+            for group in (self._groups[g] for g in block.groups if g not in loaded):
+                for column in self._columns:
+                    column[group.shard].release(group.group)
 
-    def _fill(self, buffer: np.ndarray, groups: Iterable[int]) -> None:
-        """Read groups one after the other into the buffer."""
-        first = 0
+    def _load(self, groups: Iterable[int]) -> None:
+        """Read groups as a whole: their rows, picked one by one from a disk, would take far longer."""
         for group in (self._groups[g] for g in groups):
-            self.read(group, buffer[first : first + len(group.rows)])
-            first += len(group.rows)
+            for column in self._columns:
+                column[group.shard].load(group.group)
 
-    def read(self, group: RowGroup, out: np.ndarray) -> None:
-        """The rows of one group, all sites side by side."""
-        column = 0
-        for site in self._sites:
-            self._recording.read_values("train", group, site, out[:, column : column + site.width])
-            column += site.width
+    def _places(self, groups: Iterable[int]) -> _Places:
+        picked = [self._groups[g] for g in groups]
+        return _Places(
+            np.concatenate([np.full(len(g.rows), g.shard, np.int16) for g in picked]),
+            [np.concatenate([c[g.shard].offsets(g.group)[g.rows] for g in picked]) for c in self._columns],
+        )
 
-    def group(self, number: int) -> RowGroup:
-        return self._groups[number]
-
-
-class _Refill:
-    """Reads the next block into places of the buffer as they become free.
-
-    Row i of the next block goes to the i-th free place: the ``unused`` ones first, then those of the
-    present block in the ``order`` in which its rows are given out.
-    """
-
-    def __init__(
-        self,
-        rows: ShuffledRows,
-        buffer: np.ndarray,
-        unused: np.ndarray,
-        order: np.ndarray,
-        groups: tuple[int, ...],
-    ) -> None:
-        self._rows, self._buffer, self._unused = rows, buffer, len(unused)
-        self._waiting = [rows.group(g) for g in reversed(groups)]
-        self._read = 0
-        self.places = np.concatenate((unused, order))[: sum(len(g.rows) for g in self._waiting)]
-
-    def advance(self, given_out: int) -> None:
-        """Read the groups for which there is room after so many rows of the present block were given out."""
-        while self._waiting:
-            group = self._waiting[-1]
-            last = self._read + len(group.rows)
-            if last > self._unused + given_out:
-                return
-            values = np.empty((len(group.rows), self._buffer.shape[1]), self._buffer.dtype)
-            self._rows.read(group, values)
-            self._buffer[self.places[self._read : last]] = values
-            self._read = last
-            self._waiting.pop()
-
-
-def _unused(capacity: int, places: np.ndarray) -> np.ndarray:
-    free = np.ones(capacity, bool)
-    free[places] = False
-    return np.flatnonzero(free)
+    def _pick(self, places: _Places, rows: np.ndarray, out: np.ndarray) -> None:
+        """Copy rows of a block into ``out`` ``[rows, width]``, all sites side by side."""
+        shards = places.shard[rows]
+        by_shard = np.argsort(shards, kind="stable")  # a radix sort, for so small numbers
+        parts = np.split(by_shard, np.flatnonzero(np.diff(shards[by_shard])) + 1)
+        first = 0
+        for site, column, offsets in zip(self._sites, self._columns, places.offsets, strict=True):
+            target = np.ndarray((len(out),), f"V{2 * site.width}", out, 2 * first, (2 * self._width,))
+            for part in parts:
+                target[part] = column[shards[part[0]]].values[offsets[rows[part]]]
+            first += site.width

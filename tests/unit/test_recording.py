@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from benchmarks.contestants.store import SITE, write_recording
 from microscope.activations import OVERFLOW, Recording, ShuffledRows, record
 from microscope.activations.ahead import read_ahead
 from microscope.activations.corpus import open_corpus
@@ -276,21 +279,43 @@ def test_the_stream_is_what_its_definition_says(many_groups, buffer_bytes):
     assert np.array_equal(rows, wanted[: len(rows)])
 
 
-def test_one_block_of_memory_is_enough(many_groups, monkeypatch):
-    """The next block takes the places of rows given out: nothing larger than the buffer is allocated."""
-    rows = 300
-    sizes = []
-    empty = np.empty
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> tuple[Recording, np.ndarray]:
+    """20,000 rows of 256, 10 MB: row groups of several pages, whose headers leave rows at odd offsets."""
+    values = np.random.default_rng(0).standard_normal((20_000, 256), np.float32).astype(np.float16)
+    folder = tmp_path_factory.mktemp("wide") / "r"
+    write_recording(folder, values)
+    return Recording(folder), values
 
-    def watched(shape, *options, **named):
-        if isinstance(shape, tuple):
-            sizes.append(shape[0])
-        return empty(shape, *options, **named)
 
-    monkeypatch.setattr("microscope.activations.shuffled.np.empty", watched)
-    stream(many_groups, 6000, buffer_bytes=64 * rows)
-    assert sizes.count(rows) == 1
-    assert sorted(sizes)[-2] <= 128  # a row group
+@pytest.mark.parametrize("buffer_bytes", [2**22, 2**30])
+def test_rows_are_found_in_the_pages_and_not_kept(wide, buffer_bytes):
+    """What is allocated are batches and the places of rows, even where the buffer is all there is."""
+    recording, values = wide
+    column = recording.mapped("train", recording.site(SITE))[0]
+    places = np.concatenate([column.offsets(group) for group in range(3)])
+    assert np.array_equal(column.values[places].view("<f2").reshape(values.shape), values)
+    assert len(set(places % 512)) > 5  # several pages, and a header before each
+    stream = ShuffledRows(recording, recording.site(SITE), seed=0, buffer_bytes=buffer_bytes)
+    tracemalloc.start()
+    seen = sum(batch.float().sum().item() for batch in itertools.islice(stream.batches(500), 80))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seen == pytest.approx(2 * values.astype(np.float64).sum(), abs=1)
+    assert peak < 4e6
+
+
+@pytest.mark.parametrize("layout", [{"compression": "zstd"}, {"use_dictionary": True}])
+def test_a_shard_that_was_rewritten_is_refused_and_not_misread(wide, tmp_path, layout):
+    shutil.copytree(wide[0].folder, tmp_path / "r")
+    (shard,) = (tmp_path / "r").glob("train-*.parquet")
+    table = pq.read_table(shard)
+    pq.write_table(table, shard, **{"compression": "none", "use_dictionary": False, **layout})
+    recording = Recording(tmp_path / "r")
+    with pytest.raises(MicroscopeError) as caught:
+        ShuffledRows(recording, recording.site(SITE), seed=0, buffer_bytes=2**22)
+    assert caught.value.code == "bad_recording"
+    assert "not stored as plain rows" in caught.value.message
 
 
 def test_reading_ahead_gives_the_same_items_and_no_more_than_asked():
