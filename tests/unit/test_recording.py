@@ -22,7 +22,7 @@ from microscope.activations.ahead import read_ahead
 from microscope.activations.corpus import open_corpus
 from microscope.activations.forward import _stored
 from microscope.activations.manifest import SiteRecord
-from microscope.activations.writer import RecordingWriter, Rows
+from microscope.activations.writer import RecordingWriter, Rows, Running
 from microscope.errors import Cancelled, MicroscopeError
 from microscope.params import TraceParams
 from microscope.progress import Progress
@@ -181,6 +181,23 @@ def test_what_overflows_float16_is_flagged_and_counted(tmp_path, recording):
     assert flags.sum() == OVERFLOW
     assert (site.overflowed, site.outliers) == (1, 2)
     assert site.rms_norm == pytest.approx(2.0)
+
+
+def test_sums_are_exact_to_a_millionth():
+    """Against float64, with a direction whose mean is a hundred times its spread, and rows to leave out."""
+    random = np.random.default_rng(0)
+    values = random.normal(0, 1, (5000, 64))
+    values[:, 3] += 100
+    values = values.astype(np.float16)
+    ordinary = random.random(5000) < 0.9
+    running = Running(64)
+    for first in range(0, 5000, 700):
+        running.add(values[first : first + 700], ordinary[first : first + 700])
+    exact = values[ordinary].astype(np.float64)
+    assert running.count == ordinary.sum()
+    assert np.abs(running.total - exact.sum(0)).max() < 1e-6 * np.abs(exact).sum(0).max()
+    np.testing.assert_allclose(running.squares, (exact**2).sum(0), rtol=1e-6)
+    np.testing.assert_allclose(running.variance, exact.var(0), rtol=5e-3)
 
 
 # --- shuffling ------------------------------------------------------------------------------------------
