@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,31 +22,38 @@ class Doubt:
     once in bfloat16.
 
     Args:
-        x: ``[rows, d]``.
         weight: ``[latents, d]``.
         bias: ``[latents]``.
-        rough: the product that was rounded.
+        rough: the product with them that is rounded.
+
+    Attributes:
+        weight: ``‖w‖`` of each latent, ``[latents]``.
+        weight_lost: ``‖δw‖``.
+        bias_lost: what the bias lost.
     """
 
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor, rough: Bfloat16Product) -> None:
-        rounding = x.shape[1] * 2.0**-23
-        self._x, x_lost = _norms(x, x.bfloat16())
-        self._weight, weight_lost = _norms(weight, rough.weight)
-        self._x_lost = x_lost + rounding * self._x
-        self._x = self._x + x_lost  # at least ‖x̃‖
-        self._weight_lost = weight_lost
-        self._bias_lost = (bias - rough.bias).abs()
+    def __init__(self, weight: Tensor, bias: Tensor, rough: Bfloat16Product) -> None:
+        self.weight, self.weight_lost = _norms(weight.detach(), rough.weight)
+        self.bias_lost = (bias.detach() - rough.bias).abs()
+        self._most = (self.weight.max(), self.weight_lost.max(), self.bias_lost.max())
 
-    def per_row(self) -> Tensor:
-        """The largest doubt in each row, ``[rows]``."""
-        return self._x_lost * self._weight.max() + self._x * self._weight_lost.max() + self._bias_lost.max()
+    def of_rows(self, x: Tensor, rounded: Tensor) -> tuple[Tensor, Tensor]:
+        """What rows ``[rows, d]`` lost, the sum's own rounding included, and at least ``‖x̃‖``: ``[rows]`` each."""
+        norm, lost = _norms(x, rounded)
+        return lost + x.shape[1] * 2.0**-23 * norm, norm + lost
 
-    def of_pairs(self, row: np.ndarray, latent: np.ndarray, value: np.ndarray) -> np.ndarray:
-        """How far the exact value may be from each of these rounded ones, its own rounding included: ``[pairs]``."""
-        x_lost, x = self._x_lost.numpy()[row], self._x.numpy()[row]
-        weight, weight_lost = self._weight.numpy()[latent], self._weight_lost.numpy()[latent]
-        doubt: np.ndarray = x_lost * weight + x * weight_lost + self._bias_lost.numpy()[latent]
-        return doubt + HALF_ULP * np.abs(value)
+    def at_most(self, lost: Tensor, norm: Tensor) -> Tensor:
+        """The largest doubt in each of those rows, ``[rows]``."""
+        weight, weight_lost, bias_lost = self._most
+        return lost * weight + norm * weight_lost + bias_lost
+
+    def of_pairs(self, lost: Tensor, norm: Tensor, latent: Tensor, value: Tensor) -> Tensor:
+        """How far the exact value may be from each of these rounded ones, its own rounding included.
+
+        ``lost`` and ``norm`` are those of the pairs' rows; all are ``[pairs]``.
+        """
+        doubt = lost * self.weight[latent] + norm * self.weight_lost[latent] + self.bias_lost[latent]
+        return doubt + HALF_ULP * value.abs()
 
 
 @torch.no_grad()

@@ -7,22 +7,18 @@ activations, and both weight gradients, the latter from one sort of (latent, row
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from microscope.sae.cpu import pairs
+from microscope.sae.cpu.latents import ByLatent
+
 # Gathered rows are a buffer of at most this many numbers.
 _GATHER_LIMIT = 2**25
-
-with warnings.catch_warnings():
-    # torch says once per process that its sparse rows are "in beta state"
-    warnings.simplefilter("ignore")
-    torch.sparse_csr_tensor(
-        torch.tensor([0, 0]), torch.tensor([], dtype=torch.long), torch.tensor([]), (1, 1)
-    )
 
 
 class Winners(NamedTuple):
@@ -61,13 +57,8 @@ def decode_pairs(values: Tensor, winners: Winners, weight: Tensor) -> Tensor:
 
 def gather_dot(x: Tensor, winners: Winners, weight: Tensor) -> Tensor:
     """``x[row] · weight[latent]`` of every pair, ``[pairs]``, without materialising ``[pairs, d]``."""
-    pairs = len(winners.latent)
-    if x.device.type == "cpu" and pairs:
-        begins = torch.cat((winners.offsets, winners.offsets.new_tensor([pairs])))
-        where = torch.sparse_csr_tensor(
-            begins, winners.latent, x.new_zeros(pairs), (len(x), len(weight)), check_invariants=False
-        )
-        return torch.sparse.sampled_addmm(where, x, weight.T, beta=0.0).values()
+    if x.device.type == "cpu":
+        return pairs.dots(x, weight, winners.row, winners.latent)
     step = max(1, _GATHER_LIMIT // x.shape[1])
     parts = [
         torch.einsum("pd,pd->p", x[row], weight[latent])
@@ -103,18 +94,6 @@ class SparseGradients:
             self._row, rows, self._begins[:-1], per_sample_weights=coefficients, mode="sum"
         )
 
-    def part(self, coefficients: Tensor, rows: Tensor, first: int, last: int) -> Tensor:
-        """Latents ``first`` to ``last`` of :meth:`matrix`; it waits for the device."""
-        begins = self._begins[first : last + 1]
-        begin, end = int(begins[0]), int(begins[-1])
-        return F.embedding_bag(
-            self._row[begin:end],
-            rows,
-            begins[:-1] - begin,
-            per_sample_weights=coefficients[begin:end],
-            mode="sum",
-        )
-
     def vector(self, coefficients: Tensor) -> Tensor:
         """``[latents]``: for each latent the sum of its coefficients."""
         total = torch.zeros(self._latents, dtype=coefficients.dtype, device=coefficients.device)
@@ -122,7 +101,7 @@ class SparseGradients:
 
 
 class _Term(NamedTuple):
-    sums: SparseGradients
+    by_latent: ByLatent
     for_dec: Tensor
     error: Tensor
     for_enc: Tensor
@@ -130,10 +109,10 @@ class _Term(NamedTuple):
 
 
 class LatentGradients:
-    """Gradients of both matrices, kept as sums over winners until some latents' are asked for.
+    """Gradients of both matrices on a CPU, kept as sums over winners until some latents' are asked for.
 
-    A step on a CPU asks for some latents at a time and uses them up while they are in the
-    cache, so that the full matrices never exist.
+    A step asks for some latents at a time and uses them up while they are in the cache, so that
+    the full matrices never exist.
     """
 
     def __init__(self) -> None:
@@ -142,19 +121,15 @@ class LatentGradients:
     def add(self, term: _Term) -> None:
         self._terms.append(term)
 
-    def decoder(self, first: int, last: int) -> Tensor | None:
-        """dL/dW_dec of some latents, ``[latents, d_out]``; None if nothing was added."""
-        return _total([t.sums.part(t.for_dec, t.error, first, last) for t in self._terms])
+    def add_decoder(self, first: int, last: int, out: np.ndarray) -> None:
+        """Add dL/dW_dec of latents ``first`` to ``last`` to ``out``, ``[last − first, d_out]``."""
+        for term in self._terms:
+            term.by_latent.add(term.for_dec, term.error, first, last, out)
 
-    def encoder(self, first: int, last: int) -> Tensor | None:
-        """dL/dW_enc of some latents, ``[latents, d_in]``; None if nothing was added."""
-        return _total([t.sums.part(t.for_enc, t.centred, first, last) for t in self._terms])
-
-
-def _total(parts: list[Tensor]) -> Tensor | None:
-    for other in parts[1:]:
-        parts[0].add_(other)
-    return parts[0] if parts else None
+    def add_encoder(self, first: int, last: int, out: np.ndarray) -> None:
+        """Add dL/dW_enc of latents ``first`` to ``last`` to ``out``, ``[last − first, d_in]``."""
+        for term in self._terms:
+            term.by_latent.add(term.for_enc, term.centred, first, last, out)
 
 
 class SparseAutoencode(torch.autograd.Function):
@@ -194,8 +169,10 @@ class SparseAutoencode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _active: Tensor) -> tuple[Tensor | None, ...]:
-        gate, gradients = _through(ctx, grad.contiguous(), None)
-        w_enc = ctx.saved_tensors[1]
+        _, w_enc, w_dec, active = ctx.saved_tensors
+        grad = grad.contiguous()
+        gate = gather_dot(grad, ctx.winners, w_dec) * (active > 0)
+        gradients = _through(ctx, grad, gate, active)
         g_x = decode_pairs(gate, ctx.winners, w_enc) if ctx.needs_input_grad[0] else None
         return g_x, *gradients, None, None, None
 
@@ -228,39 +205,46 @@ class SparseFit(torch.autograd.Function):
         ``[rows, d_out]``; ``pre`` are the winners' pre-activations.
         """
         active = pre.relu()
-        error = decode_pairs(active, winners, w_dec).add_(base).sub_(target)
+        if target.device.type == "cpu":
+            error, gate = pairs.fit(active, winners.latent, winners.offsets, w_dec, base, target)
+        else:
+            error = decode_pairs(active, winners, w_dec).add_(base).sub_(target)
+            gate = gather_dot(error, winners, w_dec) * (active > 0)
         ctx.winners, ctx.sink, ctx.flat_base = winners, sink, base.dim() == 1
-        ctx.save_for_backward(centred, w_enc, w_dec, active, error, total)
+        ctx.save_for_backward(centred, w_enc, w_dec, active, error, gate, total)
         ctx.mark_non_differentiable(error, active)
         return energy(error) / total, error, active
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _error: Tensor, _active: Tensor) -> tuple[Tensor | None, ...]:
-        error, total = ctx.saved_tensors[4:]
+        active, error, gate, total = ctx.saved_tensors[3:]
         scale = 2 * grad / total
-        _, gradients = _through(ctx, error, scale)
+        gradients = _through(ctx, error, gate * scale, active * scale)
         g_base = (error.sum(0) if ctx.flat_base else error) * scale
         return None, *gradients, g_base, None, None, None, None, None
 
 
 def _through(
-    ctx: Any, error: Tensor, scale: Tensor | None
-) -> tuple[Tensor, tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]]:
-    """dL/dpre ``[pairs]`` and the gradients of W_enc, b_enc, W_dec and b_pre from that of the output, ``scale · error``."""
-    centred, w_enc, w_dec, active = ctx.saved_tensors[:4]
+    ctx: Any, error: Tensor, for_enc: Tensor, for_dec: Tensor
+) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of W_enc, b_enc, W_dec and b_pre.
+
+    They are sums over pairs: of ``for_enc · centred`` for the encoder, ``for_dec · error`` for the decoder.
+    """
+    centred, w_enc = ctx.saved_tensors[:2]
     winners: Winners = ctx.winners
-    gate = gather_dot(error, winners, w_dec) * (active > 0)
-    if scale is not None:
-        gate, active = gate * scale, active * scale
-    sums = SparseGradients(winners, len(w_enc))
-    for_enc, for_dec = sums.sorted(gate), sums.sorted(active)
-    g_bias = sums.vector(for_enc)
+    if ctx.sink is None:
+        sums = SparseGradients(winners, len(w_enc))
+        sorted_enc = sums.sorted(for_enc)
+        g_bias = sums.vector(sorted_enc)
+        g_enc, g_dec = sums.matrix(sorted_enc, centred), sums.matrix(sums.sorted(for_dec), error)
+    else:
+        by_latent = ByLatent(winners.row, winners.latent, len(w_enc))
+        ctx.sink.add(_Term(by_latent, for_dec, error, for_enc, centred))
+        g_bias, g_enc, g_dec = by_latent.totals(for_enc), None, None
     # b_pre reaches the output, negatively, through every encoder row that won
     g_pre = -(g_bias @ w_enc) if ctx.needs_input_grad[4] else None
-    if ctx.sink is not None:
-        ctx.sink.add(_Term(sums, for_dec, error, for_enc, centred))
-        return gate, (None, g_bias, None, g_pre)
-    return gate, (sums.matrix(for_enc, centred), g_bias, sums.matrix(for_dec, error), g_pre)
+    return g_enc, g_bias, g_dec, g_pre
 
 
 def energy(x: Tensor) -> Tensor:

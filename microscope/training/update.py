@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from microscope.sae import SparseAutoencoder
-from microscope.sae.base import drop_parallel, make_unit
+from microscope.sae.cpu.compiled import in_pieces
+from microscope.sae.cpu.latents import adam
 from microscope.sae.kernels import LatentGradients
 
 # So many numbers of each matrix are updated at once: fewer do not pay for their calls, more leave the cache.
-_PIECE = 2**20
+_PIECE = 2**17
 
 
 def begin_moments(optimiser: torch.optim.Adam) -> None:
@@ -31,42 +35,61 @@ def step_in_pieces(sae: SparseAutoencoder, optimiser: torch.optim.Adam, sink: La
     The two matrices' gradients are those in ``sink`` plus any of their own; everything else has its own.
     The moments of latents that did not win decay as ever: this is Adam to the letter.
     """
+    groups = {id(group["params"][0]): group for group in optimiser.param_groups}
+    matrices = [
+        (_Rows(optimiser, groups[id(sae.W_dec)], unit=True), sink.add_decoder),
+        (_Rows(optimiser, groups[id(sae.W_enc)], unit=False), sink.add_encoder),
+    ]
+
+    def piece(first: int, last: int) -> None:
+        for rows, add in matrices:
+            grad = rows.own_gradient(first, last)
+            add(first, last, grad)
+            rows.step(first, last, grad)
+
+    in_pieces(piece, len(sae.W_dec), max(1, _PIECE // sae.W_dec.shape[1]))
     for group in optimiser.param_groups:
         (parameter,) = group["params"]
         if parameter is not sae.W_enc and parameter is not sae.W_dec:
-            _adam(optimiser, parameter, parameter.grad, slice(None))
-    latents, width = sae.W_dec.shape
-    size = max(1, _PIECE // width)
-    for first in range(0, latents, size):
-        last = min(first + size, latents)
-        rows = slice(first, last)
-        grad = _sum(sink.decoder(first, last), sae.W_dec.grad, rows)
-        unit = sae.W_dec[rows]
-        drop_parallel(grad, unit)
-        _adam(optimiser, sae.W_dec, grad, rows)
-        make_unit(unit)
-        _adam(optimiser, sae.W_enc, _sum(sink.encoder(first, last), sae.W_enc.grad, rows), rows)
-    for group in optimiser.param_groups:
-        optimiser.state[group["params"][0]]["step"] += 1
+            _adam(optimiser, group, parameter)
+        optimiser.state[parameter]["step"] += 1
 
 
-def _sum(sparse: Tensor | None, dense: Tensor | None, rows: slice) -> Tensor:
-    if sparse is None:
-        assert dense is not None
-        return dense[rows]
-    return sparse if dense is None else sparse.add_(dense[rows])
+class _Rows:
+    """A matrix that is updated some rows at a time."""
+
+    def __init__(self, optimiser: torch.optim.Adam, group: dict[str, Any], *, unit: bool) -> None:
+        (parameter,) = group["params"]
+        state = optimiser.state[parameter]
+        self._grad = None if parameter.grad is None else parameter.grad.numpy()
+        self._arrays = [t.detach().numpy() for t in (parameter, state["exp_avg"], state["exp_avg_sq"])]
+        self._settings = {
+            "rate": group["lr"],
+            "betas": group["betas"],
+            "eps": group["eps"],
+            "step": int(state["step"]) + 1,
+            "unit": unit,
+        }
+
+    def own_gradient(self, first: int, last: int) -> np.ndarray:
+        """A copy of what is known beside the sums over winners."""
+        parameter = self._arrays[0][first:last]
+        return np.zeros_like(parameter) if self._grad is None else self._grad[first:last].copy()
+
+    def step(self, first: int, last: int, grad: np.ndarray) -> None:
+        parameter, mean, square = (array[first:last] for array in self._arrays)
+        adam(parameter, mean, square, grad, **self._settings)
 
 
-def _adam(optimiser: torch.optim.Adam, parameter: Tensor, grad: Tensor | None, rows: slice) -> None:
-    """The optimiser's own kernel on some rows; their count of steps is one ahead of what is kept."""
-    assert grad is not None
-    (group,) = (g for g in optimiser.param_groups if g["params"][0] is parameter)
+def _adam(optimiser: torch.optim.Adam, group: dict[str, Any], parameter: Tensor) -> None:
+    """The optimiser's own kernel; its count of steps is one ahead of what is kept."""
+    assert parameter.grad is not None
     state = optimiser.state[parameter]
     torch._fused_adam_(
-        [parameter[rows]],
-        [grad],
-        [state["exp_avg"][rows]],
-        [state["exp_avg_sq"][rows]],
+        [parameter],
+        [parameter.grad],
+        [state["exp_avg"]],
+        [state["exp_avg_sq"]],
         [],
         [state["step"] + 1],
         lr=group["lr"],

@@ -7,18 +7,13 @@ import pytest
 import torch
 
 from microscope.sae import selection
+from microscope.sae.cpu import search
 from microscope.sae.doubt import HALF_ULP, Doubt
 from microscope.sae.product import Bfloat16Product, product
-from microscope.sae.selection import (
-    Pairs,
-    _kth_of_rows,
-    top_k,
-    winners_of_batch,
-    winners_of_rows,
-)
+from microscope.sae.selection import top_k, winners_of_batch, winners_of_rows
 
-# latents and k that are searched block by block, and others that are not
-SHAPES = [(512, 6), (4096, 32), (500, 6), (96, 8)]
+# latents and k that are searched block by block, and the last two that are not
+SHAPES = [(512, 6), (4096, 32), (4097, 33), (500, 6), (96, 30), (31, 31)]
 
 
 def problem(latents: int, *, rows: int = 150, d: int = 48, spread: float = 1.0) -> tuple[torch.Tensor, ...]:
@@ -35,7 +30,7 @@ def sets(rows: torch.Tensor, latents: torch.Tensor) -> set[tuple[int, int]]:
 @pytest.mark.parametrize(("latents", "k"), [*SHAPES, (16384, 64), (8192 + 64, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_top_k_of_rows_is_exact(latents, k, dtype):
-    pre = torch.randn(37, latents, generator=torch.Generator().manual_seed(1)).to(dtype)
+    pre = torch.randn(87, latents, generator=torch.Generator().manual_seed(1)).to(dtype)
     values, indices = top_k(pre, k)
     assert values.dtype == dtype
     assert torch.equal(values.sort(1).values, pre.topk(k, dim=1).values.sort(1).values)
@@ -45,7 +40,7 @@ def test_top_k_of_rows_is_exact(latents, k, dtype):
 
 @pytest.mark.parametrize("fill", [0.0, -3.0])
 def test_ties_give_distinct_latents(fill):
-    _, indices = top_k(torch.full((4, 8192), fill), 16)
+    _, indices = top_k(torch.full((70, 8192), fill), 16)
     assert all(len(set(row)) == 16 for row in indices.tolist())
 
 
@@ -101,11 +96,12 @@ def test_the_doubt_about_a_bfloat16_product_is_a_true_bound(aligned):
     product = Bfloat16Product(weight, bias, len(x))
     rough = product(x).double()
     exact = x.double() @ weight.double().T + bias.double()
-    doubt = Doubt(x, weight, bias, product)
-    per_row = doubt.per_row().double()[:, None]
+    doubt = Doubt(weight, bias, product)
+    lost, norm = doubt.of_rows(x, x.bfloat16())
+    per_row = doubt.at_most(lost, norm).double()[:, None]
     assert bool(((rough - exact).abs() <= per_row + HALF_ULP * rough.abs()).all())
-    row, latent = np.divmod(np.arange(rough.numel()), rough.shape[1])
-    of_pairs = torch.from_numpy(doubt.of_pairs(row, latent, rough.float().numpy().reshape(-1))).view_as(rough)
+    row, latent = (torch.from_numpy(a) for a in np.divmod(np.arange(rough.numel()), rough.shape[1]))
+    of_pairs = doubt.of_pairs(lost[row], norm[row], latent, rough.float().reshape(-1)).view_as(rough)
     assert bool(((rough - exact).abs() <= of_pairs).all())
     assert bool((of_pairs <= (per_row + HALF_ULP * rough.abs()) * (1 + 1e-6)).all())
 
@@ -132,9 +128,55 @@ def test_weights_laid_out_beforehand_give_the_same_winners(monkeypatch):
 
 
 def test_blocks_are_used_where_the_tests_above_mean_them_to_be():
-    cpu = torch.device("cpu")
-    used = [selection._in_blocks(cpu, latents, k) for latents, k in SHAPES]
-    assert used == [True, True, False, False]
+    used = [search._blocks(latents, k) < latents for latents, k in SHAPES]
+    assert used == [True, True, True, True, False, False]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize(("latents", "k"), SHAPES)
+def test_the_search_of_other_devices_agrees(latents, k, elsewhere, monkeypatch):
+    """What runs on a GPU, run here: the same winners, by row and over the batch."""
+    x, weight, bias = problem(latents)
+    exact = x.double() @ weight.double().T + bias.double()
+    monkeypatch.setattr(selection, "_compiled", lambda x: not elsewhere)
+    for bfloat16 in (False, True):
+        _, indices = winners_of_rows(x, weight, bias, k, bfloat16=bfloat16)
+        assert torch.equal(indices.sort(1).values, exact.topk(k, dim=1).indices.sort(1).values)
+        winners, _, _ = winners_of_batch(x, weight, bias, k, bfloat16=bfloat16)
+        best = exact.reshape(-1).topk(k * len(x)).indices
+        assert sets(winners.row, winners.latent) == sets(best // latents, best % latents)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("latents", [4096, 77])
+def test_entries_that_reach_a_cut_are_found_whatever_their_sign(latents, dtype):
+    pre = torch.randn(300, latents, generator=torch.Generator().manual_seed(2)).to(dtype)
+    cut = np.linspace(-2, 2, 300, dtype=np.float32)
+    pairs = search.reaching(pre, cut)
+    missed = pre.float().numpy() >= cut[:, None]
+    missed[pairs.row, pairs.latent] = False
+    assert not missed.any()
+    assert np.array_equal(pairs.value, pre.float().numpy()[pairs.row, pairs.latent])
+    assert (np.diff(pairs.row) >= 0).all()
+    # a cut between two numbers of the narrow type lets the lower one through
+    tolerance = 0 if dtype == torch.float32 else 2**-7
+    assert (pairs.value >= cut[pairs.row] - tolerance * np.abs(cut[pairs.row])).all()
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    x, weight, bias = problem(4096, rows=600)
+    threads = torch.get_num_threads()
+    found = []
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        try:
+            found.append(winners_of_rows(x, weight, bias, 32, bfloat16=True))
+            assert torch.get_num_threads() == number
+        finally:
+            torch.set_num_threads(threads)
+    for values, indices in found[1:]:
+        assert torch.equal(values, found[0][0])
+        assert torch.equal(indices, found[0][1])
 
 
 def test_infinite_weights_are_passed_on_for_the_loop_to_report():
@@ -159,13 +201,3 @@ def test_rows_that_leave_everything_open_are_decided_exactly(open_rows):
     wanted = exact.topk(4, dim=1)
     assert torch.equal(indices.sort(1).values, wanted.indices.sort(1).values)
     assert torch.allclose(values.sort(1).values, wanted.values.sort(1).values, atol=1e-5)
-
-
-def test_the_kth_largest_of_uneven_rows():
-    rng = np.random.default_rng(0)
-    counts = [5, 400, 4, 33, 800]
-    pairs = Pairs(np.repeat(np.arange(5), counts), np.arange(sum(counts)), rng.random(sum(counts)))
-    wanted = [np.sort(pairs.value[pairs.row == row])[-4] for row in range(5)]
-    assert _kth_of_rows(pairs, 5, 4).tolist() == wanted
-    only_wide = pairs.where(pairs.row == 1)
-    assert _kth_of_rows(only_wide._replace(row=only_wide.row * 0), 1, 4).tolist() == [wanted[1]]
