@@ -4,56 +4,141 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from benchmarks import inputs, live_compute, toggle
-from benchmarks.contest import Settings
-from benchmarks.report import Section, footer
-from microscope.models import LoadedModel, load_model
+from benchmarks import inputs, live_decoding, toggle
+from benchmarks.contest import Contest, Contestant, Settings, Standing, run
+from benchmarks.report import Section, footer, goal, section
+from microscope.models import load_model
 
 _PROMPT_TOKENS = 128
-_Measure = Callable[[LoadedModel, str, Settings], dict[str, dict[str, float]]]
+_STRENGTH = 30.0
+_PRECISIONS = ("float32", "bfloat16")
+_PLAIN = "plain forward"
+_ALL, _HALF, _LAST = "toggle, all positions", "toggle, from the middle", "toggle, last 8"
+_SEEN = "back to a seen state"
+# Compute as a share of the plain forward pass of the same prompt.
+_SHARES = {_ALL: 0.47, _HALF: 0.33, _LAST: 0.15}
+_SEEN_MILLISECONDS = 3.0
+_DECODING_TO_PLAIN, _PATCHED_TO_UNPATCHED = 1.2, 0.95
 
 
 def sections(settings: Settings) -> Iterator[Section]:
     """Compute in both precisions, then round trips."""
-    for dtype in ("float32", "bfloat16"):
+    for dtype in _PRECISIONS:
         title = f"Live, compute of a toggle, {dtype}"
-        yield Section(title, lambda d=dtype, t=title: _compute(settings, d, t, _toggles, _TOGGLE))
+        yield Section(title, lambda d=dtype, t=title: _toggles(settings, d, t))
         title = f"Live, a generated token, {dtype}"
-        yield Section(title, lambda d=dtype, t=title: _compute(settings, d, t, _decoding, _TOKEN))
+        yield Section(title, lambda d=dtype, t=title: _decoding(settings, d, t))
     title = "Live, round trips"
     yield Section(title, lambda: _round_trips(settings, title))
 
 
-_TOGGLE = (
-    f"One edit at block {live_compute.LAYER} of SmolLM2-135M with a strength not seen before, on a prompt of "
-    f"{_PROMPT_TOKENS} tokens, to the next token's logits. Time as a ratio to the plain Hugging Face forward pass."
-)
-_TOKEN = "A greedily generated token with keys and values kept, as a ratio to plain Hugging Face."
+# --- compute of a toggle ------------------------------------------------------------------------------
 
 
-def _toggles(loaded: LoadedModel, prompt: str, settings: Settings) -> dict[str, dict[str, float]]:
-    return live_compute.toggles(loaded, prompt, _PROMPT_TOKENS, settings.rounds)
+def _prompt(settings: Settings) -> tuple[str, list[int]]:
+    """A text of exactly so many tokens, and the tokens."""
+    tokenizer = load_model(str(inputs.model_folder(settings)), dtype="bfloat16", device="cpu").tokenizer
+    speech = min(inputs.corpus_folder(settings).rglob("*.txt")).read_text()[:8000]
+    ids = tokenizer(speech)["input_ids"]
+    for start in range(len(ids) - _PROMPT_TOKENS):  # some pieces are tokenised differently alone
+        chosen = ids[start : start + _PROMPT_TOKENS]
+        text = tokenizer.decode(chosen)
+        if tokenizer(text)["input_ids"] == chosen:
+            return text, chosen
+    raise AssertionError("no piece of the speech is tokenised alone as it is within")
 
 
-def _decoding(loaded: LoadedModel, prompt: str, settings: Settings) -> dict[str, dict[str, float]]:
-    return live_compute.decoding(loaded, prompt, settings.rounds, 8 if settings.quick else 24)
+def _toggles(settings: Settings, dtype: str, title: str) -> str:
+    contest = Contest(
+        title,
+        "toggles/s",
+        f"One edit at block {inputs.LAYER} of SmolLM2-135M with a strength not seen before, on a prompt of "
+        f"{_PROMPT_TOKENS} tokens, to the next token's logits. The peers reuse nothing, so theirs takes the same "
+        "time wherever the edit acts.",
+        tuple(_contestants(settings, dtype)),
+    )
+    standings = run(contest, settings)
+    return "\n".join([section(contest, standings, settings), "", *_toggle_goals(standings)])
 
 
-def _compute(settings: Settings, dtype: str, title: str, measure: _Measure, about: str) -> str:
+def _contestants(settings: Settings, dtype: str) -> Iterator[Contestant]:
+    text, ids = _prompt(settings)
+    options = {
+        "model": str(inputs.model_folder(settings)),
+        "ids": ids,
+        "dtype": dtype,
+        "layer": inputs.LAYER,
+        "strength": _STRENGTH,
+        "times": 1 if settings.quick else 4,
+    }
+    own = {**options, "text": text}
+    packages = ("torch", "transformers")
+    for name, start in ((_ALL, 0), (_HALF, _PROMPT_TOKENS // 2), (_LAST, _PROMPT_TOKENS - 8)):
+        yield Contestant(name, "live_ours:toggle", {**own, "start": start}, packages=packages, compared=True)
+    yield Contestant(_SEEN, "live_ours:seen", {**own, "times": 50}, packages=packages)
+    for name, entry, package in (
+        (_PLAIN, "plain", "transformers"),
+        ("plain forward with a hook", "hooked", "transformers"),
+        ("PEFT adapter switched, forward", "peft", "peft"),
+    ):
+        yield Contestant(
+            name, f"live_peers:{entry}", options, "peer", (package,), compared=entry == "plain", own=True
+        )
+    for name, entry, package in (
+        ("nnsight", "nnsight", "nnsight"),
+        ("TransformerLens, bridge", "lens_bridge", "transformer-lens"),
+        ("TransformerLens, HookedTransformer", "lens_hooked", "transformer-lens"),
+    ):
+        yield Contestant(name, f"live_peers:{entry}", options, "peer", (package,))
+
+
+def _toggle_goals(standings: list[Standing]) -> Iterator[str]:
+    by_name = {s.contestant.name: s for s in standings}
+    plain = by_name[_PLAIN]
+    for name, share in _SHARES.items():
+        if by_name[name].rates and plain.rates:
+            yield goal(f"{name}, share of a plain forward", plain.ratio(by_name[name]).median, most=share)
+    if by_name[_SEEN].rates:
+        slowest = 1000 / min(by_name[_SEEN].rates)
+        yield goal(f"{_SEEN}, ms in the slowest round", slowest, most=_SEEN_MILLISECONDS)
+
+
+# --- a generated token --------------------------------------------------------------------------------
+
+
+def _decoding(settings: Settings, dtype: str, title: str) -> str:
     torch.set_num_threads(settings.threads)
-    loaded = load_model(str(inputs.model_folder(settings)), dtype=dtype, device="cpu")
-    speech = min(inputs.corpus_folder(settings).rglob("*.txt"))
-    rows = measure(loaded, speech.read_text()[:4000], settings)
-    lines = ["| | ms | time ÷ plain | spread |", "|---|---|---|---|"]
+    speech = min(inputs.corpus_folder(settings).rglob("*.txt")).read_text()[:1000]
+    tokens = 24 if settings.quick else 24 * settings.rounds
+    rows = live_decoding.decoding(str(inputs.model_folder(settings)), speech, dtype, inputs.LAYER, tokens)
+    lines = ["| | ms | speed ÷ plain | speed ÷ unpatched |", "|---|---|---|---|"]
     lines += [
-        f"| {name} | {r['ms']:.1f} | {r['ratio']:.3f} | {r['spread']:.2f} |" for name, r in rows.items()
+        f"| {name} | {r.milliseconds:.1f} | {1 / r.to_plain:.2f} | {1 / r.to_unpatched:.2f} |"
+        for name, r in rows.items()
     ]
-    return "\n".join([f"## {title}", "", about, "", *lines, "", footer(settings, settings.rounds)])
+    about = (
+        "A greedily generated token with keys and values kept; the columns are written in one process, token by "
+        f"token in turn, {tokens} tokens each. Patched: one feature of 4,096 multiplied by 3."
+    )
+    ours = {name: row for name, row in rows.items() if name != live_decoding.PLAIN}
+    patched = {name: row for name, row in ours.items() if name != live_decoding.UNPATCHED}
+    goals = [
+        goal(f"{name}, speed ÷ plain", 1 / row.to_plain, least=_DECODING_TO_PLAIN)
+        for name, row in ours.items()
+    ]
+    goals += [
+        goal(f"{name}, speed ÷ unpatched", 1 / row.to_unpatched, least=_PATCHED_TO_UNPATCHED)
+        for name, row in patched.items()
+    ]
+    return "\n".join([f"## {title}", "", about, "", *lines, "", footer(settings, 1), "", *goals])
+
+
+# --- round trips --------------------------------------------------------------------------------------
 
 
 def _round_trips(settings: Settings, title: str) -> str:
@@ -65,12 +150,24 @@ def _round_trips(settings: Settings, title: str) -> str:
             target.parent.mkdir(parents=True, exist_ok=True)
             (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
         rows = toggle.run(
-            users=[1] if settings.quick else [1, 4, 8],
-            toggles=5 if settings.quick else 100,
-            tokens=32,
+            users=[1, 8] if settings.quick else [1, 4, 8],
+            seconds=8 if settings.quick else 40,
+            tokens=64,
             data_dir=data,
         )
     about = (
-        "From sending a plan over a WebSocket to having its answer, on loopback, in ms; every state is new."
+        "From sending a plan over a WebSocket to having its answer, on loopback, in ms. Everybody toggles once a "
+        "second, and every state is new but those of the last row."
     )
-    return "\n".join([f"## {title}", "", about, "", toggle.table(rows), "", footer(settings, 1)])
+    lines = [
+        f"## {title}",
+        "",
+        about,
+        "",
+        toggle.table(rows),
+        "",
+        footer(settings, 1),
+        "",
+        *toggle.goals(rows),
+    ]
+    return "\n".join(lines)

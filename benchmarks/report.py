@@ -101,6 +101,13 @@ def _in_short(columns: list[Standing], standings: list[Standing]) -> Iterator[st
             yield f"- {mine.contestant.name}: {', '.join(said)}"
 
 
+def goal(what: str, value: float, *, most: float | None = None, least: float | None = None) -> str:
+    """A line that says whether a figure keeps its bound."""
+    kept = (most is None or value <= most) and (least is None or value >= least)
+    bound = f"≤ {most:g}" if most is not None else f"≥ {least:g}"
+    return f"- goal {'met' if kept else '**missed**'}: {what} {value:.3g} ({bound})"
+
+
 def footer(settings: Settings, rounds: int, versions: Mapping[str, str] | None = None) -> str:
     """When, where and how often was measured."""
     used = "".join(f"; {name} {version}" for name, version in sorted((versions or {}).items()))

@@ -1,7 +1,7 @@
 """Round-trip time of a toggle: from sending a plan over a real WebSocket to having its answer.
 
-Starts the whole portal on a folder of its own (daphne, Celery, Valkey, the resident worker), records and
-trains a small SAE on the demo model through the job system, and lets people toggle at once. What is
+Starts the whole portal on a folder of its own (daphne, Celery, Valkey, the resident worker) with the demo
+model and an SAE, and lets people toggle at once. What is
 measured is what a browser would wait for, on loopback; the time the resident worker computed and the time
 the request waited for its turn are in every answer, and the rest is the overhead of the way.
 """
@@ -13,17 +13,25 @@ import asyncio
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contestants.live_ours import stand_in
+from benchmarks.report import goal
+from microscope.remote import Workbench
+from microscope.sae import save_sae
 from workbench.demo import assets, patching
 from workbench.demo.patching import quantile, scale_edit, wait_until_ready
 from workbench.demo.portal import Portal, Socket
 from workbench.supervisor import Supervisor, free_port, wait_for_web
 
-LAYER = 15
+LAYER, WIDTH = 15, 576
+# Milliseconds: round trip with most people (p95), overhead (p50, p95), compute of a seen state.
+_ROUND_TRIP, _OVERHEAD, _SEEN = 400.0, (8.0, 20.0), 3.0
+_WARM_UP = 3
 _PASSWORD = "only-for-this-benchmark"
 _WORDS = " ".join([patching.PROMPT] * 8).split()
 
@@ -32,6 +40,7 @@ _WORDS = " ".join([patching.PROMPT] * 8).split()
 class Times:
     """Milliseconds of every toggle: the round trip, of which computing and waiting for a turn."""
 
+    tokens: int = 0
     total: list[float] = field(default_factory=list)
     compute: list[float] = field(default_factory=list)
     queued: list[float] = field(default_factory=list)
@@ -42,54 +51,53 @@ class Times:
         return [t - c - q for t, c, q in zip(self.total, self.compute, self.queued, strict=True)]
 
 
-def prepare(portal: Portal, model_file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A loaded model and an SAE of it: quickly trained, since its quality changes no time."""
+# By number of people, and whether the states were new.
+Rows = dict[tuple[int, bool], Times]
+
+
+def prepare(portal: Portal, model_file: Path, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A loaded model and an SAE for it, a random one, since its quality changes no time."""
     project = portal.post("/projects", {"name": "Benchmark"})
     body = {"project": project["id"], "name": "model", "source": "gguf", "reference": str(model_file)}
     made = portal.post("/models", body)
     portal.wait(made["job"]["id"], lambda job: None)
     model = made["model"]
-    corpus = portal.post(
-        "/corpora",
-        {"project": project["id"], "name": "text", "kind": "builtin", "reference": assets.CORPUS_NAME},
-    )
-    trace = {"layers": [LAYER], "tokens": 20_000, "tokens_per_document": 896}
-    recorded = portal.post(
-        "/recordings", {"model": model["id"], "corpus": corpus["id"], "name": "acts", "params": trace}
-    )
-    portal.wait(recorded["job"]["id"], lambda job: None)
-    train = {"layer": LAYER, "width": 4096, "k": 32, "tokens": 100_000}
-    trained = portal.post("/saes", {"recording": recorded["recording"]["id"], "name": "sae", "params": train})
-    portal.wait(trained["job"]["id"], lambda job: None)
+    token = portal.post("/tokens", {"name": "benchmark", "scopes": ["write", "jobs", "artifacts"]})["secret"]
+    save_sae(stand_in(WIDTH, LAYER), folder / "sae")
+    with Workbench(portal.url, token) as workbench:
+        job = workbench.import_sae(folder / "sae", model=model["id"], name="sae")
+    portal.wait(job.id, lambda job: None)
     portal.post(f"/models/{model['id']}/load")
-    return model, portal.get(f"/saes/{trained['sae']['id']}")
+    found = portal.find("/saes", "sae", project=project["id"])
+    assert found is not None
+    return model, portal.get(f"/saes/{found['id']}")
 
 
-async def open_prompt(socket: Socket, tokens: int) -> None:
-    """Open a session on a prompt of exactly so many tokens."""
+async def open_prompt(socket: Socket, tokens: int) -> int:
+    """Open a session on the longest beginning of the text that has at most so many tokens; returns how many."""
     words = tokens
-    while words > 0:
+    while True:
         await socket.send("open", prompt=" ".join(_WORDS[:words]))
         found = len((await socket.expect("opened"))["prompt"])
-        if found == tokens:
-            return
-        words -= max(1, (found - tokens) // 2) if found > tokens else -1
-    raise AssertionError(f"no beginning of the text has {tokens} tokens")
+        if found <= tokens or words == 1:
+            return found
+        words -= max(1, (found - tokens) // 2)
 
 
 async def measure(
-    portal: Portal, model: str, sae: dict[str, Any], *, users: int, toggles: int, tokens: int, every: float
+    portal: Portal, model: str, sae: dict[str, Any], *, users: int, seconds: float, tokens: int, new: bool
 ) -> Times:
-    """Let so many people toggle. Every state is new: the strength differs each time, as on a slider.
+    """Let so many people toggle, once a second each, evenly spread over the second.
 
     Args:
         portal: signed in.
         model: id of the loaded model.
         sae: whose features are edited.
         users: how many sockets at once.
-        toggles: how many of each.
+        seconds: how long.
         tokens: length of the prompt.
-        every: seconds between one person's toggles; 0 sends the next as soon as the answer is there.
+        new: every state is new, the strength differing each time as on a slider; else a patch seen before
+            goes off and on again.
     """
     times = Times()
     async with AsyncExitStack() as stack:
@@ -97,50 +105,71 @@ async def measure(
         features = []
         for socket in sockets:
             await wait_until_ready(socket)
-            await open_prompt(socket, tokens)
+            times.tokens = await open_prompt(socket, tokens)
             await socket.send("read_features", sae=sae["fingerprint"], top=1)
             features.append((await socket.expect("features"))["features"][0]["index"])
+        begin = time.perf_counter()
 
         async def person(number: int, socket: Socket) -> None:
-            await asyncio.sleep(every * number / users)
-            for turn in range(-3, toggles):
+            await asyncio.sleep(number / users)
+            for rev in range(1, 10_000):
                 started = time.perf_counter()
-                plan = {"edits": [scale_edit(sae, features[number], 2 + (turn + 4) / 100)]}
-                await socket.send("apply", rev=turn + 4, plan=plan)
+                edit = scale_edit(sae, features[number], 2 + (rev / 100 if new else 0))
+                plan = {"edits": [edit] if new or rev % 2 else []}
+                await socket.send("apply", rev=rev, plan=plan)
                 result = await socket.expect("result")
-                assert result["rev"] == turn + 4
-                assert result["receipt"]["reused"] == "computed", result["receipt"]
-                spent = 1000 * (time.perf_counter() - started)
-                if turn >= 0:  # the first few warm up
+                ended = time.perf_counter()
+                assert result["rev"] == rev
+                spent = 1000 * (ended - started)
+                if rev > _WARM_UP:
+                    assert (result["receipt"]["reused"] == "computed") == new, result["receipt"]
                     times.total.append(spent)
                     times.compute.append(result["timings"]["compute"])
                     times.queued.append(result["timings"]["queued"])
-                if every:
-                    await asyncio.sleep(max(0.0, every - spent / 1000))
+                    if ended - begin > seconds:
+                        return
+                await asyncio.sleep(max(0.0, 1.0 - spent / 1000))
 
         await asyncio.gather(*(person(n, s) for n, s in enumerate(sockets)))
     return times
 
 
-def table(rows: list[tuple[str, Times]]) -> str:
+def table(rows: Rows) -> str:
     """Markdown: p50, p95 and p99 of each row in milliseconds."""
     lines = [
-        "| toggles | round trip p50 | p95 | p99 | compute p50 | queue p50 | overhead p50 | p95 |",
-        "|---|---|---|---|---|---|---|---|",
+        "| toggles | count | round trip p50 | p95 | p99 | compute p50 | queue p50 | overhead p50 | p95 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, t in rows:
+    for (users, new), t in rows.items():
         numbers = [
             *(quantile(t.total, q) for q in (0.5, 0.95, 0.99)),
             quantile(t.compute, 0.5),
             quantile(t.queued, 0.5),
             *(quantile(t.overhead, q) for q in (0.5, 0.95)),
         ]
-        lines.append(f"| {name} | " + " | ".join(f"{n:.1f}" for n in numbers) + " |")
+        name = f"{'1 person' if users == 1 else f'{users} people'}, {'new states' if new else 'seen states'}"
+        lines.append(
+            f"| {name}, {t.tokens} tokens | {len(t.total)} | "
+            + " | ".join(f"{n:.1f}" for n in numbers)
+            + " |"
+        )
     return "\n".join(lines)
 
 
-def run(*, users: list[int], toggles: int, tokens: int, data_dir: Path) -> list[tuple[str, Times]]:
-    """Start the portal, measure, stop it."""
+def goals(rows: Rows) -> Iterator[str]:
+    """Whether the bounds on round trips, on what the way adds, and on seen states hold."""
+    most = max(users for users, _ in rows)
+    crowd, alone = rows[most, True], rows[min(users for users, _ in rows), True]
+    yield goal(f"{most} people, round trip p95 in ms", quantile(crowd.total, 0.95), most=_ROUND_TRIP)
+    yield goal("1 person, overhead p50 in ms", quantile(alone.overhead, 0.5), most=_OVERHEAD[0])
+    yield goal("1 person, overhead p95 in ms", quantile(alone.overhead, 0.95), most=_OVERHEAD[1])
+    for (_, new), times in rows.items():
+        if not new:
+            yield goal("seen states, compute p95 in ms", quantile(times.compute, 0.95), most=_SEEN)
+
+
+def run(*, users: list[int], seconds: float, tokens: int, data_dir: Path) -> Rows:
+    """Start the portal, measure new states with every number of people and seen states with one, stop it."""
     supervisor = Supervisor(data_dir, free_port(0))
     try:
         model_file, _ = assets.fetch(data_dir)
@@ -150,16 +179,13 @@ def run(*, users: list[int], toggles: int, tokens: int, data_dir: Path) -> list[
         supervisor.start()
         wait_for_web(supervisor)
         portal = Portal(supervisor.url, "bench", _PASSWORD)
-        model, sae = prepare(portal, model_file)
-        rows = []
-        for count in users:
-            every = 0.0 if count == 1 else 1.0
-            times = asyncio.run(
-                measure(portal, model["id"], sae, users=count, toggles=toggles, tokens=tokens, every=every)
+        model, sae = prepare(portal, model_file, data_dir)
+        return {
+            (count, new): asyncio.run(
+                measure(portal, model["id"], sae, users=count, seconds=seconds, tokens=tokens, new=new)
             )
-            name = "1 person, one after another" if count == 1 else f"{count} people, one a second each"
-            rows.append((f"{name}, {tokens} tokens", times))
-        return rows
+            for count, new in [*((count, True) for count in users), (1, False)]
+        }
     finally:
         supervisor.stop()
 
@@ -170,8 +196,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--users", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--toggles", type=int, default=100, help="per person")
-    parser.add_argument("--tokens", type=int, default=32, help="length of the prompt")
+    parser.add_argument("--seconds", type=float, default=40, help="of toggling with every number of people")
+    parser.add_argument("--tokens", type=int, default=64, help="longest prompt")
     parser.add_argument(
         "--data-dir", type=Path, help="keep the portal's data here; default a temporary folder"
     )
@@ -180,14 +206,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="toggle-") as folder:
         rows = run(
             users=options.users,
-            toggles=options.toggles,
+            seconds=options.seconds,
             tokens=options.tokens,
             data_dir=(options.data_dir or Path(folder)).absolute(),
         )
     if options.json:
-        print(json.dumps({name: vars(times) for name, times in rows}))
+        print(json.dumps([{"users": users, "new": new, **vars(t)} for (users, new), t in rows.items()]))
     else:
-        print(table(rows))
+        print(table(rows), *goals(rows), sep="\n")
 
 
 if __name__ == "__main__":

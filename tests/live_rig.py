@@ -44,9 +44,11 @@ _LLAMA_LINEARS = (
 )
 
 
-def random_sae(d: int, layer: int, seed: int, *, max_norm: float | None = None) -> SparseAutoencoder:
+def random_sae(
+    d: int, layer: int, seed: int, *, kind: str = "topk", max_norm: float | None = None
+) -> SparseAutoencoder:
     config = SaeConfig(
-        architecture="topk",
+        architecture=kind,
         d_in=d,
         n_latents=64,
         k=6,
@@ -54,7 +56,7 @@ def random_sae(d: int, layer: int, seed: int, *, max_norm: float | None = None) 
         scale=0.8,
         token_filter=TokenFilter(max_norm=max_norm),
     )
-    sae = architecture("topk")(config).requires_grad_(False)
+    sae = architecture(kind)(config).requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for parameter in sae.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
@@ -143,8 +145,14 @@ def one_splice_per_site(edits: Sequence[Edit]) -> EditPlan:
 def by_hand(edit: Edit, sae: SparseAutoencoder, x: Tensor) -> Tensor:
     """The definitions of the edits, written out."""
     pre = (sae.config.scale * x - sae.b_dec) @ sae.W_enc.T + sae.b_enc
-    kth = pre.topk(sae.config.k, dim=1).values[:, -1:]
-    acts = torch.where(pre >= kth, pre.relu(), 0.0)
+    match sae.config.architecture:
+        case "topk":
+            kth = pre.topk(sae.config.k, dim=1).values[:, -1:]
+            acts = torch.where(pre >= kth, pre.relu(), 0.0)
+        case "jumprelu":
+            acts = torch.where(pre > sae.log_threshold.exp(), pre, 0.0)
+        case "gated":
+            acts = (pre > 0) * (sae.r_mag.exp() * (pre - sae.b_enc) + sae.b_mag).relu()
     if edit.kind == "splice":
         return (acts @ sae.W_dec + sae.b_dec) / sae.config.scale - x
     assert edit.feature is not None

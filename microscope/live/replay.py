@@ -99,7 +99,7 @@ def _edit_site(
     site = program.sites.get(layer)
     if site is None:
         return x, ()
-    for name in site.encoding:
+    for name in site.encoding(saes):
         if name not in state.codes:
             state.codes[name] = saes[name].encode(x.float())
     delta, effects = site.delta(x, saes, special, codes=state.codes)
@@ -195,7 +195,7 @@ class _Replay:
             self._encode_rest(layer, state, old)
         if whole or start == 0:
             return _edit_site(self._program, self._saes, layer, x, state, self._reference.special)
-        codes = {name: Codes(*(t[start:] for t in state.codes[name])) for name in site.encoding}
+        codes = {name: Codes(*(t[start:] for t in state.codes[name])) for name in site.encoding(self._saes)}
         delta, effects = site.delta(
             x[start:], self._saes, self._reference.special[start:], start, codes=codes
         )
@@ -211,7 +211,7 @@ class _Replay:
     def _encode_rest(self, layer: int, state: LayerState, old: LayerState) -> None:
         """Encode the rows that differ; those in front are the reference's."""
         start, site = self._start, self._program.sites[layer]
-        for name in site.encoding:
+        for name in site.encoding(self._saes):
             if name not in old.codes and start:
                 old.codes[name] = self._saes[name].encode(old.x.float())
             fresh = self._saes[name].encode(state.x[start:].float())

@@ -17,11 +17,11 @@ from microscope.live.generate import Continuation, Generation, Step
 from microscope.live.replay import replay
 from microscope.live.run import PromptRun, run_baseline
 from microscope.live.sessions import Outcome, Session
-from microscope.live.shelf import SaeShelf
+from microscope.live.shelf import AdapterShelf, Room, SaeShelf
 from microscope.models import LoadedModel, runner_for
 from microscope.models.memory import bytes_free, bytes_per_position
 from microscope.params import EditPlan, Site, plan_fingerprint, validate_plan
-from microscope.patching.adapters import LowRankAdapter, load_adapter
+from microscope.patching.adapters import LowRankAdapter
 from microscope.patching.apply import feature_values
 from microscope.patching.program import Program, bind
 from microscope.sae import SparseAutoencoder
@@ -31,7 +31,7 @@ _SEEN_PER_SESSION = 32
 # Whole runs kept per session besides the baseline, for edits above to restart from.
 _RUNS_PER_SESSION = 2
 DEFAULT_CACHE_BYTES = 2 * 2**30
-DEFAULT_SAE_BYTES = 4 * 2**30
+DEFAULT_ATTACHED_BYTES = 4 * 2**30
 MAX_GENERATED = 4096
 # Positions whose whole vocabulary is held at once.
 _HEAD_ROWS = 16
@@ -70,7 +70,8 @@ class ResidentModel:
         loaded: the model.
         cache_bytes: what sessions may keep for speed. Above it those that rested longest give up their
             patched runs, then their unpatched one, which is made again when they go on.
-        sae_bytes: what attached SAEs may take; above it those that rested longest are read again when used.
+        attached_bytes: what attached SAEs and adapters may take together; above it those that rested longest
+            are read again when used.
         packed_bytes: what may be spent on a second copy of weights in the processor's own layout; None
             takes a quarter of the memory that is free.
     """
@@ -80,16 +81,17 @@ class ResidentModel:
         loaded: LoadedModel,
         *,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
-        sae_bytes: int = DEFAULT_SAE_BYTES,
+        attached_bytes: int = DEFAULT_ATTACHED_BYTES,
         packed_bytes: int | None = None,
     ) -> None:
         self.loaded = loaded
         self._cache_limit = cache_bytes
-        self._adapters: dict[str, LowRankAdapter] = {}
         self._runner = runner_for(loaded)
-        room = bytes_free(loaded.device) // 4 if packed_bytes is None else packed_bytes
-        self.packed_bytes = self._runner.pack(room)
-        self._saes = SaeShelf(sae_bytes, loaded.device)
+        free = bytes_free(loaded.device) // 4 if packed_bytes is None else packed_bytes
+        self.packed_bytes = self._runner.pack(free)
+        self._room = Room(attached_bytes)
+        self._saes = SaeShelf(self._room, loaded.device)
+        self._adapters = AdapterShelf(self._room, loaded.device)
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._special = frozenset(loaded.tokenizer.all_special_ids)
 
@@ -113,19 +115,12 @@ class ResidentModel:
         """Load an SAE so that plans may refer to it by fingerprint.
 
         Raises:
-            MicroscopeError: ``no_sae``, ``bad_sae``, ``wrong_sae`` (another fingerprint than expected)
-                or ``wrong_model`` (trained on a model with other weights).
+            MicroscopeError: ``no_sae``, ``bad_sae``, ``sae_too_big``, ``wrong_sae`` (another fingerprint than
+                expected) or ``wrong_model`` (trained on a model with other weights).
         """
         if expect and expect in self._saes:
             return self._saes[expect]
-        sae = self._saes.load(Path(path))
-        found = sae.content_fingerprint()
-        if expect and found != expect:
-            raise MicroscopeError(
-                "wrong_sae",
-                f"The files at this path are SAE {found[:12]}, not {expect[:12]}.",
-                "Import it again.",
-            )
+        found, sae = self._saes.load(Path(path), expect=expect)
         trained_on = sae.config.model.get("fingerprint")
         if trained_on and trained_on != self.loaded.fingerprint:
             raise MicroscopeError(
@@ -145,18 +140,12 @@ class ResidentModel:
         """Load a low-rank adapter so that plans may refer to it by fingerprint.
 
         Raises:
-            MicroscopeError: what :func:`load_adapter` raises, ``wrong_adapter`` (another fingerprint than
-                expected), ``wrong_model``, ``no_such_module`` or ``wrong_adapter_shape``.
+            MicroscopeError: what :func:`load_adapter` raises, ``adapter_too_big``, ``wrong_adapter`` (another
+                fingerprint than expected), ``wrong_model``, ``no_such_module`` or ``wrong_adapter_shape``.
         """
         if expect and expect in self._adapters:
             return self._adapters[expect]
-        adapter = load_adapter(path)
-        if expect and adapter.fingerprint != expect:
-            raise MicroscopeError(
-                "wrong_adapter",
-                f"The files at this path are adapter {adapter.fingerprint[:12]}, not {expect[:12]}.",
-                "Import it again.",
-            )
+        found, adapter = self._adapters.load(Path(path), expect=expect)
         if adapter.model and adapter.model != self.loaded.fingerprint:
             raise MicroscopeError(
                 "wrong_model",
@@ -164,7 +153,7 @@ class ResidentModel:
                 "Use it with the model it was made for.",
             )
         adapter.check(self.loaded.model)
-        self._adapters[adapter.fingerprint] = adapter.to(self.loaded.device)
+        self._adapters.keep(found, adapter, Path(path))
         return adapter
 
     # --- sessions -------------------------------------------------------------------------------------

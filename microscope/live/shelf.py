@@ -1,80 +1,142 @@
-"""Attached autoencoders within a budget of memory: those that rested longest are put away and fetched again."""
+"""Attached autoencoders and adapters within one budget of memory: what rested longest is put away and read again."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from microscope.errors import MicroscopeError
 from microscope.models.memory import bytes_free
+from microscope.patching.adapters import LowRankAdapter, load_adapter
 from microscope.sae import SparseAutoencoder, load_sae
 
+T = TypeVar("T")
 
-class SaeShelf(MutableMapping[str, SparseAutoencoder]):
-    """Autoencoders by fingerprint.
+
+class Room:
+    """Memory that shelves share.
 
     Args:
-        budget: bytes that may be in memory; the one used last always may.
+        budget: bytes that may be taken; what was used last always may stay.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._used: OrderedDict[tuple[Shelf[Any], str], int] = OrderedDict()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return sum(self._used.values())
+
+    def took(self, shelf: Shelf[Any], name: str, nbytes: int) -> None:
+        """Something new is held; whatever rested longest makes room for it."""
+        self._used[shelf, name] = nbytes
+        self.used(shelf, name)
+        for resting, other in list(self._used)[:-1]:
+            if self.nbytes <= self._budget:
+                return
+            if resting.put_away(other):
+                del self._used[resting, other]
+
+    def used(self, shelf: Shelf[Any], name: str) -> None:
+        """Something that is held was used."""
+        self._used.move_to_end((shelf, name))
+
+    def gave(self, shelf: Shelf[Any], name: str) -> None:
+        """Something is gone."""
+        self._used.pop((shelf, name), None)
+
+
+class Shelf(MutableMapping[str, T], ABC, Generic[T]):
+    """Things by fingerprint.
+
+    Args:
+        room: the memory they share with those of other shelves.
         device: where they go.
     """
 
-    def __init__(self, budget: int, device: torch.device) -> None:
-        self._budget, self._device = budget, device
-        self._loaded: OrderedDict[str, SparseAutoencoder] = OrderedDict()
+    # What a refusal calls it, and the letters of its error codes.
+    kind: str
+    code: str
+
+    def __init__(self, room: Room, device: torch.device) -> None:
+        self._room, self._device = room, device
+        self._loaded: dict[str, T] = {}
         self._places: dict[str, Path] = {}
 
-    def load(self, path: Path) -> SparseAutoencoder:
-        """Read one from its folder, without keeping it.
+    # Each is a key of the room, whatever it holds.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    @abstractmethod
+    def read(self, path: Path) -> T:
+        """Read one from its folder."""
+
+    @abstractmethod
+    def fingerprint(self, item: T) -> str:
+        """Its content fingerprint."""
+
+    @abstractmethod
+    def size(self, item: T) -> int:
+        """Memory it holds."""
+
+    def load(self, path: Path, *, expect: str = "") -> tuple[str, T]:
+        """Read one, without keeping it; its fingerprint, too.
 
         Raises:
-            MicroscopeError: what :func:`load_sae` raises, or ``sae_too_big``.
+            MicroscopeError: what reading raises, ``…_too_big`` or ``wrong_…``, another one than expected.
         """
         need = sum(file.stat().st_size for file in path.glob("*.safetensors"))
         free = bytes_free(self._device)
         if need > free:
             raise MicroscopeError(
-                "sae_too_big",
-                f"The SAE needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free.",
-                "Close other models or use a narrower SAE.",
+                f"{self.code}_too_big",
+                f"The {self.kind} needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free.",
+                f"Close other models or use a smaller {self.kind}.",
             )
-        return load_sae(path, device=self._device)
+        item = self.read(path)
+        found = self.fingerprint(item)
+        if expect and found != expect:
+            raise MicroscopeError(
+                f"wrong_{self.code}",
+                f"The files at this path are {self.kind} {found[:12]}, not {expect[:12]}.",
+                "Import it again.",
+            )
+        return found, item
 
-    def keep(self, fingerprint: str, sae: SparseAutoencoder, path: Path) -> None:
+    def keep(self, fingerprint: str, item: T, path: Path) -> None:
         """Keep one that can be read again from its folder."""
         self._places[fingerprint] = path
-        self[fingerprint] = sae
+        self[fingerprint] = item
 
-    def __getitem__(self, fingerprint: str) -> SparseAutoencoder:
-        sae = self._loaded.get(fingerprint)
-        if sae is None:
-            sae = self._again(fingerprint)
-        self._loaded.move_to_end(fingerprint)
-        return sae
+    def put_away(self, fingerprint: str) -> bool:
+        """Let go of one if it can be read again; whether it could."""
+        if fingerprint not in self._places:
+            return False
+        del self._loaded[fingerprint]
+        return True
 
-    def _again(self, fingerprint: str) -> SparseAutoencoder:
-        sae = self.load(self._places[fingerprint])
-        if sae.content_fingerprint() != fingerprint:
-            raise MicroscopeError(
-                "wrong_sae", f"The files of SAE {fingerprint[:12]} have changed.", "Import it again."
-            )
-        self[fingerprint] = sae
-        return sae
+    def __getitem__(self, fingerprint: str) -> T:
+        if fingerprint in self._loaded:
+            self._room.used(self, fingerprint)
+        else:
+            _, self[fingerprint] = self.load(self._places[fingerprint], expect=fingerprint)
+        return self._loaded[fingerprint]
 
-    def __setitem__(self, fingerprint: str, sae: SparseAutoencoder) -> None:
-        self._loaded[fingerprint] = sae
-        self._loaded.move_to_end(fingerprint)
-        for name in list(self._loaded)[:-1]:
-            if self.nbytes <= self._budget:
-                return
-            if name in self._places:
-                del self._loaded[name]
+    def __setitem__(self, fingerprint: str, item: T) -> None:
+        self._loaded[fingerprint] = item
+        self._room.took(self, fingerprint, self.size(item))
 
     def __delitem__(self, fingerprint: str) -> None:
         del self._loaded[fingerprint]
         self._places.pop(fingerprint, None)
+        self._room.gave(self, fingerprint)
 
     def __contains__(self, fingerprint: object) -> bool:
         return fingerprint in self._loaded or fingerprint in self._places
@@ -86,11 +148,36 @@ class SaeShelf(MutableMapping[str, SparseAutoencoder]):
         return len(self._loaded.keys() | self._places.keys())
 
     @property
-    def in_memory(self) -> tuple[SparseAutoencoder, ...]:
+    def in_memory(self) -> tuple[T, ...]:
         """Those loaded now."""
         return tuple(self._loaded.values())
 
-    @property
-    def nbytes(self) -> int:
-        """Memory held."""
-        return sum(p.nbytes for sae in self._loaded.values() for p in sae.parameters())
+
+class SaeShelf(Shelf[SparseAutoencoder]):
+    """Autoencoders."""
+
+    kind, code = "SAE", "sae"
+
+    def read(self, path: Path) -> SparseAutoencoder:
+        return load_sae(path, device=self._device)
+
+    def fingerprint(self, item: SparseAutoencoder) -> str:
+        return item.content_fingerprint()
+
+    def size(self, item: SparseAutoencoder) -> int:
+        return sum(t.nbytes for t in item.state_dict().values())
+
+
+class AdapterShelf(Shelf[LowRankAdapter]):
+    """Low-rank adapters."""
+
+    kind, code = "adapter", "adapter"
+
+    def read(self, path: Path) -> LowRankAdapter:
+        return load_adapter(path).to(self._device)
+
+    def fingerprint(self, item: LowRankAdapter) -> str:
+        return item.fingerprint
+
+    def size(self, item: LowRankAdapter) -> int:
+        return item.nbytes

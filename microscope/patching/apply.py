@@ -15,7 +15,7 @@ from torch import Tensor
 from microscope.errors import MicroscopeError
 from microscope.params import WEIGHT_KINDS, Edit, EditPlan, Site
 from microscope.params.edits import GATED_KINDS
-from microscope.sae import Codes, SparseAutoencoder
+from microscope.sae import Codes, IndependentLatents, SparseAutoencoder
 
 Saes = Mapping[str, SparseAutoencoder]
 
@@ -64,7 +64,7 @@ class SiteEdits:
             special: True for special tokens, ``[positions]``.
             start: absolute position of the first row of ``x``.
             prompt: length of the prompt, behind which positions are generated; None when all are prompt.
-            codes: what the autoencoders in :attr:`encoding` encode ``x`` to; None to encode here.
+            codes: what autoencoders encode ``x`` to, where that is known already.
 
         Returns:
             Delta ``[positions, d]`` in float32, None when no row changes, and one effect per edit.
@@ -74,25 +74,28 @@ class SiteEdits:
         """
         stream = x.float()
         norms = stream.norm(dim=1)
-        if codes is None:
-            codes = {name: find_sae(saes, edit).encode(stream) for name, edit in self.encoding.items()}
+        known = codes or {}
         total: Tensor | None = None
         effects = []
         for edit in self.edits:
             sae = find_sae(saes, edit)
             sae.check_width(x)
             keep = _mask(edit, sae, norms, special, start, start + len(x) if prompt is None else prompt)
-            delta = _delta(edit, sae, stream, codes.get(edit.sae_needed))
+            delta = _delta(edit, sae, stream, known.get(edit.sae_needed))
             delta = torch.where(keep[:, None], delta, 0.0)  # also where an absurd strength made infinity
             effects.append(EditEffect(edit, delta.norm(dim=1), start))
             if bool(effects[-1].sizes.any()):
                 total = delta if total is None else total + delta
         return total, effects
 
-    @property
-    def encoding(self) -> dict[str, Edit]:
-        """SAEs whose activations are needed, each with an edit that names it."""
-        return {e.sae_needed: e for e in self.edits if e.kind in GATED_KINDS or e.kind == "splice"}
+    def encoding(self, saes: Saes) -> set[str]:
+        """SAEs whose activations are worth keeping: those of which single features are not had for less."""
+        return {
+            e.sae_needed
+            for e in self.edits
+            if e.kind == "splice"
+            or (e.kind in GATED_KINDS and not isinstance(find_sae(saes, e), IndependentLatents))
+        }
 
 
 def edits_by_layer(plan: EditPlan) -> dict[int, SiteEdits]:
@@ -134,12 +137,10 @@ def find_sae(saes: Saes, edit: Edit) -> SparseAutoencoder:
 
 def _delta(edit: Edit, sae: SparseAutoencoder, x: Tensor, codes: Codes | None) -> Tensor:
     if edit.kind == "splice":
-        assert codes is not None
-        return sae.decode(codes, x) - x
+        return sae.decode(sae.encode(x) if codes is None else codes, x) - x
     row = sae.W_dec[edit.index]
     if edit.kind in GATED_KINDS:
-        assert codes is not None
-        f = feature_values(codes, edit.index)
+        f = sae.feature(x, edit.index) if codes is None else feature_values(codes, edit.index)
         return _gated_change(edit, f)[:, None] * sae.output_gain(x) * row
     unit = row / row.norm()
     if edit.kind == "add":

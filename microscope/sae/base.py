@@ -61,9 +61,18 @@ class SparseAutoencoder(nn.Module):
         """Sparse activations of raw rows ``[rows, d_in]``."""
         return self.activate(self.pre_activations(x))
 
+    @abstractmethod
+    def feature(self, x: Tensor, index: int) -> Tensor:
+        """Activation of one latent on raw rows, ``[rows]``: what :meth:`encode` finds, up to rounding, for less."""
+
     def pre_activations(self, x: Tensor) -> Tensor:
         """``W_enc·(u − a·b_dec) + b_enc`` of raw rows: ``[rows, latents]`` in float32."""
-        return torch.addmm(self.encoder_bias(), self.scaled(x), self.W_enc.T)
+        return torch.addmm(self.b_enc, self.centred(self.scaled(x)), self.W_enc.T)
+
+    def pre_activation(self, centred: Tensor, index: int) -> Tensor:
+        """The same for one latent, ``[rows]``, of scaled rows less the pre-bias."""
+        # Not a matrix product: those sum in an order that depends on the number of rows.
+        return (centred * self.W_enc[index]).sum(1) + self.b_enc[index]
 
     def scaled(self, x: Tensor) -> Tensor:
         """``u = s·norm(x)`` of raw rows, float32."""
@@ -213,6 +222,21 @@ class SparseAutoencoder(nn.Module):
     def after_step(self) -> None:
         """Give every decoder row unit length."""
         make_unit(self.W_dec)
+
+
+class IndependentLatents(SparseAutoencoder):
+    """Base of architectures in which every latent decides for itself whether it is active."""
+
+    @abstractmethod
+    def rectify(self, pre: Tensor, latents: slice) -> Tensor:
+        """Activations of some latents from their pre-activations, ``[rows, some]`` both."""
+
+    def activate(self, pre: Tensor) -> Codes:
+        return sparsify(self.rectify(pre, slice(None)))
+
+    def feature(self, x: Tensor, index: int) -> Tensor:
+        pre = self.pre_activation(self.centred(self.scaled(x)), index)
+        return self.rectify(pre[:, None], slice(index, index + 1))[:, 0]
 
 
 def drop_parallel(grad: Tensor, rows: Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from microscope.sae.base import Codes, sparsify
+from microscope.sae.base import IndependentLatents
 from microscope.sae.config import SaeConfig
 from microscope.sae.kernels import Winners
 from microscope.sae.loss import LossContext
@@ -18,7 +18,7 @@ from microscope.sae.topk import TopKSae
 _MEMORY = 0.99
 
 
-class BatchTopKSae(TopKSae):
+class BatchTopKSae(IndependentLatents, TopKSae):
     """Trained with a budget of k·rows winners per batch; used with the threshold that came of it.
 
     ``threshold`` (one number, float32) is the running mean of the smallest winning pre-activation,
@@ -35,8 +35,8 @@ class BatchTopKSae(TopKSae):
         # Σ of the weights in the running mean: corrects its start from zero, and makes a resumed run exact.
         self.register_buffer("threshold_weight", torch.zeros(()))
 
-    def activate(self, pre: Tensor) -> Codes:
-        return sparsify(torch.where(pre > self.cut, pre, 0.0).relu())
+    def rectify(self, pre: Tensor, latents: slice) -> Tensor:
+        return torch.where(pre > self.cut, pre, 0.0).relu()
 
     @property
     def cut(self) -> Tensor:

@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from microscope.sae.base import Codes, sparsify
 from microscope.sae.config import SaeConfig
 from microscope.sae.loss import LossContext, StepLoss
 from microscope.sae.penalty import PenalisedSae
@@ -23,12 +22,9 @@ class GatedSae(PenalisedSae):
         self.r_mag = nn.Parameter(torch.zeros(config.n_latents))
         self.b_mag = nn.Parameter(torch.zeros(config.n_latents))
 
-    def activate(self, pre: Tensor) -> Codes:
-        return sparsify(self._gated(pre))
-
-    def _gated(self, gate: Tensor) -> Tensor:
-        magnitude = self.r_mag.exp() * (gate - self.b_enc) + self.b_mag
-        return torch.where(gate > 0, magnitude.relu(), 0.0)
+    def rectify(self, pre: Tensor, latents: slice) -> Tensor:
+        magnitude = self.r_mag[latents].exp() * (pre - self.b_enc[latents]) + self.b_mag[latents]
+        return torch.where(pre > 0, magnitude.relu(), 0.0)
 
     @torch.no_grad()
     def calibrate(self, u: Tensor) -> None:
@@ -39,7 +35,7 @@ class GatedSae(PenalisedSae):
         """Fraction of variance unexplained + L1 of the gate + the gate's own reconstruction through a
         frozen decoder, plus AuxK."""
         gate = self.centred(u) @ self.W_enc.T + self.b_enc
-        f = self._gated(gate)
+        f = self.rectify(gate, slice(None))
         error = f @ self.W_dec + self.offset(u) - target
         total = context.variance(target)
         fvu = error.square().sum() / total

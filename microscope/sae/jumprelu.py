@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from microscope.sae.base import Codes, sparsify
 from microscope.sae.config import SaeConfig
 from microscope.sae.kernels import SparseGradients, Winners, decode_pairs, firing_counts, gather_dot
 from microscope.sae.loss import LossContext, StepLoss
@@ -36,8 +35,8 @@ class JumpReluSae(PenalisedSae):
         """θ, ``[latents]``."""
         return self.log_threshold.exp()
 
-    def activate(self, pre: Tensor) -> Codes:
-        return sparsify(torch.where(pre > self.threshold, pre, 0.0))
+    def rectify(self, pre: Tensor, latents: slice) -> Tensor:
+        return torch.where(pre > self.log_threshold[latents].exp(), pre, 0.0)
 
     @torch.no_grad()
     def calibrate(self, u: Tensor) -> None:

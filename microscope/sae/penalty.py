@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from microscope.sae.base import SparseAutoencoder
+from microscope.sae.base import IndependentLatents
 from microscope.sae.config import SaeConfig
 
 # Proportional and integral gain on log(L0/k); found on runs of a few hundred to a few thousand steps.
@@ -16,7 +16,7 @@ _PROPORTIONAL, _INTEGRAL = 1.0, 0.02
 _HEAD_START = 4
 
 
-class PenalisedSae(SparseAutoencoder):
+class PenalisedSae(IndependentLatents):
     """Base of architectures whose L0 comes of a penalty.
 
     Nobody knows the coefficient that gives a wanted L0, and it drifts while training; so it is

@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from microscope.sae.base import Codes, sparsify
 from microscope.sae.loss import LossContext, StepLoss
 from microscope.sae.penalty import PenalisedSae
 
@@ -17,8 +16,8 @@ class StandardSae(PenalisedSae):
 
     architecture: ClassVar[str] = "standard"
 
-    def activate(self, pre: Tensor) -> Codes:
-        return sparsify(pre.relu())
+    def rectify(self, pre: Tensor, latents: slice) -> Tensor:
+        return pre.relu()
 
     @torch.no_grad()
     def calibrate(self, u: Tensor) -> None:

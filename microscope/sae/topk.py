@@ -12,6 +12,9 @@ from microscope.sae.kernels import SparseFit, Winners, firing_counts
 from microscope.sae.loss import LossContext, StepLoss
 from microscope.sae.selection import top_k, winners_of_rows
 
+# Latents that :meth:`TopKSae.feature` computes first; twice as many each time after that.
+_FIRST_LOOK = 512
+
 
 class TopKSae(SparseAutoencoder):
     architecture: ClassVar[str] = "topk"
@@ -19,6 +22,24 @@ class TopKSae(SparseAutoencoder):
     def activate(self, pre: Tensor) -> Codes:
         values, indices = top_k(pre, self.config.k)
         return Codes(values.relu(), indices)
+
+    def feature(self, x: Tensor, index: int) -> Tensor:
+        """Also in rows where it loses: it is beaten as soon as k others are seen to be larger."""
+        centred = self.centred(self.scaled(x))
+        value = self.pre_activation(centred, index).relu()
+        larger = torch.zeros_like(value, dtype=torch.long)
+        start, size = 0, _FIRST_LOOK
+        while start < self.config.n_latents:
+            rows = ((value > 0) & (larger < self.config.k)).nonzero()[:, 0]
+            if not len(rows):
+                break
+            end = min(start + size, self.config.n_latents)
+            pre = torch.addmm(self.b_enc[start:end], centred[rows], self.W_enc[start:end].T)
+            if start <= index < end:
+                pre[:, index - start] = -torch.inf  # itself
+            larger[rows] += (pre > value[rows, None]).sum(1)
+            start, size = end, 2 * size
+        return torch.where(larger < self.config.k, value, 0.0)
 
     def loss(self, u: Tensor, target: Tensor, context: LossContext) -> StepLoss:
         """The batch's fraction of variance unexplained, plus AuxK."""

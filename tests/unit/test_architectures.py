@@ -156,6 +156,30 @@ def test_inference_follows_the_definition(name):
         torch.testing.assert_close(dense, f)
 
 
+@pytest.mark.parametrize("norm", ["none", "constant_norm", "layer_norm"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_single_feature_is_what_encoding_finds(name, norm, monkeypatch):
+    """Also in many blocks of latents, and bit for bit whatever rows come along."""
+    monkeypatch.setattr("microscope.sae.topk._FIRST_LOOK", 5)
+    sae = make(name).float()
+    sae.config.input_norm = norm
+    if name in ("batchtopk", "matryoshka"):
+        sae.threshold.fill_(0.6)
+        sae.threshold_weight.fill_(1.0)
+    x = rows(60, 10).float()
+    with torch.no_grad():
+        codes = sae.encode(x)
+        dense = torch.zeros(60, 48).scatter_add_(1, codes.indices, codes.values)
+        alone = torch.stack([sae.feature(x, i) for i in range(48)], 1)
+        torch.testing.assert_close(alone, dense, rtol=1e-5, atol=1e-6)
+        assert torch.equal(alone > 0, dense > 0)
+        assert 0 < (alone > 0).float().mean() < 1
+        for part in (x[:1], x[7:20]):
+            assert torch.equal(
+                sae.feature(part, 3), sae.feature(x, 3)[0 if len(part) == 1 else 7 :][: len(part)]
+            )
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_training_improves_and_reaches_the_wanted_l0(name, tmp_path, recording, recording_folder):
     params = TrainParams(

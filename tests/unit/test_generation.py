@@ -49,7 +49,8 @@ def test_every_token_is_what_the_plain_model_says_under_the_plan_of_the_moment(t
     resident = ResidentModel(tiny)
     resident._special = frozenset()
     resident.open("s", PROMPT)
-    saes = [random_sae(32, layer, 1) for layer in range(4)]
+    kinds = ("topk", "jumprelu", "gated", "topk")
+    saes = [random_sae(32, layer, 1, kind=kind) for layer, kind in enumerate(kinds)]
     table = {attach(resident, sae): sae for sae in saes}
     adapters = [random_adapter(tiny, seed) for seed in range(2)]
     resident._adapters = {adapter.fingerprint: adapter for adapter in adapters}

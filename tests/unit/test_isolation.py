@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import itertools
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -35,6 +36,7 @@ KINDS = ("ablate", "scale", "clamp_firing", "clamp_all", "add", "project", "spli
 PROMPTS = ("people ask the house", "people ask the senate", "war")
 # Names that a prefix, a suffix or a careless join would take for one another.
 COLLIDING = ("u1", "u10", "u1-x", "u1:")
+OPERATIONS = int(os.environ.get("ISOLATION_OPERATIONS", "2500"))
 Action = tuple[str, object]
 Answer = object
 
@@ -160,12 +162,12 @@ def differences(seed: int, fresh, saes, adapters, length: int) -> tuple[int, int
     return len(people) * length, wrong
 
 
-def test_ten_thousand_interleaved_operations_are_what_each_gets_alone(llama, fresh, saes, adapters):
-    """Also: not one weight changed, not one hook was left (tests f, d, j, k of the threat model)."""
+def test_interleaved_operations_are_what_each_gets_alone(llama, fresh, saes, adapters):
+    """Also: not one weight changed, not one hook was left. ISOLATION_OPERATIONS=10000 looks longer."""
     before = weights_digest(llama), hooks(llama)
     done, seed = 0, 0
-    while done < 10_000:
-        operations, wrong = differences(seed, fresh, saes, adapters, 420)
+    while done < OPERATIONS:
+        operations, wrong = differences(seed, fresh, saes, adapters, 210)
         assert wrong == 0, f"seed {seed}: {wrong} answers differ"
         done, seed = done + operations, seed + 1
     assert (weights_digest(llama), hooks(llama)) == before
@@ -199,6 +201,26 @@ def test_the_comparison_notices_when_a_layers_key_forgets_its_edits(fresh, saes,
     right = answers(fresh())
     monkeypatch.setattr(resident_module, "bind", forgetful)
     assert answers(fresh()) != right
+
+
+def test_no_pass_computes_rows_of_two_people(fresh, saes, adapters, monkeypatch):
+    """What is never in one batch cannot leak within it, nor change another's rounding."""
+    resident = fresh()
+    runner, batches = type(resident._runner), []
+    for name in ("block", "last_row"):
+        original = getattr(runner, name)
+
+        def counted(self, layer, x, *args, original=original, **kwargs):
+            batches.append(len(x))
+            return original(self, layer, x, *args, **kwargs)
+
+        monkeypatch.setattr(runner, name, counted)
+    rng = random.Random(8)
+    scripts = {name: script(rng, saes, adapters, 40) for name in COLLIDING}
+    for name, action in interleaved(rng, scripts):
+        act(resident, name, action)
+    assert len(batches) > 100
+    assert set(batches) == {1}
 
 
 def test_a_neighbours_baseline_is_the_same_before_during_and_after(fresh, saes):

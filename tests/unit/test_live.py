@@ -74,9 +74,9 @@ def test_random_toggling_equals_the_plain_full_forward(tiny):
     resident.open("s", PROMPT)
     norm = float(resident._session("s").baseline.residuals[1].norm(dim=1).quantile(0.8))
     saes = [
-        random_sae(32, layer, seed, max_norm=norm if seed % 2 else None)
+        random_sae(32, layer, seed, kind=kind, max_norm=norm if seed % 2 else None)
         for layer in range(4)
-        for seed in (1, 2)
+        for seed, kind in ((1, "topk"), (2, ("jumprelu", "gated")[layer % 2]))
     ]
     table = {attach(resident, sae): sae for sae in saes}
     adapters = [random_adapter(tiny, seed) for seed in range(3)]

@@ -12,9 +12,10 @@ from microscope.live import ResidentModel, shelf
 from microscope.live import resident as resident_module
 from microscope.models import load_model
 from microscope.models.memory import bytes_per_position
-from microscope.params import EditPlan, Positions
+from microscope.params import Edit, EditPlan, Positions
+from microscope.patching import save_adapter
 from microscope.sae import load_sae
-from tests.live_rig import PROMPT, attach, make_edit, random_edit, random_sae
+from tests.live_rig import PROMPT, attach, make_edit, random_adapter, random_edit, random_sae
 
 
 def test_a_session_that_does_not_fit_is_refused_with_the_numbers(llama, monkeypatch):
@@ -78,7 +79,7 @@ def test_a_text_being_written_goes_on_when_memory_is_short(llama):
 def test_saes_are_put_away_and_fetched_again(llama, sae, sae_folder, monkeypatch):
     """Only what can be read again is put away; the one in use never is."""
     by_hand = random_sae(32, 1, 0)
-    resident = ResidentModel(llama, sae_bytes=0)
+    resident = ResidentModel(llama, attached_bytes=0)
     handmade = attach(resident, by_hand)
     found = resident.attach(sae_folder).content_fingerprint()
     assert set(resident.saes) == {handmade, found}
@@ -98,8 +99,42 @@ def test_saes_are_put_away_and_fetched_again(llama, sae, sae_folder, monkeypatch
     assert "0.0 GB are free" in caught.value.message
 
 
+def test_adapters_count_and_go_like_saes(llama, sae_folder, sae, tmp_path, monkeypatch):
+    """One budget for both: whatever rested longest goes, of either kind, and is the same when it is back."""
+    monkeypatch.setattr(shelf, "bytes_free", lambda device: 10**9)
+    folders = [save_adapter(random_adapter(llama, seed), tmp_path / str(seed)) for seed in range(2)]
+    resident = ResidentModel(llama, attached_bytes=0)
+    resident.open("s", PROMPT)
+    first, second = (resident.attach_adapter(folder).fingerprint for folder in folders)
+    assert set(resident.adapters) == {first, second}
+    assert [a.fingerprint for a in resident._adapters.in_memory] == [second]
+    plan = EditPlan(edits=(Edit(kind="lora", adapter=first, strength=1.0),))
+    before = resident.apply("s", plan).outcome.logits
+    assert [a.fingerprint for a in resident._adapters.in_memory] == [first]
+    resident.attach(sae_folder)
+    assert (len(resident._saes.in_memory), resident._adapters.in_memory) == (1, ())
+    resident._session("s").forget_runs()
+    assert torch.equal(resident.apply("s", plan).outcome.logits, before)
+    assert resident._saes.in_memory == ()
+    roomy = ResidentModel(llama)
+    for folder in folders:
+        roomy.attach_adapter(folder)
+    roomy.attach(sae_folder)
+    held = sum(a.nbytes for a in roomy._adapters.in_memory)
+    assert roomy._room.nbytes == held + sum(t.nbytes for t in sae.state_dict().values())
+    save_adapter(random_adapter(llama, 7), folders[1])
+    with pytest.raises(MicroscopeError) as caught:
+        resident.apply("s", EditPlan(edits=(Edit(kind="lora", adapter=second, strength=1.0),)))
+    assert caught.value.code == "wrong_adapter"
+    monkeypatch.setattr(shelf, "bytes_free", lambda device: 10)
+    with pytest.raises(MicroscopeError) as caught:
+        resident.attach_adapter(folders[0], expect="0" * 32)
+    assert caught.value.code == "adapter_too_big"
+    resident.apply("s", EditPlan())
+
+
 def test_an_sae_whose_files_changed_meanwhile_is_not_used(llama, sae_folder, monkeypatch):
-    resident = ResidentModel(llama, sae_bytes=0)
+    resident = ResidentModel(llama, attached_bytes=0)
     found = resident.attach(sae_folder).content_fingerprint()
     attach(resident, random_sae(32, 1, 0))
     other = load_sae(sae_folder)

@@ -476,7 +476,9 @@ WORKBENCH_RESIDENT_CACHE_MB = env.integer(
     "WORKBENCH_RESIDENT_CACHE_MB", 2048, "What the live sessions of one model may keep in memory, MiB."
 )
 WORKBENCH_RESIDENT_SAE_MB = env.integer(
-    "WORKBENCH_RESIDENT_SAE_MB", 4096, "What the SAEs attached to one model may take in memory, MiB."
+    "WORKBENCH_RESIDENT_SAE_MB",
+    4096,
+    "What the SAEs and adapters attached to one model may take in memory, MiB.",
 )
 WORKBENCH_RESIDENT_HOST = env.text(
     "WORKBENCH_RESIDENT_HOST",

@@ -52,7 +52,7 @@ async def _serve(arguments: argparse.Namespace, out: IO[str]) -> None:
         device=arguments.device,
     )
     resident = ResidentModel(
-        loaded, cache_bytes=arguments.cache_mb * 2**20, sae_bytes=arguments.sae_mb * 2**20
+        loaded, cache_bytes=arguments.cache_mb * 2**20, attached_bytes=arguments.sae_mb * 2**20
     )
     server = ResidentServer(resident, token=os.environ.get("WORKBENCH_RESIDENT_TOKEN", ""))
     listening, address = await server.listen(arguments.listen)
@@ -75,7 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--listen", required=True, help="unix:/path or tcp:host:port")
     parser.add_argument("--threads", type=int, default=0, help="compute threads on a CPU; default cores − 1")
     parser.add_argument("--cache-mb", type=int, default=2048, help="memory of all sessions, MiB")
-    parser.add_argument("--sae-mb", type=int, default=4096, help="memory of attached SAEs, MiB")
+    parser.add_argument("--sae-mb", type=int, default=4096, help="memory of attached SAEs and adapters, MiB")
     arguments = parser.parse_args()
     if arguments.listen.startswith("tcp:") and not os.environ.get("WORKBENCH_RESIDENT_TOKEN"):
         parser.error("a TCP listener needs a secret in WORKBENCH_RESIDENT_TOKEN")
