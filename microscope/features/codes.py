@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from microscope.activations import Chunk, Recording, SiteRecord
 from microscope.sae import SparseAutoencoder
 
 _SPLITS = ("train", "held_out")
+
+_Code = tuple[np.ndarray, np.ndarray, np.ndarray]  # feature, row in its chunk, value
 
 
 class Firings(NamedTuple):
@@ -27,6 +30,35 @@ class Firings(NamedTuple):
     window: np.ndarray
     row: np.ndarray
     value: np.ndarray
+
+
+class _Codes:
+    """Sparse codes of chunks one after the other, in memory taken from the system once and as a whole.
+
+    Small arrays among those that come and go would leave holes in the heap, which then grows with the text.
+    """
+
+    def __init__(self, memory_bytes: int) -> None:
+        capacity = memory_bytes // 12
+        memory = mmap.mmap(-1, max(1, 12 * capacity))
+        kinds = (np.int32, np.int32, np.float32)
+        self._columns = [np.frombuffer(memory, k, capacity, 4 * capacity * i) for i, k in enumerate(kinds)]
+        self._ends = [0]
+
+    def add(self, codes: _Code) -> bool:
+        """Append a chunk's codes if they fit."""
+        first = self._ends[-1]
+        last = first + len(codes[0])
+        if last > len(self._columns[0]):
+            return False
+        for column, values in zip(self._columns, codes, strict=True):
+            column[first:last] = values
+        self._ends.append(last)
+        return True
+
+    def chunk(self, number: int) -> _Code:
+        feature, row, value = (c[self._ends[number] : self._ends[number + 1]] for c in self._columns)
+        return feature, row, value
 
 
 class CodeReader:
@@ -46,10 +78,11 @@ class CodeReader:
         features: np.ndarray | None = None,
     ) -> None:
         self._sae, self._recording, self._site = sae, recording, site
-        self._features, self._memory = features, memory_bytes
+        self._features = features
         self._limits = self._split_limits(max_tokens)
-        self._remembered: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._complete = self._overflowed = False
+        self._memory_bytes = memory_bytes
+        self._remembered: _Codes | None = None
+        self._complete = False
 
     @property
     def tokens(self) -> int:
@@ -57,32 +90,27 @@ class CodeReader:
         return sum(self._limits.values())
 
     def __iter__(self) -> Iterator[Firings]:
-        first_window = used = number = 0
+        first_window = number = 0
+        remembered = self._remembered if self._complete else _Codes(self._memory_bytes)
         for split in _SPLITS:
             if not self._limits[split]:
                 continue
             for chunk in self._recording.chunks(split, self._site, max_rows=self._limits[split]):  # type: ignore[arg-type]
-                if self._complete:
-                    feature, row, value = self._remembered[number]
+                if self._complete and remembered is not None:
+                    codes = remembered.chunk(number)
                 else:
-                    feature, row, value = self._encode(chunk)
-                    used += feature.nbytes + row.nbytes + value.nbytes
-                    self._remember(feature, row, value, used)
+                    codes = self._encode(chunk)
+                    if remembered is not None and not remembered.add(codes):
+                        remembered = None
+                feature, row, value = codes
                 window = first_window + np.searchsorted(chunk.starts, row, side="right") - 1
                 yield Firings(chunk, first_window, feature, window, row, value)
                 first_window += len(chunk.starts)
                 number += 1
-        self._complete = not self._overflowed
-
-    def _remember(self, feature: np.ndarray, row: np.ndarray, value: np.ndarray, used: int) -> None:
-        if used > self._memory:
-            self._overflowed = True
-            self._remembered.clear()
-        if not self._overflowed:
-            self._remembered.append((feature, row, value))
+        self._remembered, self._complete = remembered, True
 
     @torch.no_grad()
-    def _encode(self, chunk: Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _encode(self, chunk: Chunk) -> _Code:
         x = torch.from_numpy(chunk.values).to(self._sae.W_enc.device).float()
         self._sae.check_width(x)
         codes = self._sae.encode(x)

@@ -28,10 +28,13 @@ class Found(NamedTuple):
 class ExampleChoice:
     """Over one pass, the strongest windows of every feature and a sample over the quantiles of all its windows."""
 
-    def __init__(self, latents: int, *, strongest: int, quantiles: int, each: int) -> None:
+    def __init__(self, latents: int, *, strongest: int, quantiles: int, each: int, memory_bytes: int) -> None:
         self._quantiles, self._each = quantiles, each
-        self._strongest = KeptWindows(latents, strongest)
-        self._sample = KeptWindows(latents, _OVERSAMPLED * quantiles * each, at_random=True)
+        half = memory_bytes // 2
+        self._strongest = KeptWindows(latents, strongest, memory_bytes=half)
+        self._sample = KeptWindows(
+            latents, _OVERSAMPLED * quantiles * each, at_random=True, memory_bytes=half
+        )
 
     def add(self, firings: Firings) -> None:
         self._strongest.add(firings)

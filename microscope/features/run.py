@@ -13,7 +13,7 @@ import torch
 
 from microscope.activations import Recording, load_recorded_model
 from microscope.features.coactivation import Coactivation
-from microscope.features.codes import CodeReader
+from microscope.features.codes import CodeReader, Firings
 from microscope.features.details import (
     ANALYSIS,
     HISTOGRAM_BINS,
@@ -30,10 +30,14 @@ from microscope.features.logits import LogitEffects, logit_effects
 from microscope.features.neighbours import nearest_rows
 from microscope.features.statistics import ActivationStatistics, LinearHistograms, TokenStatistics
 from microscope.features.writing import write_details
+from microscope.heap import trim_heap
 from microscope.models import BlockRunner, LoadedModel, resolve_device, runner_for
 from microscope.params import AnalyseParams, Site
 from microscope.progress import SILENT, Progress
 from microscope.sae import SparseAutoencoder, load_sae
+
+# Chunks of text, of a few thousand tokens each, after which freed memory is given back.
+_TRIMMED_CHUNKS = 4
 
 
 def analyse(params: AnalyseParams, progress: Progress = SILENT) -> tuple[Analysis, list[FeatureDetails]]:
@@ -117,9 +121,10 @@ class FeatureRun:
             strongest=self.params.examples,
             quantiles=self.params.quantiles,
             each=self.params.quantile_examples,
+            memory_bytes=memory,
         )
         with progress.phase("finding examples", self.codes.tokens, "tokens"):
-            for firings in self.codes:
+            for firings in self._chunks():
                 for accumulator in (self.activation, tokens, choice, self.together):
                     accumulator.add(firings)
                 self.tokens += len(firings.chunk.doc)
@@ -129,13 +134,20 @@ class FeatureRun:
         examples = Examples(*choice.result(), window=self.params.window)
         done = 0
         with progress.phase("collecting text", self.codes.tokens, "tokens"):
-            for firings in self.codes:
+            for firings in self._chunks():
                 self.histograms.add(firings)
                 examples.add(firings)
                 done += len(firings.chunk.doc)
                 progress.advance(min(done, self.codes.tokens))
             progress.advance(self.codes.tokens, final=True)
         return self._describe(self._runner(), tokens.top(self.params.top_tokens), examples)
+
+    def _chunks(self) -> Iterator[Firings]:
+        for number, firings in enumerate(self.codes, 1):
+            yield firings
+            if number % _TRIMMED_CHUNKS == 0:
+                trim_heap()
+        trim_heap()
 
     def _describe(
         self,

@@ -12,6 +12,7 @@ _BINS = (_HIGH - _LOW) * _PER_OCTAVE
 # Counts are merged once their memory is full, and pruned to the heaviest per feature.
 _MOST_PAIRS, _PAIR_BYTES = 4_000_000, 96  # three columns, and copies of them while they are sorted
 _KEEP_ITEMS = 64
+_FEWEST_WAITING, _WINDOW_BYTES = 10_000, 96
 
 
 class ActivationStatistics:
@@ -135,14 +136,17 @@ class KeptWindows:
     """For every feature some of the context windows it fires in: the strongest, or a random sample.
 
     Windows are ranked by their peak or, ``at_random``, by a hash of feature and window, and the first
-    ``count`` stay.
+    ``count`` stay. More of them wait in ``memory_bytes`` until the best are picked.
     """
 
-    def __init__(self, latents: int, count: int, *, at_random: bool = False) -> None:
+    def __init__(
+        self, latents: int, count: int, *, at_random: bool = False, memory_bytes: int = 2**24
+    ) -> None:
         self._count, self._at_random = count, at_random
+        self._most_waiting = max(_FEWEST_WAITING, memory_bytes // _WINDOW_BYTES)
         self._floor = np.zeros(latents)
         self._parts: list[tuple[np.ndarray, ...]] = []
-        self._size = 0
+        self._waiting = 0
 
     def add(self, firings: Firings) -> None:
         key = firings.feature.astype(np.int64) << 40 | firings.window
@@ -154,8 +158,8 @@ class KeptWindows:
         feature, window = firings.feature[first], firings.window[first]
         good = rank > self._floor[feature]
         self._parts.append((feature[good], window[good].astype(np.int64), peak[good], rank[good]))
-        self._size += int(good.sum())
-        if self._size > max(100_000, 8 * self._count * len(self._floor)):
+        self._waiting += int(good.sum())
+        if self._waiting > self._most_waiting:
             self._compact()
 
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -173,7 +177,7 @@ class KeptWindows:
         keep = _best_per_group(feature, rank, self._count)
         feature, window, peak, rank = feature[keep], window[keep], peak[keep], rank[keep]
         self._parts = [(feature, window, peak, rank)]
-        self._size = len(keep)
+        self._waiting = 0
         full = np.bincount(feature, minlength=len(self._floor)) == self._count
         last = np.flatnonzero(np.diff(feature, append=-1))
         lowest = np.zeros_like(self._floor)

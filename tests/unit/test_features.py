@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -177,7 +180,7 @@ def test_top_windows_bound_what_they_keep(recording, sae):
     ):
         windows.add(firings)
         windows._compact()
-        assert windows._size <= 96 * 2
+        assert sum(len(columns[0]) for columns in windows._parts) <= 96 * 2
     feature, _, peak = windows.result()
     assert (np.bincount(feature) <= 2).all()
     assert (np.diff(peak)[np.diff(feature) == 0] <= 0).all()
@@ -226,6 +229,46 @@ def test_a_random_sample_is_fair():
     assert window.tolist() == [4, 5, 14, 15, 24, 25, 34, 35]
     assert group.tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
     assert not feature.any()
+
+
+def test_few_windows_wait_and_the_same_ones_stay():
+    """Picking the best often, in little memory, picks what picking them once at the end does."""
+    from microscope.features.codes import Firings
+
+    most = {}
+    found = []
+    for memory in (0, 2**30):
+        windows = KeptWindows(40, 5, memory_bytes=memory)
+        random = np.random.default_rng(0)
+        for part in range(30):
+            feature = np.repeat(np.arange(40, dtype=np.int32), 100)
+            window = np.tile(np.arange(100) + 100 * part, 40)
+            value = random.random(4000).astype(np.float32)
+            windows.add(Firings(None, 0, feature, window, window, value))
+            held = sum(len(columns[0]) for columns in windows._parts)
+            most[memory] = max(most.get(memory, 0), held)
+        found.append(windows.result())
+    for one, other in zip(*found, strict=True):
+        assert np.array_equal(one, other)
+    assert most[0] < 15_000 < most[2**30]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library manages its memory itself")
+def test_freed_memory_is_given_back():
+    """A hundred megabytes between arrays that stay; in a process of its own, whose heap is known."""
+    script = """
+import re, pathlib, numpy
+from microscope.heap import trim_heap
+def used():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+arrays = [numpy.ones(10_000) for _ in range(2000)]
+arrays = arrays[::20]
+before = used()
+trim_heap()
+print(before - used())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 80_000  # kB
 
 
 def test_neighbours_are_the_largest_cosines(result, sae):
