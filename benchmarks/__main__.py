@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import features, live, memory, quality, report, store, trace, train
+from benchmarks import features, live, memory, page, quality, report, store, trace, train
 from benchmarks.contest import ROOT, Settings
 
 SUBJECTS: dict[str, Callable[[Settings], Iterator[report.Section]]] = {
@@ -20,6 +20,7 @@ SUBJECTS: dict[str, Callable[[Settings], Iterator[report.Section]]] = {
     "live": live.sections,
     "quality": quality.sections,
 }
+PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 # What takes longer than all the others together is measured only when it is named.
 USUAL = [name for name in SUBJECTS if name != "quality"]
 
@@ -43,7 +44,9 @@ def main() -> None:
         default=ROOT / ".venv-peers" / "bin" / "python",
         help="Python of the environment made by `make peers`",
     )
-    parser.add_argument("--write", type=Path, metavar="FILE", help="keep the tables in this Markdown file")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="keep the tables in this Markdown file, in their sections"
+    )
     options = parser.parse_args()
     unknown = set(options.subjects) - set(SUBJECTS)
     if unknown:
@@ -54,6 +57,7 @@ def main() -> None:
         threads=options.threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))),
         quick=options.quick,
         peers=options.peers.absolute(),
+        load=os.getloadavg()[0],
     )
     for name in options.subjects or USUAL:
         for section in SUBJECTS[name](settings):
@@ -63,8 +67,15 @@ def main() -> None:
             text = section.measure()
             print(text, end="\n\n", flush=True)
             if options.write:
-                old = options.write.read_text() if options.write.exists() else ""
-                options.write.write_text(report.merged(old, {section.title: text}))
+                _keep(options.write, section.title, text)
+
+
+def _keep(file: Path, title: str, text: str) -> None:
+    """Put a section onto the page; the README quotes the project's own."""
+    whole = page.merged(file.read_text() if file.exists() else "", title, text)
+    file.write_text(whole)
+    if file.resolve() == PAGE:
+        README.write_text(page.quoted(README.read_text(), whole))
 
 
 if __name__ == "__main__":

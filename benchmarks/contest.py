@@ -35,7 +35,8 @@ class Settings:
     """How a run measures.
 
     ``data`` caches inputs; ``peers`` is the Python of the environment with the peer packages;
-    ``threads`` is what each contestant may compute with.
+    ``threads`` is what each contestant may compute with; ``load`` is how many processes others kept
+    running when the run began.
     """
 
     data: Path
@@ -43,6 +44,7 @@ class Settings:
     threads: int
     quick: bool
     peers: Path
+    load: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,6 @@ from typing import NamedTuple
 
 from benchmarks.contest import Contest, Settings, Spread, Standing, run
 
-_HEAD = """# Benchmarks
-
-Measured by `make bench` (`python -m benchmarks --help`), section by section. All contestants of a table ran in one
-interleaved run: one at a time, each in a process of its own, in an order that rotates with every round. Figures are
-medians over the rounds; the spread is (max − min) / median. Ratios are taken within a round and say how many times
-faster a column's contestant is than the row's; differences below about ten per cent are ties.
-"""
-
 
 class Section(NamedTuple):
     """A part of the page, measured when asked for; its text begins with the title as a heading."""
@@ -109,17 +101,10 @@ def goal(what: str, value: float, *, most: float | None = None, least: float | N
 
 
 def footer(settings: Settings, rounds: int, versions: Mapping[str, str] | None = None) -> str:
-    """When, where and how often was measured."""
+    """When, where and how often was measured, and how busy the machine was before."""
     used = "".join(f"; {name} {version}" for name, version in sorted((versions or {}).items()))
     times = "1 round" if rounds == 1 else f"{rounds} rounds"
-    quick = ", quick" if settings.quick else ""
+    size = "quick" if settings.quick else "full"
     threads = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
-    return f"{datetime.date.today()}, {machine()}, {threads}, {times}{quick}{used}."
-
-
-def merged(old: str, new: dict[str, str]) -> str:
-    """The whole page: sections measured now in place of older ones of the same title, others kept."""
-    sections = {part.splitlines()[0]: "## " + part.strip() for part in old.split("\n## ")[1:]}
-    for title, text in new.items():
-        sections[title] = text
-    return _HEAD + "".join(f"\n{text}\n" for text in sections.values())
+    load = f"load {settings.load:.1f} before"
+    return f"{datetime.date.today()}, {machine()}, {load}, {threads}, {size}, {times}{used}."

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.page import quoted
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -105,3 +107,8 @@ def test_every_mark_of_the_tests_is_run_by_make() -> None:
     runs = re.findall(r'pytest .*-m "([^"]+)"', planned)
     first, second = (run for run in runs)
     assert set(re.findall(r"not (\w+)", first)) == set(re.findall(r"\b(?!or\b)(\w+)", second))
+
+
+def test_the_readme_quotes_the_benchmarks_as_they_are() -> None:
+    readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/benchmarks.md"))
+    assert quoted(readme, page) == readme, "measure with --write docs/benchmarks.md, which updates both"

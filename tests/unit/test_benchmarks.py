@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import page, report
 from benchmarks.contest import Contest, Contestant, Settings, Spread, Standing, run
 
 
@@ -78,8 +78,28 @@ def test_ratios_are_taken_within_rounds():
     assert Spread.of([8, 4, 2]) == Spread(4, 1.5)
 
 
-def test_the_page_keeps_sections_that_were_not_measured_again():
-    page = report.merged("", {"A": "## A\n\nfirst", "B": "## B\n\nsecond"})
-    again = report.merged(page, {"A": "## A\n\nthird"})
-    assert again == page.replace("first", "third")
-    assert again.count("## ") == 2
+def test_what_is_written_by_hand_stays_on_the_page():
+    """Measuring a section anew changes that section, whatever stands before, between and after."""
+    start = page.merged(page.merged("", "A", "## A\n\nfirst"), "B", "## B\n\nsecond")
+    start = start.replace("section by section.", "with care.").replace(
+        "\n<!-- measured: B", "\nBy hand.\n\n<!-- measured: B"
+    )
+    start += "\n## Notes\n\nfirst of all, by hand too\n"
+    again = page.merged(start, "A", "## A\n\nthird\n\n## within")
+    assert again == start.replace("## A\n\nfirst", "## A\n\nthird\n\n## within")
+    assert page.merged(again, "A", "## A\n\nfirst") == start
+    more = page.merged(start, "C", "## C\n\nnew")
+    assert more.index("second") < more.index("new") < more.index("## Notes")
+
+
+def test_the_readme_quotes_the_page():
+    section = "## A\n\n| | x |\n\n- ours: 2.00 × peer, 0.50 × floor\n\n2026-01-02, CPU, load 0.1 before, full, 3 rounds; torch 2."
+    readme = "# R\n\n<!-- quoted from docs/benchmarks.md -->\nold\n<!-- end of quoted -->\nrest\n"
+    text = page.quoted(readme, page.merged("", "A", section))
+    assert (
+        "| A | ours: 2.00 × peer, 0.50 × floor | 2026-01-02, CPU, load 0.1 before, full, 3 rounds |" in text
+    )
+    assert "old" not in text
+    assert text.endswith("<!-- end of quoted -->\nrest\n")
+    with pytest.raises(ValueError, match="no lines between"):
+        page.quoted("# R\n", "")
