@@ -267,6 +267,39 @@ async def test_sessions_end_with_their_connection(address):
     pytest.fail("the session outlived its connection")
 
 
+async def test_connections_cut_in_the_middle_of_their_work_change_nothing_for_others(
+    address, sae, sae_folder
+):
+    stays = await Client.connect(address)
+    await stays.attach(sae, sae_folder)
+    before = (await stays.ask(p.Ping(id=2))).sessions
+    await stays.ask(p.OpenSession(id=3, session="s", prompt=PROMPT))
+    plan, strong = add(sae, 5.0), add(sae, 40.0)
+    first = await stays.ask(p.Apply(id=4, session="s", rev=1, plan=plan))
+    for turn in range(12):
+        cut = await Client.connect(address)
+        work = [
+            p.OpenSession(id=5, session="s", prompt=PROMPT),
+            p.Apply(id=6, session="s", rev=1, plan=strong),
+            p.Generate(id=7, session="s", plan=strong, max_tokens=100),
+            p.Apply(id=8, session="s", rev=2, plan=plan),
+        ]
+        cut.writer.write(b"".join(map(p.encode, work)))
+        for _ in range(turn % 4):  # cut at different places
+            await cut.receive()
+        cut.writer.transport.abort()
+        muted = await stays.ask(p.Apply(id=9, session="s", rev=2 * turn + 2, plan=EditPlan()))
+        again = await stays.ask(p.Apply(id=10, session="s", rev=2 * turn + 3, plan=plan))
+        assert (again.tokens, again.kl, again.receipt.baseline) == (
+            first.tokens,
+            first.kl,
+            first.receipt.baseline,
+        )
+        assert (muted.kl, muted.receipt.baseline) == (0, first.receipt.baseline)
+    while (await stays.ask(p.Ping(id=11))).sessions != before + 1:
+        await asyncio.sleep(0.05)
+
+
 async def test_errors_are_answers_and_the_connection_goes_on(address):
     client = await Client.connect(address)
     for request, code in (

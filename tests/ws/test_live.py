@@ -166,6 +166,53 @@ async def test_two_people_do_not_see_each_other(lab: Lab, firing: int, live: Tal
             assert theirs["kl"] == 0
 
 
+async def test_nobody_reaches_or_hears_another_persons_session(lab: Lab, live: Talk, firing: int) -> None:
+    """A colleague on the same model, who even knows the name of alice's session, gets nothing of it."""
+    colleague = lab.site.person("bob")
+    members = f"/projects/{lab.project['id']}/members"
+    member = lab.alice.post(members, {"user": "bob", "role": "editor"})
+    await live.send("open", prompt=PROMPT)
+    session = (await live.expect("opened"))["session"]
+    plan = plan_of(lab, firing, 6.0)
+    before = await answer(live, 1, plan)
+    assert before["session"] == session
+    for path in (f"{lab.live}{session}/", f"/ws/live/{session}/", f"/ws/session/{session}/"):
+        assert await close_code(colleague, path) == (NOT_FOUND, [])
+    async with talk(colleague, lab.live) as other:
+        await ready(other)
+        foreign: list[tuple[str, dict[str, Any]]] = [
+            ("open", {"prompt": "war"}),
+            ("apply", {"rev": 2, "plan": {"edits": []}}),
+            ("read_features", {"sae": lab.sae["fingerprint"]}),
+            ("read_positions", {"plan": plan}),
+            ("generate", {"run": 1, "plan": plan}),
+            ("stop_generation", {}),
+        ]
+        for type, fields in foreign:
+            await other.send(type, session=session, **fields)
+            assert (await other.next())["code"] == "bad_message"
+        await other.send("apply", rev=2, plan=plan)
+        assert (await other.next())["code"] == "no_session"  # there is no session but one's own
+        await live.send("generate", run=5, plan=plan, max_tokens=30, temperature=1.0, seed=2)
+        await other.send("stop_generation")
+        assert (await other.next())["code"] == "no_session"
+        await live.send("apply", rev=2, plan=plan)
+        tokens, reason = await written(live, 5)
+        assert reason in ("tokens", "end_of_text")
+        assert {token["session"] for token in tokens} == {session}
+        await other.works()  # and has heard nothing in between
+        # with a session of one's own, answers bear its name and are to one's own prompt
+        await other.send("open", prompt="war")
+        own = (await other.expect("opened"))["session"]
+        assert own != session
+        mine, theirs = await asyncio.gather(answer(live, 3, plan), answer(other, 3, plan))
+        assert (mine["session"], theirs["session"]) == (session, own)
+        assert mine["tokens"] == before["tokens"]
+        assert mine["receipt"]["baseline"] != theirs["receipt"]["baseline"]
+    assert (await answer(live, 4, plan))["tokens"] == before["tokens"]
+    lab.alice.delete(f"{members}/{member['user']}")
+
+
 async def test_eight_people_toggle_for_half_a_minute_and_each_gets_what_is_theirs(
     lab: Lab, firing: int, live: Talk
 ) -> None:
