@@ -24,6 +24,7 @@ from microscope.params import (
     ExitCode,
     ExportParams,
     ImportParams,
+    JobParams,
     PatchExportParams,
     TraceParams,
     TrainParams,
@@ -74,6 +75,13 @@ def _job_command(function: Command) -> Command:
     """A command that starts a job and may follow it."""
     function = click.option("--detach", is_flag=True, help="Start the job and do not wait for it.")(function)
     return _command(_in_project(function))
+
+
+def _portal_options(
+    params: type[JobParams], *, leave_out: tuple[str, ...] = ()
+) -> Callable[[Command], Command]:
+    """Options for what a person chooses; the portal itself decides where things are and what continues."""
+    return job_options(params, places=False, leave_out=("resume", *leave_out))
 
 
 def _in_project(function: Command) -> Command:
@@ -235,27 +243,42 @@ def retry(*, job: str, detach: bool, progress: BarProgress) -> dict[str, Any]:
 
 @remote.command(cls=ManyCommand)
 @click.option("--model", required=True, help="Model of the portal.")
-@click.option("--corpus", required=True, help="Corpus of the portal.")
+@click.option("--corpus", required=True, multiple=True, help="Corpus of the portal; several are mixed.")
+@click.option(
+    "--weights",
+    type=float,
+    multiple=True,
+    help="Mix the corpora by these shares of tokens: one number per --corpus; equal ones by default.",
+)
 @click.option("--name", required=True, help="Of the recording.")
-@job_options(TraceParams, places=False)
+@_portal_options(TraceParams)
 @_job_command
 def trace(
     *,
     model: str,
-    corpus: str,
+    corpus: tuple[str, ...],
+    weights: tuple[float, ...],
     name: str,
     project: str | None,
     detach: bool,
     progress: BarProgress,
     **options: Any,
 ) -> dict[str, Any]:
-    """Record a model's activations on a corpus of the portal."""
+    """Record a model's activations on a corpus of the portal, or on several mixed by weight."""
+    if weights and len(weights) != len(corpus):
+        raise MicroscopeError(
+            "bad_weights",
+            f"There are {len(weights)} weights for {len(corpus)} corpora.",
+            "Give one number per --corpus.",
+        )
     lab, login = _opened()
     with lab:
         inside = _project(lab, login, project)
+        found = [lab.find("corpora", one, project=inside) for one in corpus]
+        mixed = len(found) > 1 or weights
         job = lab.record(
             model=lab.find("models", model, project=inside),
-            corpus=lab.find("corpora", corpus, project=inside),
+            corpus=list(zip(found, weights or [1.0] * len(found), strict=True)) if mixed else found[0],
             name=name,
             params=given(options),
         )
@@ -265,7 +288,7 @@ def trace(
 @remote.command(cls=ManyCommand)
 @click.option("--recording", required=True, help="Recording of the portal.")
 @click.option("--name", required=True, help="Of the SAE.")
-@job_options(TrainParams, places=False)
+@_portal_options(TrainParams)
 @_job_command
 def train(
     *, recording: str, name: str, project: str | None, detach: bool, progress: BarProgress, **options: Any
@@ -281,15 +304,26 @@ def train(
 def _about_sae(start: str, params: Any, text: str) -> None:
     """A command that starts a job about an SAE of the portal."""
 
-    @job_options(params, places=False)
+    @click.option(
+        "--recording", help="For an imported SAE that has none yet: what to measure it on, from now on."
+    )
+    @_portal_options(params)
     @_job_command
     def about(
-        *, sae: str, project: str | None, detach: bool, progress: BarProgress, **options: Any
+        *,
+        sae: str,
+        recording: str | None,
+        project: str | None,
+        detach: bool,
+        progress: BarProgress,
+        **options: Any,
     ) -> dict[str, Any]:
         lab, login = _opened()
         with lab:
-            found = lab.find("saes", sae, project=_project(lab, login, project))
-            return _followed(lab, getattr(lab, start)(found, given(options)), progress, detach)
+            inside = _project(lab, login, project)
+            found = lab.find("saes", sae, project=inside)
+            on = lab.find("recordings", recording, project=inside) if recording else None
+            return _followed(lab, getattr(lab, start)(found, given(options), recording=on), progress, detach)
 
     command = click.argument("sae")(about)
     name = "eval" if start == "evaluate" else start
@@ -308,7 +342,7 @@ _about_sae("analyse", AnalyseParams, "Find out what the features of an SAE of th
 @click.option("--model", required=True, help="Model of the portal it belongs to.")
 @click.option("--recording", help="Recording of the portal to test it on.")
 @click.option("--name", required=True, help="Of the SAE.")
-@job_options(ImportParams, places=False)
+@_portal_options(ImportParams)
 @_job_command
 def import_sae(
     *,
@@ -356,7 +390,7 @@ def import_adapter(
 @remote.command(name="export-sae", cls=ManyCommand)
 @click.argument("sae")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the files.")
-@job_options(ExportParams, places=False)
+@_portal_options(ExportParams)
 @_in_project
 @_command
 def export_sae(
@@ -377,7 +411,7 @@ def export_sae(
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the files.")
 @click.option("--recording", help="Recording whose held-out text approximate targets are fitted on.")
 @click.option("--target", required=True, type=click.Choice(EXPORT_TARGETS), help="What to write.")
-@job_options(PatchExportParams, places=False, leave_out=("target",))
+@_portal_options(PatchExportParams, leave_out=("target",))
 @_in_project
 @_command
 def export_patch(
@@ -408,7 +442,7 @@ def export_patch(
 
 @remote.command(name="export-project", cls=ManyCommand)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for project.zip.")
-@job_options(PackParams, places=False)
+@_portal_options(PackParams)
 @_in_project
 @_command
 def export_project(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -100,22 +100,27 @@ class Workbench:
 
     # --- work ---------------------------------------------------------------------------------------
 
-    def record(self, *, model: str, corpus: str, name: str, params: Params) -> Job:
-        """Record a model's activations on a corpus."""
-        body = {"model": model, "corpus": corpus, "name": name, "params": params}
-        return self._started("recordings", body)
+    def record(
+        self, *, model: str, corpus: str | Sequence[tuple[str, float]], name: str, params: Params
+    ) -> Job:
+        """Record a model's activations on a corpus, or on several mixed by their weights."""
+        if isinstance(corpus, str):
+            text: Params = {"corpus": corpus}
+        else:
+            text = {"mixture": [{"corpus": one, "weight": weight} for one, weight in corpus]}
+        return self._started("recordings", {"model": model, **text, "name": name, "params": params})
 
     def train(self, *, recording: str, name: str, params: Params) -> Job:
         """Train an SAE on a recording; the job of the first, when several are asked for."""
         return self._started("saes", {"recording": recording, "name": name, "params": params})
 
-    def evaluate(self, sae: str, params: Params | None = None) -> Job:
-        """Measure an SAE on held-out text."""
-        return self._started(f"saes/{sae}/evaluate", {"params": params or {}})
+    def evaluate(self, sae: str, params: Params | None = None, *, recording: str | None = None) -> Job:
+        """Measure an SAE on held-out text. An imported SAE without a recording needs one."""
+        return self._started(f"saes/{sae}/evaluate", {"recording": recording, "params": params or {}})
 
-    def analyse(self, sae: str, params: Params | None = None) -> Job:
-        """Find out what an SAE's features do."""
-        return self._started(f"saes/{sae}/analyse", {"params": params or {}})
+    def analyse(self, sae: str, params: Params | None = None, *, recording: str | None = None) -> Job:
+        """Find out what an SAE's features do. An imported SAE without a recording needs one."""
+        return self._started(f"saes/{sae}/analyse", {"recording": recording, "params": params or {}})
 
     def cancel(self, job: str) -> Job:
         return msgspec.convert(self.connection.post(f"jobs/{job}/cancel"), Job)

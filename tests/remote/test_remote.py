@@ -19,6 +19,7 @@ from microscope.errors import MicroscopeError
 from microscope.remote import Workbench
 from microscope.remote.transfers import sha256_of
 from tests.running import ROOT, TRAIN, Lab
+from tests.tiny_models import make_corpus
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(600)]
 
@@ -112,6 +113,19 @@ def test_train_evaluate_export_and_bring_back(signed_in: Any, lab: Lab, tmp_path
     assert (sae["width"], sae["k"], sae["summary"]["smoke_test"]["passed"]) == (96, 8, True)
     assert {"From afar", "And back"} <= {row["name"] for row in signed_in("list", "saes")}
     assert {job["state"] for job in signed_in("jobs")} == {"succeeded"}
+
+
+def test_several_corpora_are_mixed(signed_in: Any, lab: Lab) -> None:
+    make_corpus(lab.site.folder / "corpora" / "tales")
+    tales = {"project": lab.project["id"], "name": "tales", "kind": "builtin", "reference": "tales"}
+    lab.alice.post("/corpora", tales)
+    command = ["trace", "--model", "tiny", "--corpus", "words", "tales", "--layers", "1"]
+    assert "(bad_weights)" in signed_in(*command, "--name", "x", "--weights", "1", status=3)
+    options = ["--tokens", "2000", "--context-length", "32", "--held-out", "0.2", "--dtype", "float32"]
+    made = signed_in(*command, "--name", "Mixed", "--weights", "3", "1", *options)
+    recording = lab.alice.get(f"/recordings/{made['subject']}")
+    assert recording["state"] == "ready"
+    assert [(p["name"], p["weight"]) for p in recording["mixture"]] == [("words", 3), ("tales", 1)]
 
 
 def test_refusals_come_in_the_portals_words(signed_in: Any) -> None:
