@@ -67,7 +67,8 @@ def _arithmetic() -> Iterator[Finding]:
         return
     import torch
 
-    from microscope.models.precision import has_fast_bfloat16, resolve_device
+    from microscope.hardware import has_fast_bfloat16
+    from microscope.models.precision import resolve_device
 
     device = resolve_device("auto")
     if device.type == "cuda":

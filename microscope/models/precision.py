@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from microscope.errors import MicroscopeError
+from microscope.hardware import has_fast_bfloat16
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,15 +36,6 @@ def resolve_device(name: str) -> torch.device:
             "Use auto or cpu; `microscope doctor` lists devices.",
         ) from error
     return device
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """True where bfloat16 products run in hardware, so that they are faster than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return False
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from microscope.sae.base import IndependentLatents
+from microscope.sae.base import Codes, IndependentLatents, SparseAutoencoder
 from microscope.sae.config import SaeConfig
 from microscope.sae.kernels import Winners
 from microscope.sae.loss import LossContext
@@ -34,6 +34,9 @@ class BatchTopKSae(IndependentLatents, TopKSae):
         self.register_buffer("threshold", torch.zeros(()))
         # Σ of the weights in the running mean: corrects its start from zero, and makes a resumed run exact.
         self.register_buffer("threshold_weight", torch.zeros(()))
+
+    def encode(self, x: Tensor) -> Codes:
+        return SparseAutoencoder.encode(self, x)  # by the threshold, not by rank
 
     def rectify(self, pre: Tensor, latents: slice) -> Tensor:
         return torch.where(pre > self.cut, pre, 0.0).relu()

@@ -19,8 +19,8 @@ from microscope.sae.team import ALONE, Team
 
 # How many times k latents are rescored where the compiled search is not used.
 _WIDER = 2
-# Fewer rows are not worth a compiled search's first call.
-_FEW = 64
+# From so many rows on a compiled search is worth its first call, which takes seconds where nothing is kept yet.
+MANY = 1024
 
 
 def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         Values and indices, ``[rows, k]``.
     """
-    if _compiled(pre) and len(pre) >= _FEW:
+    if _compiled(pre) and len(pre) >= MANY:
         best = search.best_of_matrix(pre.detach().contiguous(), k)
         if best is not None:
             return best

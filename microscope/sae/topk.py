@@ -7,10 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from microscope.hardware import has_fast_bfloat16
 from microscope.sae.base import Codes, SparseAutoencoder
 from microscope.sae.kernels import SparseFit, Winners, firing_counts
 from microscope.sae.loss import LossContext, StepLoss
-from microscope.sae.selection import top_k, winners_of_rows
+from microscope.sae.selection import MANY, top_k, winners_of_rows
 
 # Latents that :meth:`TopKSae.feature` computes first; twice as many each time after that.
 _FIRST_LOOK = 512
@@ -18,6 +19,16 @@ _FIRST_LOOK = 512
 
 class TopKSae(SparseAutoencoder):
     architecture: ClassVar[str] = "topk"
+
+    def encode(self, x: Tensor) -> Codes:
+        """Sparse activations of raw rows ``[rows, d_in]``; many without all their pre-activations at once."""
+        wants_gradient = torch.is_grad_enabled() and (x.requires_grad or self.W_enc.requires_grad)
+        if len(x) < MANY or wants_gradient:
+            return super().encode(x)
+        fast = self.W_enc.dtype == torch.float32 and has_fast_bfloat16(x.device)
+        weights = (self.W_enc, self.encoder_bias(), self.config.k)
+        values, indices = winners_of_rows(self.scaled(x), *weights, bfloat16=fast)
+        return Codes(values.relu(), indices)
 
     def activate(self, pre: Tensor) -> Codes:
         values, indices = top_k(pre, self.config.k)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from microscope.activations import Recording, ShuffledRows
 from microscope.errors import MicroscopeError
+from microscope.hardware import has_fast_bfloat16
 from microscope.models import is_out_of_memory
-from microscope.models.precision import has_fast_bfloat16, resolve_device
+from microscope.models.precision import resolve_device
 from microscope.params import PRESETS, MemberKey, TrainParams, decode_params
 from microscope.progress import SILENT, Progress
 from microscope.sae import SparseAutoencoder, load_sae, save_sae

@@ -55,6 +55,25 @@ def winners_of(name: str, sae: SparseAutoencoder, pre: torch.Tensor) -> torch.Te
     return (pre > 0).double()
 
 
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_many_rows_are_encoded_as_few_are(name):
+    sae = make(name).float()
+    if name in ("batchtopk", "matryoshka"):
+        sae.threshold.fill_(0.8)
+        sae.threshold_weight.fill_(1.0)
+    x = rows(1500, 10).float()
+    f = [torch.zeros(1500, 48), torch.zeros(1500, 48)]
+    for dense, pieces in zip(f, ([x], x.split(500)), strict=True):
+        first = 0
+        for piece in pieces:
+            codes = sae.encode(piece)
+            dense[first : first + len(piece)].scatter_add_(1, codes.indices, codes.values)
+            first += len(piece)
+    assert (f[0] > 0).any()
+    torch.testing.assert_close(f[0], f[1], rtol=1e-5, atol=1e-5)
+
+
 def dense_loss(
     name: str, sae: SparseAutoencoder, u: torch.Tensor, target: torch.Tensor, context: LossContext
 ) -> torch.Tensor:
