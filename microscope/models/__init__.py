@@ -3,7 +3,7 @@
 from microscope.models.families import FAMILIES, Family, Tap, check_site, family_of, module_at
 from microscope.models.load import LoadedModel, inspect_model, load_model
 from microscope.models.memory import is_out_of_memory
-from microscope.models.precision import dtype_name, has_fast_bfloat16, resolve_device, resolve_dtype
+from microscope.models.precision import dtype_name, resolve_device, resolve_dtype
 from microscope.models.runner import BlockRunner, KeyValue, runner_for
 from microscope.models.tokens import TokenTexts
 
@@ -18,7 +18,6 @@ __all__ = [
     "check_site",
     "dtype_name",
     "family_of",
-    "has_fast_bfloat16",
     "inspect_model",
     "is_out_of_memory",
     "load_model",
