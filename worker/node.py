@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from importlib import metadata
+from pathlib import Path
 
 import psutil
 import structlog
@@ -18,6 +19,7 @@ from django.utils import timezone
 from apps.jobs import leases
 from apps.jobs.models import Job, WorkerNode
 from apps.jobs.states import LEASED
+from workbench.pulse import pulse
 from worker.outbox import Outbox
 
 log = structlog.get_logger(__name__)
@@ -85,6 +87,7 @@ class Node:
             try:
                 assert self.row is not None
                 WorkerNode.objects.filter(pk=self.row.pk).update(heartbeat_at=timezone.now())
+                pulse(Path(settings.WORKBENCH_RUN_DIR), "compute")
                 if time.monotonic() - looked >= settings.WORKBENCH_REAP_SECONDS:
                     looked = time.monotonic()
                     leases.reap()

@@ -25,6 +25,7 @@ from apps.live import services
 from apps.live.models import ResidentWorker
 from apps.live.resident_client import ResidentClient, ResidentError, ResidentLost
 from apps.registry.models import LanguageModel
+from workbench.pulse import pulse
 from worker import protocol as p
 from worker.child import child_environment
 
@@ -300,8 +301,10 @@ class Residents:
             if model_id not in self._running and await self._claim(model_id):
                 log.info("resident_starting", model=str(model_id), reference=asked.reference)
                 self._running[model_id] = ResidentProcess(asked, self._host)
-        if self._running and time.monotonic() - self._kept_at > PING_SECONDS:
+        if time.monotonic() - self._kept_at > PING_SECONDS:
             self._kept_at = time.monotonic()
+            with contextlib.suppress(OSError):  # on a full disk models stay where they are
+                pulse(Path(settings.WORKBENCH_RUN_DIR), "agent")
             at_work = [model_id for model_id, running in self._running.items() if not running.over]
             with contextlib.suppress(DatabaseError):  # said again in a moment
                 await sync_to_async(services.keep_claims)(model_ids=at_work, host=self._host)

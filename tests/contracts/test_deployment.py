@@ -13,6 +13,7 @@ import yaml
 from django.conf import settings
 
 from workbench.settings import base
+from worker import health
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
@@ -36,8 +37,8 @@ def test_every_part_is_there() -> None:
     }
     open_to_the_world = [name for name, service in SERVICES.items() if "ports" in service]
     assert open_to_the_world == ["proxy"]
-    for name in ("proxy", "web", "valkey", "postgres"):
-        assert SERVICES[name]["healthcheck"]["test"], name
+    for name, service in SERVICES.items():
+        assert name == "migrate" or service["healthcheck"]["test"], name
     for name, service in SERVICES.items():
         assert name == "migrate" or service["restart"] == "unless-stopped", name
         for other, condition in service.get("depends_on", {}).items():
@@ -75,6 +76,14 @@ def test_commands_exist(name: str) -> None:
             pass
         case _:
             pytest.fail(f"{name} starts {command}")
+
+
+@pytest.mark.parametrize("name", ["compute", "resident", "beat"])
+def test_health_of_what_no_request_reaches(name: str) -> None:
+    first, *command = SERVICES[name]["healthcheck"]["test"]
+    assert (first, *command[:3]) == ("CMD", "python", "-m", "worker.health")
+    assert command[3:] == [{"resident": "agent"}.get(name, name)]
+    assert command[3] in health.ROLES
 
 
 def test_only_what_computes_has_torch() -> None:

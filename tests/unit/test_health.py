@@ -1,0 +1,46 @@
+"""Signs of life, and what is said when there are none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from workbench import pulse
+from worker import health
+
+
+def test_a_pulse_is_fresh_then_stale(tmp_path, capsys) -> None:
+    def look(role: str) -> tuple[int, str]:
+        status = health.main([role, "--data-dir", str(tmp_path)])
+        return status, capsys.readouterr().out
+
+    assert look("compute") == (1, f"compute has never shown a sign of life in {tmp_path}.\n")
+    pulse.pulse(tmp_path / "run", "compute")
+    assert look("compute") == (0, "compute works.\n")
+    assert look("beat")[0] == 1, "every role has its own"
+    long_ago = time.time() - pulse.PATIENCE - 100
+    os.utime(pulse.file_of(tmp_path / "run", "compute"), (long_ago, long_ago))
+    status, text = look("compute")
+    assert (status, text.startswith("compute showed its last sign of life 16")) == (1, True)
+    pulse.pulse(tmp_path / "run", "compute")
+    assert look("compute")[0] == 0
+
+
+def test_looking_needs_neither_django_nor_the_engine(tmp_path) -> None:
+    program = (
+        "import sys, worker.health as h; h.main(['beat', '--data-dir', sys.argv[1]]); "
+        "print({'django', 'celery', 'torch'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_unknown_roles_are_refused(tmp_path) -> None:
+    with pytest.raises(SystemExit):
+        health.main(["web", "--data-dir", str(tmp_path)])
