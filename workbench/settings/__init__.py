@@ -1,1 +1,1 @@
-"""Settings: ``base`` for everything, ``dev``, ``test`` and ``prod`` for what differs, ``env`` reads variables."""
+"""Settings: ``base`` gathers the modules by subject; ``dev``, ``test`` and ``prod`` say what differs; ``env`` reads variables."""

@@ -128,6 +128,10 @@ class Env:
         return self._read(name, "list", default, description, parse, ",".join(default))
 
 
+# Of this process: what the modules beside this one read their variables from.
+env = Env()
+
+
 def database_config(url: str) -> dict[str, Any]:
     """Django's ``DATABASES`` entry for a ``sqlite:///path`` or ``postgresql://user:pass@host/name`` URL.
 
