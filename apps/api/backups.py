@@ -10,20 +10,23 @@ import contextlib
 import gzip
 import hashlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from django.apps import apps
 from django.apps.registry import Apps
 from django.conf import settings
 from django.core import serializers
 from django.core.management import call_command
+from django.core.management.color import no_style
+from django.core.management.sql import emit_post_migrate_signal
+from django.core.serializers import jsonl
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connection, transaction
+from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.loader import MigrationLoader
 from django.db.models import Model
 from django.utils import timezone
@@ -107,16 +110,18 @@ def restore(folder: Path, *, replace: bool = False) -> Manifest:
             f"It is of a newer version ({manifest.version}): {beyond[0]} is unknown here.",
             "Upgrade first.",
         )
-    call_command("migrate", interactive=False, verbosity=0)
-    if not replace and (User.objects.exists() or Project.objects.exists()):
+    if not replace and any(map(_holds_rows, (User, Project))):
         raise MicroscopeError(
             "not_empty", "This installation holds people or projects.", "Use --replace to lose them."
         )
-    call_command("flush", interactive=False, verbosity=0)
-    call_command("loaddata", str(folder / ROWS), verbosity=0)
-    for name, count in _count(_models(apps)).items():
+    # Rows of an older version go into tables of that version; what migrations do to rows, they do then.
+    _migrate_to(manifest.migrations)
+    then = _as_migrated()
+    _read_rows(folder / ROWS, then)
+    for name, count in _count(_models(then)).items():
         if count != manifest.rows.get(name, count):
             raise MicroscopeError("backup_incomplete", f"{name} has {count} rows of {manifest.rows[name]}.")
+    call_command("migrate", interactive=False, verbosity=0)
     roots = dict(_roots())
     with tarfile.open(folder / FILES) as archive:
         for name, root in roots.items():
@@ -185,6 +190,53 @@ def _write_rows(path: Path, kept: list[type[Model]]) -> None:
     with gzip.open(path, "wt", encoding="utf-8") as stream:
         rows = (row for model in kept for row in model._default_manager.order_by("pk").iterator(1000))
         serializers.serialize("jsonl", rows, stream=stream, use_natural_foreign_keys=True, cls=_Exact)
+
+
+def _read_rows(path: Path, known: Apps) -> None:
+    class Rows(jsonl.Deserializer):
+        @staticmethod
+        def _get_model_from_node(name: str) -> type[Model]:
+            return known.get_model(name)
+
+    with transaction.atomic(), connection.constraint_checks_disabled():
+        with gzip.open(path, "rt", encoding="utf-8") as stream:
+            for row in Rows(stream):
+                row.save()
+        connection.check_constraints()
+    with connection.cursor() as cursor:
+        for statement in connection.ops.sequence_reset_sql(no_style(), _models(known)):
+            cursor.execute(statement)
+
+
+def _holds_rows(model: type[Model]) -> bool:
+    """Whether there is a row, in a database of whatever version."""
+    table = model._meta.db_table
+    if table not in connection.introspection.table_names():
+        return False
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT 1 FROM {connection.ops.quote_name(table)} LIMIT 1")  # noqa: S608 (our own name)
+        return cursor.fetchone() is not None
+
+
+def _migrate_to(wanted: Sequence[str]) -> None:
+    """Empty tables exactly as these migrations make them."""
+    executor = MigrationExecutor(connection)
+    keys = {(app, name) for app, _, name in (one.partition(".") for one in wanted)}
+    if set(executor.loader.applied_migrations) == keys:
+        call_command("flush", interactive=False, verbosity=0)
+        return
+    cascade = " CASCADE" if connection.vendor == "postgresql" else ""
+    with connection.constraint_checks_disabled(), connection.cursor() as cursor:
+        for table in connection.introspection.table_names(cursor):
+            cursor.execute(f"DROP TABLE IF EXISTS {connection.ops.quote_name(table)}{cascade}")
+    executor = MigrationExecutor(connection)
+    nodes = executor.loader.graph.node_map
+    there = {key for key in keys if key in nodes}
+    last = {
+        key for key in there if not any(c.key[0] == key[0] and c.key in there for c in nodes[key].children)
+    }
+    state = executor.migrate(sorted(last))
+    emit_post_migrate_signal(0, False, connection.alias, apps=state.apps, plan=[])
 
 
 def _count(kept: list[type[Model]]) -> dict[str, int]:
