@@ -22,6 +22,7 @@ from django.conf import settings
 from django.db import OperationalError, connection
 
 from apps.artifacts import services as artifacts
+from apps.artifacts import storage
 from apps.core.errors import MicroscopeError
 from apps.jobs import leases
 from apps.jobs.kinds import OUT, get_kind
@@ -352,14 +353,20 @@ def _crash(status: int) -> tuple[str, str, str]:
 
 
 def clean_workdirs(older_than: float) -> int:
-    """Remove folders of jobs that are over and untouched for so many seconds; returns how many."""
+    """Remove folders of jobs that are over and untouched for so many seconds; returns how many.
+
+    That of a job that succeeded goes whatever its age: its worker died between the result and the broom.
+    """
     removed = 0
     root = Path(settings.WORKBENCH_JOB_DIR)
     for folder in root.iterdir() if root.is_dir() else ():
-        if time.time() - folder.stat().st_mtime < older_than:
-            continue
-        with contextlib.suppress(ValueError):
-            if not Job.objects.active().filter(pk=UUID(folder.name)).exists():
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            old = time.time() - folder.stat().st_mtime >= older_than
+            job = Job.objects.filter(pk=UUID(folder.name)).select_related("artifact").first()
+            succeeded = job is not None and job.state == State.SUCCEEDED
+            if succeeded and job is not None and job.artifact is not None:
+                storage.drop_scratch(job.artifact.place)
+            if succeeded or (old and (job is None or job.is_final)):
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += 1
     return removed

@@ -28,6 +28,7 @@ node = Node()
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
 def _ready(**kwargs: Any) -> None:
     node.start()
+    clean_workdirs(_KEEP_SECONDS)  # an earlier worker may have died before it did
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]

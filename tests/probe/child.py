@@ -73,7 +73,7 @@ while done < config["count"]:
     if not config["stubborn"] and options.cancel_file.exists():
         sys.exit(4)
     time.sleep(config["delay"])
-    if first and done == config["pause_at"]:
+    if first and done == config.get("pause_at"):
         continue
     done += 1
     draft = checkpoint.with_suffix(".tmp")
