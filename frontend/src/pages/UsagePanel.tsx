@@ -10,8 +10,8 @@ function amount(value: number, unit: string): string {
   return unit === "seconds" ? duration(value) : integer(value);
 }
 
-/** What the project uses of its limits, and the reader of theirs. */
-export function UsagePanel({ project }: { project: string }) {
+/** What the project uses of its limits, and the reader of theirs: of all resources, or of some. */
+export function UsagePanel({ project, resources }: { project: string; resources?: readonly string[] }) {
   const usage = useQuery(usageQuery(project));
   return (
     <section className="panel" aria-labelledby="usage" data-testid="usage">
@@ -24,8 +24,8 @@ export function UsagePanel({ project }: { project: string }) {
                 <Table.Tr><Table.Th /><Table.Th>This project</Table.Th><Table.Th>You, in all projects</Table.Th></Table.Tr>
               </Table.Thead>
               <Table.Tbody>
-                {rows.map((row) => (
-                  <Table.Tr key={row.resource}>
+                {rows.filter((row) => resources?.includes(row.resource) ?? true).map((row) => (
+                  <Table.Tr key={row.resource} data-testid="usage-row" data-resource={row.resource}>
                     <Table.Td>{row.title}</Table.Td>
                     <Table.Td><Share used={row.used} limit={row.limit} row={row} whose="the project" /></Table.Td>
                     <Table.Td><Share used={row.own_used} limit={row.own_limit} row={row} whose="you" /></Table.Td>

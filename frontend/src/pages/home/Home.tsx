@@ -6,6 +6,7 @@ import type { Lineage } from "@/api/types";
 import { useProjectId, useRights } from "@/app/project";
 import { Loaded } from "@/components/Loaded";
 import { Page } from "@/components/Page";
+import { UsagePanel } from "@/pages/UsagePanel";
 import { Box } from "./Box";
 import styles from "./Home.module.css";
 import { Lines } from "./Lines";
@@ -21,7 +22,9 @@ const TITLES: Record<Stage, string> = {
   exports: "Exports",
 };
 
-/** The project at a glance: what was made from what, and what to do next. */
+const USED = ["storage_bytes", "compute_seconds", "live_sessions"];
+
+/** The project at a glance: what was made from what, what to do next, and how much of the limits is used. */
 export function Home() {
   const project = useProjectId();
   const { data } = useQuery(projectQuery(project));
@@ -29,6 +32,7 @@ export function Home() {
   return (
     <Page title={data?.name ?? "Project"} lead={data?.description}>
       <Loaded query={lineage} what="the project" rows={8}>{(picture) => <Picture lineage={picture} project={project} />}</Loaded>
+      <UsagePanel project={project} resources={USED} />
     </Page>
   );
 }
