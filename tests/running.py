@@ -180,7 +180,7 @@ class Lab:
             return not active
 
         wait_for(ended, 120, "for the jobs to end")
-        for kind, kept in (("saes", self.sae), ("models", self.model)):
+        for kind, kept in (("saes", self.sae), ("recordings", self.recording), ("models", self.model)):
             for row in list(self.alice.each(f"/{kind}", project=project)):
                 if row["id"] != kept["id"]:
                     self.alice.delete(f"/{kind}/{row['id']}")

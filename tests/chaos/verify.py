@@ -88,9 +88,11 @@ def _result(job: Any) -> Iterator[str]:
     from apps.saes.models import Evaluation, Sae
 
     done = job.state == "succeeded"
-    if Artifact.objects.filter(job=job).count() != int(done):
+    later = type(job).objects.filter(kind="analyse", subject_id=job.subject_id, state="succeeded")
+    replaced = done and job.kind == "analyse" and job != later.order_by("-finished_at").first()
+    if Artifact.objects.filter(job=job).count() != int(done and not replaced):
         yield f"is {job.state} and has {Artifact.objects.filter(job=job).count()} artifacts"
-    if done:
+    elif done and not replaced:
         place = job.artifact.place
         if not place.is_dir():
             yield "has no files"
@@ -107,11 +109,8 @@ def _result(job: Any) -> Iterator[str]:
             yield f"is {job.state}, and its SAE is {sae.state}"
     if job.kind == "evaluate" and Evaluation.objects.filter(job=job).count() != int(done):
         yield "has not exactly one evaluation"
-    if job.kind == "analyse" and done:
-        # A later one replaces it.
-        newest = type(job).objects.filter(kind="analyse", subject_id=job.subject_id, state="succeeded")
-        if job == newest.order_by("-finished_at").first() and not Analysis.objects.filter(job=job).exists():
-            yield "is the newest and its analysis is gone"
+    if job.kind == "analyse" and Analysis.objects.filter(job=job).count() != int(done and not replaced):
+        yield "has not exactly one analysis, or one that was replaced is still there"
 
 
 def _files() -> Iterator[str]:

@@ -43,7 +43,9 @@ def test_four_steps_in_one_go_and_the_bell_tells_when_they_are_done(open_page: O
     steps = page.get_by_test_id("pipeline")
     expect(steps).to_contain_text("Part of “In one go”")
     expect(steps.get_by_role("listitem")).to_have_count(len(STEPS))
-    expect(steps.locator("[data-testid=state][data-state=succeeded]")).to_have_count(len(STEPS), timeout=JOB)
+    expect(steps.locator("[data-testid=state][data-state=succeeded]")).to_have_count(
+        len(STEPS), timeout=len(STEPS) * JOB
+    )
     expect(page.get_by_test_id("job")).to_have_attribute("data-state", "succeeded")
     watched.shot("pipeline-done")
 
@@ -62,6 +64,7 @@ def test_four_steps_in_one_go_and_the_bell_tells_when_they_are_done(open_page: O
     assert (made["state"], made["width"]) == ("ready", 96)
     assert made["evaluation"]["metrics"]["fvu"] < 1
     lab.alice.delete(f"/saes/{made['id']}")
+    lab.alice.delete(f"/recordings/{made['recording']}")
 
 
 def test_the_project_says_what_it_uses(open_page: Open, lab: Lab) -> None:

@@ -10,7 +10,7 @@ import { FrameStore } from "./store";
 const FINAL = new Set<Job["state"]>(["succeeded", "failed", "cancelled"]);
 
 /** What a finished job may have changed. */
-const RESULTS = ["models", "recordings", "saes", "features", "patches", "adapters", "exports", "lineage", "artifacts"];
+const RESULTS = ["models", "recordings", "saes", "features", "patches", "adapters", "exports", "lineage", "artifacts", "notifications"];
 
 interface Watched {
   watchers: number;
@@ -138,6 +138,8 @@ export class JobsFeed {
     this.show(job);
     if (FINAL.has(job.state) && before?.state !== job.state) {
       for (const key of RESULTS) void this.queries.invalidateQueries({ queryKey: [key] });
+      // What can be done with a pipeline depends on all of its steps.
+      if (job.pipeline) void this.queries.invalidateQueries({ queryKey: ["jobs", "pipeline", job.pipeline] });
     } else if (outcome === "new") {
       void this.queries.invalidateQueries({ queryKey: ["lineage", job.project] });
     }
@@ -149,10 +151,12 @@ export class JobsFeed {
       const mine = this.ledger.get(job.id);
       return mine && mine.seq > job.seq ? mine : job;
     };
-    const shown = this.queries.getQueryData<Job[] | { job: Job }>(key);
+    const shown = this.queries.getQueryData<Job[] | { job: Job } | { jobs: Job[] }>(key);
     if (Array.isArray(shown)) {
       if (shown.some((job) => newest(job) !== job)) this.queries.setQueryData(key, shown.map(newest));
-    } else if (shown?.job && newest(shown.job) !== shown.job) {
+    } else if (shown && "jobs" in shown) {
+      if (shown.jobs.some((job) => newest(job) !== job)) this.queries.setQueryData(key, { ...shown, jobs: shown.jobs.map(newest) });
+    } else if (shown && "job" in shown && newest(shown.job) !== shown.job) {
       this.queries.setQueryData(key, { ...shown, job: newest(shown.job) });
     }
   }
@@ -167,5 +171,9 @@ export class JobsFeed {
       if (belongs) this.queries.setQueryData<Job[]>(key, (old) => (old ? withJob(old, job) : old));
     }
     this.queries.setQueryData<{ job: Job }>(["jobs", job.id], (old) => (old ? { ...old, job } : old));
+    if (!job.pipeline) return;
+    this.queries.setQueryData<{ jobs: Job[] }>(["jobs", "pipeline", job.pipeline], (old) =>
+      old ? { ...old, jobs: old.jobs.map((step) => (step.id === job.id ? job : step)) } : old,
+    );
   }
 }
