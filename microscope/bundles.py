@@ -1,4 +1,4 @@
-"""A project as one archive: its document, and the files of its artifacts as they are.
+"""A project, or one recording, as one archive: its document, and the files of its artifacts as they are.
 
 ``bundle.json`` is the document; ``artifacts/<id>/<path>`` are the files it lists with bytes and SHA-256.
 An SAE or a recording can be used from the unpacked folder by every command.
@@ -35,6 +35,14 @@ class ListedFile(Struct, frozen=True):
     bytes: int
     sha256: str
 
+    @classmethod
+    def of(cls, folder: Path, name: str) -> ListedFile:
+        """A file as it is now; reads all of it."""
+        path = folder / name
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return cls(name, path.stat().st_size, digest)
+
 
 class ListedArtifact(Struct, frozen=True):
     """The files of one artifact; ``kind`` says what they are."""
@@ -65,11 +73,19 @@ def pack(params: PackParams, progress: Progress = SILENT) -> dict[str, Any]:
         MicroscopeError: ``bundle_changed`` when a file is not as listed.
     """
     listing = msgspec.json.decode(Path(params.listing).read_bytes(), type=Listing)
+    return write_archive(listing, Path(params.out) / "project.zip", progress)
+
+
+def write_archive(listing: Listing, target: Path, progress: Progress = SILENT) -> dict[str, Any]:
+    """Write what is listed into one archive, which appears when it is whole.
+
+    Raises:
+        MicroscopeError: ``bundle_changed`` when a file is not as listed.
+    """
     document = msgspec.convert(listing.document, Document)
-    out = Path(params.out)
-    out.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     total = sum(file.bytes for artifact in document.artifacts.values() for file in artifact.files)
-    done, count, part = 0, 0, out / ".project.zip.part"
+    done, count, part = 0, 0, target.with_name(f".{target.name}.part")
     with (
         progress.phase("packing", total, "bytes"),
         zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
@@ -83,7 +99,7 @@ def pack(params: PackParams, progress: Progress = SILENT) -> dict[str, Any]:
                 done, count = done + file.bytes, count + 1
                 progress.advance(done)
         progress.advance(done, final=True)
-    part.replace(out / "project.zip")
+    part.replace(target)
     return {"files": count, "bytes": done}
 
 
@@ -105,16 +121,31 @@ def _add(archive: zipfile.ZipFile, folder: Path, place: str, file: ListedFile) -
 
 
 def unpack(params: UnpackParams, progress: Progress = SILENT) -> dict[str, Any]:
-    """Unpack an archive of a stranger: names, sizes, digests and contents are checked, nothing is believed.
+    """Unpack a project's archive of a stranger: names, sizes, digests and contents are checked, nothing is believed.
 
     Raises:
-        MicroscopeError: ``bad_archive``, ``archive_too_large``, ``bad_bundle``, ``newer_bundle``, or what
-            :func:`~microscope.quarantine.folders.check_file` raises.
+        MicroscopeError: ``bad_archive``, ``archive_too_large``, or what :func:`check_unpacked` raises.
     """
     out = Path(params.out)
     out.mkdir(parents=True, exist_ok=True)
     names = set(extract_zip(Path(params.path), out, max_bytes=params.max_bytes, progress=progress))
-    document = _document(out)
+    document = check_unpacked(out, names, BUNDLE_FORMAT, progress)
+    files = [file for artifact in document.artifacts.values() for file in artifact.files]
+    return {"files": len(files), "bytes": sum(file.bytes for file in files)}
+
+
+def check_unpacked(out: Path, names: set[str], kind: str, progress: Progress = SILENT) -> Document:
+    """Compare an unpacked archive with its document, and look at every file.
+
+    Args:
+        names: what was unpacked.
+        kind: the format the document must have.
+
+    Raises:
+        MicroscopeError: ``bad_bundle``, ``newer_bundle``, or what
+            :func:`~microscope.quarantine.folders.check_file` raises.
+    """
+    document = _document(out, kind)
     listed = {
         f"{FILES}/{key}/{file.path}": file
         for key, artifact in document.artifacts.items()
@@ -134,14 +165,14 @@ def unpack(params: UnpackParams, progress: Progress = SILENT) -> dict[str, Any]:
             done += file.bytes
             progress.advance(done)
         progress.advance(done, final=True)
-    return {"files": len(listed), "bytes": done}
+    return document
 
 
 def _is_gguf(path: Path, name: str) -> bool:
     return name.endswith(".gguf") and read_head(path).startswith(b"GGUF")
 
 
-def _document(folder: Path) -> Document:
+def _document(folder: Path, kind: str) -> Document:
     path = folder / DOCUMENT
     if not path.is_file():
         raise _bad("there is no bundle.json in it")
@@ -150,7 +181,7 @@ def _document(folder: Path) -> Document:
         document = msgspec.json.decode(path.read_bytes(), type=Document)
     except msgspec.DecodeError as error:
         raise _bad(str(error)) from error
-    if document.format != BUNDLE_FORMAT:
+    if document.format != kind:
         raise _bad(f"it is of the kind '{document.format[:60]}'")
     if document.version > BUNDLE_VERSION:
         raise MicroscopeError(
@@ -162,4 +193,4 @@ def _document(folder: Path) -> Document:
 
 
 def _bad(reason: str) -> MicroscopeError:
-    return MicroscopeError("bad_bundle", f"This is no sound project bundle: {reason}.", "Export it again.")
+    return MicroscopeError("bad_bundle", f"This is no sound bundle: {reason}.", "Export it again.")

@@ -184,6 +184,7 @@ class CorpusFactory(DjangoModelFactory):
     name = factory.Sequence(lambda n: f"corpus{n}")
     kind = Corpus.Kind.HUB_DATASET
     reference = "owner/texts"
+    state = ResultState.READY
 
 
 class RecordingFactory(DjangoModelFactory):

@@ -70,7 +70,7 @@ def _boxes(project: Project) -> Iterator[tuple[LineageNode, Iterable[UUID]]]:
         yield _node(model, "model", model.name, model.state, {**numbers, "resident": loaded}), ()
     for corpus in Corpus.objects.filter(project=project):
         numbers = {"bytes": corpus.bytes, "documents": corpus.documents, "kind": corpus.kind}
-        yield _node(corpus, "corpus", corpus.name, "ready", numbers), ()
+        yield _node(corpus, "corpus", corpus.name, corpus.state, numbers), ()
     for recording in (
         Recording.objects.filter(project=project).select_related("artifact").prefetch_related("parts")
     ):
@@ -80,8 +80,8 @@ def _boxes(project: Project) -> Iterator[tuple[LineageNode, Iterable[UUID]]]:
             "tokens_per_second": recording.summary.get("tokens_per_second"),
             "bytes": recording.artifact.bytes if recording.artifact is not None else None,
         }
-        mixed = [part.corpus_id for part in recording.parts.all()]
-        parents = (recording.model_id, *(mixed or [recording.corpus_id]))
+        texts = {part.corpus_id for part in recording.parts.all()} | {recording.corpus_id}
+        parents = (recording.model_id, *sorted(text for text in texts if text is not None))
         yield _node(recording, "recording", recording.name, recording.state, numbers), parents
     made_of: dict[str, UUID] = {}
     for sae in Sae.objects.filter(project=project):

@@ -269,11 +269,12 @@ def discard(rows: Sequence[Upload]) -> None:
     transaction.on_commit(unlink, robust=True)
 
 
-def take(*, actor: Any, ids: Sequence[UUID], used_by: UUID) -> list[Upload]:
-    """Hand finished uploads to a job. Call inside the transaction that submits it.
+def take(*, actor: Any, ids: Sequence[UUID], project_id: UUID, used_by: UUID) -> list[Upload]:
+    """Hand finished uploads to a job of a project. Call inside the transaction that submits it.
 
     Raises:
-        Refused: ``does_not_exist``, ``upload_incomplete``, ``upload_in_use`` or ``path_twice``.
+        Refused: ``does_not_exist``, ``upload_incomplete``, ``upload_in_use``, ``path_twice`` or
+            ``quota_storage_bytes`` when the project has no room for them (413).
     """
     rows = list(Upload.objects.select_for_update().filter(pk__in=ids, created_by_id=actor.pk))
     if not ids or len(rows) != len(set(ids)):
@@ -294,6 +295,9 @@ def take(*, actor: Any, ids: Sequence[UUID], used_by: UUID) -> list[Upload]:
         if folded in seen:
             raise Refused("path_twice", f"Two files are called {upload.path}.", attr="uploads")
         seen.add(folded)
+    asked = sum(upload.bytes for upload in rows)
+    # The sender's own quota has been asked when the uploads were announced.
+    require_room("storage_bytes", project_id=project_id, user_id=None, asked=asked)
     Upload.objects.filter(pk__in=[upload.pk for upload in rows]).update(used_by=used_by)
     return rows
 

@@ -19,9 +19,10 @@ from apps.jobs.kinds import OUT, JobKind, engine_command
 from apps.jobs.models import Job
 from apps.projects.models import Project
 from apps.projects.quotas import room_bytes
+from apps.registry.file_kinds import laid_out
 from microscope.params.bundles import PackParams, UnpackParams
 
-_INCOMING, _LISTING = "in", "listing.json"
+_LISTING = "listing.json"
 
 
 def _prepare_export(job: Job, workdir: Path) -> dict[str, Any]:
@@ -44,16 +45,14 @@ EXPORT_PROJECT = JobKind(
 
 
 def _prepare_import(job: Job, workdir: Path) -> dict[str, Any]:
-    names = uploads.lay_out(job.pk, workdir / _INCOMING)
+    folder, names = laid_out(job, workdir)
     if len(names) != 1:
         raise Refused(
             "one_archive", f"A bundle is one file, and {len(names)} were sent.", "Send one .zip file."
         )
-    # What an earlier attempt has unpacked may be incomplete, or moved to its place already.
-    shutil.rmtree(workdir / OUT, ignore_errors=True)
     return {
         **job.params,
-        "path": str(workdir / _INCOMING / names[0]),
+        "path": str(folder / names[0]),
         "out": str(workdir / OUT),
         "max_bytes": room_bytes(job.project_id, job.created_by_id),
     }

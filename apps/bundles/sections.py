@@ -72,7 +72,9 @@ SECTIONS = (
         wanted=_READY,
         files=False,
     ),
-    Section("corpora", Corpus, ("name", "kind", "reference", "text_field", "bytes", "documents")),
+    Section(
+        "corpora", Corpus, ("name", "kind", "reference", "text_field", "bytes", "documents"), wanted=_READY
+    ),
     Section(
         "recordings",
         Recording,

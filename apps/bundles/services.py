@@ -60,7 +60,7 @@ def start_import(
             params={},
             idempotency_key=idempotency_key,
         )
-        uploads.take(actor=actor, ids=upload_ids, used_by=job.pk)
+        uploads.take(actor=actor, ids=upload_ids, project_id=project.pk, used_by=job.pk)
         return job
 
     job, _ = jobs.submit_once(actor=actor, kind="import_project", idempotency_key=idempotency_key, make=make)

@@ -54,7 +54,7 @@ def start_import(
             params={},
             idempotency_key=idempotency_key,
         )
-        rows = uploads.take(actor=actor, ids=upload_ids, used_by=job.pk)
+        rows = uploads.take(actor=actor, ids=upload_ids, project_id=model.project_id, used_by=job.pk)
         _check_names([upload.path.rsplit("/", 1)[-1] for upload in rows])
         adapter.job = job
         with refuse_taken_name(name, "adapter"):

@@ -17,7 +17,8 @@ from apps.jobs.kinds import OUT, CloneRequest, JobKind, engine_command
 from apps.jobs.models import Job
 from apps.patches.models import Adapter, Certificate, Export, Gate
 from apps.patches.plans import adapter_map, sae_map
-from apps.registry.kinds import model_place, rounded_model_place
+from apps.registry.file_kinds import laid_out
+from apps.registry.kinds import model_place, rounded_model_place, set_state
 from apps.registry.models import LanguageModel, Recording, ResultState
 from microscope.params import CertifyParams, EditPlan, ImportAdapterParams, PatchExportParams
 
@@ -116,13 +117,6 @@ def _exported(job: Job, result: dict[str, Any], digest: Any) -> None:
         log.warning("certificate_not_started", export=str(export.pk), error=error.code)
 
 
-def _set_export(state: ResultState) -> Any:
-    def apply(job: Job) -> None:
-        Export.objects.filter(pk=job.subject_id).update(state=state)
-
-    return apply
-
-
 def _clone_export(request: CloneRequest) -> Job:
     """The same target and text; of the patch as it is now."""
     from apps.patches import exports
@@ -147,8 +141,8 @@ EXPORT_PATCH = JobKind(
     command=lambda: engine_command("patch", "export"),
     prepare=_prepare_export,
     on_success=_exported,
-    on_failure=_set_export(ResultState.FAILED),
-    on_retry=_set_export(ResultState.PENDING),
+    on_failure=set_state(Export, ResultState.FAILED),
+    on_retry=set_state(Export, ResultState.PENDING),
     artifact=Artifact.Kind.PATCH_EXPORT,
     clone=_clone_export,
 )
@@ -187,13 +181,6 @@ def _certified(job: Job, result: dict[str, Any], digest: Any) -> None:
     )
 
 
-def _set_certificate(state: ResultState) -> Any:
-    def apply(job: Job) -> None:
-        Certificate.objects.filter(pk=job.subject_id).update(state=state)
-
-    return apply
-
-
 def _clone_certificate(request: CloneRequest) -> Job:
     from apps.patches import exports
 
@@ -214,8 +201,8 @@ CERTIFY_EXPORT = JobKind(
     command=lambda: engine_command("patch", "certify"),
     prepare=_prepare_certify,
     on_success=_certified,
-    on_failure=_set_certificate(ResultState.FAILED),
-    on_retry=_set_certificate(ResultState.PENDING),
+    on_failure=set_state(Certificate, ResultState.FAILED),
+    on_retry=set_state(Certificate, ResultState.PENDING),
     artifact=Artifact.Kind.CERTIFICATE,
     work=lambda params: params["contexts"],
     clone=_clone_certificate,
@@ -227,8 +214,7 @@ CERTIFY_EXPORT = JobKind(
 
 def _prepare_import(job: Job, workdir: Path) -> dict[str, Any]:
     adapter = Adapter.objects.select_related("model").get(pk=job.subject_id)
-    laid = workdir / "uploaded"
-    paths = uploads.lay_out(job.pk, laid)
+    laid, paths = laid_out(job, workdir)
     # A browser that sends a folder keeps its name in the paths.
     source = (laid / min(paths, key=len)).parent
     return {
@@ -253,13 +239,6 @@ def _imported(job: Job, result: dict[str, Any], digest: Any) -> None:
     uploads.discard(uploads.used_by(job.pk))
 
 
-def _set_adapter(state: ResultState) -> Any:
-    def apply(job: Job) -> None:
-        Adapter.objects.filter(pk=job.subject_id).update(state=state)
-
-    return apply
-
-
 IMPORT_ADAPTER = JobKind(
     name="import_adapter",
     title="Import an adapter",
@@ -267,7 +246,7 @@ IMPORT_ADAPTER = JobKind(
     command=lambda: engine_command("patch", "import"),
     prepare=_prepare_import,
     on_success=_imported,
-    on_failure=_set_adapter(ResultState.FAILED),
-    on_retry=_set_adapter(ResultState.PENDING),
+    on_failure=set_state(Adapter, ResultState.FAILED),
+    on_retry=set_state(Adapter, ResultState.PENDING),
     artifact=Artifact.Kind.ADAPTER,
 )

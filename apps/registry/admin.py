@@ -22,8 +22,8 @@ class LanguageModelAdmin(RecordAdmin):
 class CorpusAdmin(RecordAdmin):
     """Texts of all projects."""
 
-    list_display = ("name", "project", "kind", "reference", "bytes", "documents", "created_at")
-    list_filter = ("kind", "project")
+    list_display = ("name", "project", "kind", "reference", "bytes", "documents", "state", "created_at")
+    list_filter = ("state", "kind", "project")
     list_select_related = ("project",)
     search_fields = ("name", "reference")
 

@@ -12,7 +12,8 @@ class RegistryConfig(AppConfig):
     def ready(self) -> None:
         """Register the kinds of jobs whose results live here."""
         from apps.jobs.kinds import register
+        from apps.registry.file_kinds import EXPORT_RECORDING, IMPORT_CORPUS, IMPORT_RECORDING
         from apps.registry.kinds import INSPECT_MODEL, TRACE
 
-        register(INSPECT_MODEL)
-        register(TRACE)
+        for kind in (INSPECT_MODEL, IMPORT_CORPUS, TRACE, IMPORT_RECORDING, EXPORT_RECORDING):
+            register(kind)

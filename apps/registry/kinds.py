@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from apps.artifacts.models import Artifact
 from apps.jobs.kinds import OUT, CloneRequest, JobKind, engine_command
 from apps.jobs.models import Job
 from apps.registry.mixtures import text_place
-from apps.registry.models import LanguageModel, Recording, ResultState
+from apps.registry.models import JobResult, LanguageModel, Recording, ResultState
 from microscope.params import InspectParams, TraceParams
 
 
@@ -27,6 +28,15 @@ def rounded_model_place(model: LanguageModel) -> dict[str, Any]:
     return {**place, "dtype": model.dtype} if model.is_quantised else place
 
 
+def set_state(rows: type[JobResult], state: ResultState) -> Callable[[Job], None]:
+    """What brings the row a job fills in into a state."""
+
+    def apply(job: Job) -> None:
+        rows._default_manager.filter(pk=job.subject_id).update(state=state)
+
+    return apply
+
+
 # --- inspect ------------------------------------------------------------------------------------------
 
 
@@ -40,13 +50,6 @@ def _inspected(job: Job, result: dict[str, Any], digest: Any) -> None:
     LanguageModel.objects.filter(pk=job.subject_id).update(state=ResultState.READY, facts=result, **known)
 
 
-def _set_model(state: ResultState) -> Any:
-    def apply(job: Job) -> None:
-        LanguageModel.objects.filter(pk=job.subject_id).update(state=state)
-
-    return apply
-
-
 INSPECT_MODEL = JobKind(
     name="inspect_model",
     title="Look at a model",
@@ -54,8 +57,8 @@ INSPECT_MODEL = JobKind(
     command=lambda: engine_command("inspect"),
     prepare=_prepare_inspect,
     on_success=_inspected,
-    on_failure=_set_model(ResultState.FAILED),
-    on_retry=_set_model(ResultState.PENDING),
+    on_failure=set_state(LanguageModel, ResultState.FAILED),
+    on_retry=set_state(LanguageModel, ResultState.PENDING),
 )
 
 
@@ -82,13 +85,6 @@ def _traced(job: Job, result: dict[str, Any], digest: Any) -> None:
     LanguageModel.objects.filter(recordings=job.subject_id, fingerprint="").update(fingerprint=weights)
 
 
-def _set_recording(state: ResultState) -> Any:
-    def apply(job: Job) -> None:
-        Recording.objects.filter(pk=job.subject_id).update(state=state)
-
-    return apply
-
-
 def _clone_trace(request: CloneRequest) -> Job:
     from apps.registry.services import start_recording
 
@@ -111,8 +107,8 @@ TRACE = JobKind(
     command=lambda: engine_command("trace"),
     prepare=_prepare_trace,
     on_success=_traced,
-    on_failure=_set_recording(ResultState.FAILED),
-    on_retry=_set_recording(ResultState.PENDING),
+    on_failure=set_state(Recording, ResultState.FAILED),
+    on_retry=set_state(Recording, ResultState.PENDING),
     artifact=Artifact.Kind.RECORDING,
     # Every token passes every block up to the highest that is recorded.
     work=lambda params: params["tokens"] * (1 + max(params["layers"])),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apps.core.errors import Refused, unknown_reference
-from apps.registry.models import Corpus, LanguageModel, Recording, RecordingPart
+from apps.registry.models import Corpus, LanguageModel, Recording, RecordingPart, ResultState
 from apps.registry.places import builtin_corpora
 
 MAX_PARTS = 16
@@ -16,12 +16,21 @@ def check_parts(parts: Sequence[tuple[Corpus, float]], model: LanguageModel) -> 
     """Whether the engine can mix these corpora.
 
     Raises:
-        Refused: ``does_not_exist`` for a corpus of another project, ``same_corpus_twice``,
+        Refused: ``does_not_exist`` for a corpus of another project, ``corpus_not_ready``, ``same_corpus_twice``,
             ``two_datasets`` or ``text_fields_differ``.
     """
     corpora = [corpus for corpus, _ in parts]
     if any(corpus.project_id != model.project_id for corpus in corpora):
         raise unknown_reference("corpus")
+    waiting = [corpus for corpus in corpora if corpus.state != ResultState.READY]
+    if waiting:
+        raise Refused(
+            "corpus_not_ready",
+            f"The corpus “{waiting[0]}” is {waiting[0].state}.",
+            "Wait until its import has succeeded.",
+            status=409,
+            attr="corpus",
+        )
     if len({corpus.pk for corpus in corpora}) < len(corpora):
         raise Refused(
             "same_corpus_twice", "A corpus is named twice.", "Name it once, with one weight.", attr="mixture"
@@ -58,6 +67,7 @@ def text_place(recording: Recording) -> dict[str, Any]:
     Raises:
         Refused: ``corpus_gone`` when a built-in corpus is no longer offered.
     """
+    assert recording.corpus is not None  # only what was imported has none
     parts = list(recording.parts.select_related("corpus__artifact").order_by("position"))
     if not parts:
         return corpus_place(recording.corpus)

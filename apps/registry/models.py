@@ -115,8 +115,8 @@ class LanguageModel(JobResult):
         return int(value) if value is not None else None
 
 
-class Corpus(Record):
-    """Text to record activations on: built-in, uploaded, or a dataset of the Hub."""
+class Corpus(JobResult):
+    """Text to record activations on: built-in, a dataset of the Hub, or uploaded, which a job has checked."""
 
     class Kind(models.TextChoices):
         """Where the text is."""
@@ -135,9 +135,6 @@ class Corpus(Record):
     artifact = models.OneToOneField(
         Artifact, null=True, blank=True, on_delete=models.PROTECT, related_name="corpus"
     )
-    created_by = models.ForeignKey(
-        settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+"
-    )
 
     objects = CorpusQuerySet.as_manager()
 
@@ -147,10 +144,11 @@ class Corpus(Record):
         constraints = (
             models.UniqueConstraint(fields=("project", "name"), name="corpus_name_unique"),
             models.CheckConstraint(
-                condition=Q(kind="upload", artifact__isnull=False)
+                condition=Q(kind="upload") & (~Q(state="ready") | Q(artifact__isnull=False))
                 | (Q(kind__in=("builtin", "hub_dataset"), artifact__isnull=True) & ~Q(reference="")),
                 name="corpus_has_its_text",
             ),
+            models.CheckConstraint(condition=Q(state__in=ResultState.values), name="corpus_state_known"),
         )
 
     def __str__(self) -> str:
@@ -158,11 +156,16 @@ class Corpus(Record):
 
 
 class Recording(JobResult):
-    """Activations of a model on a corpus, or on several mixed: then ``parts`` has all, ``corpus`` the first."""
+    """Activations of a model on a corpus, or on several mixed: then ``parts`` has all, ``corpus`` the first.
+
+    One that was imported has no corpus here; what it was recorded on is told in its summary.
+    """
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="recordings")
     model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="recordings")
-    corpus = models.ForeignKey(Corpus, on_delete=models.PROTECT, related_name="recordings")
+    corpus = models.ForeignKey(
+        Corpus, null=True, blank=True, on_delete=models.PROTECT, related_name="recordings"
+    )
     name = models.CharField(max_length=120)
     layers = models.JSONField(default=list)
     sites = models.JSONField(default=list)
@@ -190,7 +193,7 @@ class Recording(JobResult):
     def texts(self) -> list[tuple[Corpus, float]]:
         """Its corpora with their weights, in the order they were given."""
         parts = [(part.corpus, part.weight) for part in self.parts.all()]
-        return parts or [(self.corpus, 1.0)]
+        return parts or ([(self.corpus, 1.0)] if self.corpus is not None else [])
 
 
 class RecordingPart(Record):

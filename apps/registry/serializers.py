@@ -87,9 +87,10 @@ class ModelJobSerializer(serializers.Serializer[Any]):
 
 
 class CorpusSerializer(serializers.ModelSerializer[Corpus]):
-    """A corpus."""
+    """A corpus. An uploaded one is ``ready`` when a job has read all of it."""
 
     project = serializers.UUIDField(source="project_id", read_only=True)
+    job = serializers.UUIDField(source="job_id", read_only=True, allow_null=True)
 
     class Meta:
         model = Corpus
@@ -102,26 +103,46 @@ class CorpusSerializer(serializers.ModelSerializer[Corpus]):
             "text_field",
             "bytes",
             "documents",
+            "state",
+            "job",
             "created_at",
         )
         read_only_fields = fields
 
 
 class CorpusCreateSerializer(serializers.Serializer[Any]):
-    """A corpus to add; ``file`` needs multipart/form-data."""
+    """A corpus that is somewhere already; files of one's own are uploaded and imported."""
 
     project = VisibleField(Project)
     name = serializers.CharField(max_length=120)
-    kind = serializers.ChoiceField(choices=Corpus.Kind.choices)
+    kind = serializers.ChoiceField(
+        choices=[(kind.value, kind.label) for kind in (Corpus.Kind.BUILTIN, Corpus.Kind.HUB_DATASET)]
+    )
     reference = serializers.CharField(
-        max_length=500,
-        required=False,
-        allow_blank=True,
-        default="",
-        help_text="Name of a built-in corpus, or Hub id of a dataset.",
+        max_length=500, help_text="Name of a built-in corpus, or Hub id of a dataset."
     )
     text_field = serializers.CharField(max_length=80, required=False, default="text")
-    file = serializers.FileField(required=False, allow_empty_file=True)
+
+
+class CorpusImportSerializer(serializers.Serializer[Any]):
+    """A text to bring in; ``params`` are those of the job kind ``import_corpus``."""
+
+    project = VisibleField(Project)
+    name = serializers.CharField(max_length=120)
+    uploads = serializers.ListField(
+        child=serializers.UUIDField(),
+        min_length=1,
+        max_length=1,
+        help_text="The finished upload of the file.",
+    )
+    params = serializers.DictField(required=False, default=dict, help_text="See /api/v1/job-kinds.")
+
+
+class CorpusJobSerializer(serializers.Serializer[Any]):
+    """A corpus and the job that brings it in."""
+
+    corpus = CorpusSerializer()
+    job = JobSerializer()
 
 
 class BuiltinCorpusSerializer(serializers.Serializer[Any]):
@@ -144,13 +165,16 @@ class RecordingPartSerializer(serializers.ModelSerializer[RecordingPart]):
 
 
 class RecordingSerializer(serializers.ModelSerializer[Recording]):
-    """A recording. ``summary`` is empty until it is ready, ``mixture`` when one corpus is all its text."""
+    """A recording. ``summary`` is empty until it is ready, ``mixture`` when one corpus is all its text.
+
+    One that was imported has no ``corpus``; ``summary`` says what it was recorded on.
+    """
 
     project = serializers.UUIDField(source="project_id", read_only=True)
     model = serializers.UUIDField(source="model_id", read_only=True)
     model_name = serializers.CharField(source="model.name", read_only=True)
-    corpus = serializers.UUIDField(source="corpus_id", read_only=True)
-    corpus_name = serializers.CharField(source="corpus.name", read_only=True)
+    corpus = serializers.UUIDField(source="corpus_id", read_only=True, allow_null=True)
+    corpus_name = serializers.CharField(source="corpus.name", read_only=True, default=None, allow_null=True)
     mixture = RecordingPartSerializer(source="parts", many=True, read_only=True)
     artifact = serializers.UUIDField(source="artifact_id", read_only=True, allow_null=True)
     bytes = serializers.IntegerField(source="artifact.bytes", read_only=True, default=None, allow_null=True)
@@ -218,8 +242,21 @@ class RecordingCreateSerializer(serializers.Serializer[Any]):
         return {**attrs, "parts": parts}
 
 
+class RecordingImportSerializer(serializers.Serializer[Any]):
+    """A recording of others to bring in."""
+
+    model = VisibleField(LanguageModel, help_text="What it was recorded of.")
+    name = serializers.CharField(max_length=120)
+    uploads = serializers.ListField(
+        child=serializers.UUIDField(),
+        min_length=1,
+        max_length=5000,
+        help_text="Finished uploads: the files of the recording, or its archive.",
+    )
+
+
 class RecordingJobSerializer(serializers.Serializer[Any]):
-    """A new recording and the job that makes it."""
+    """A recording and a job about it."""
 
     recording = RecordingSerializer()
     job = JobSerializer()

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
 from apps.artifacts import services as artifacts
-from apps.artifacts import storage
-from apps.artifacts.models import Artifact
+from apps.artifacts import uploads
+from apps.artifacts.models import Artifact, Upload
 from apps.audit import services as audit
 from apps.core.errors import Refused, refuse_if_in_use, refuse_taken_name
-from apps.core.ids import uuid7
 from apps.jobs import services as jobs
 from apps.jobs.models import Job, Pipeline
 from apps.projects.models import Project
 from apps.projects.policies import Action, require
-from apps.projects.quotas import require_room
-from apps.registry import places, uploads
+from apps.registry import places
 from apps.registry.mixtures import check_parts, store_parts
 from apps.registry.models import Corpus, LanguageModel, Recording, ResultState
 from microscope.params.precisions import QUANTISED
@@ -125,23 +121,14 @@ def create_corpus(
     kind: str,
     reference: str = "",
     text_field: str = "text",
-    upload: tuple[str, Iterable[bytes]] | None = None,
 ) -> Corpus:
-    """Add text: a built-in corpus by name, a Hub dataset by id, or an upload.
-
-    Args:
-        upload: file name and content of an upload.
+    """Add text that needs no looking at: a built-in corpus by name, or a Hub dataset by id.
 
     Raises:
-        Refused: ``unknown_corpus``, ``bad_hub_id``, ``name_taken``, ``file_missing`` or what
-            :func:`apps.registry.uploads.receive` raises.
+        Refused: ``unknown_corpus``, ``bad_hub_id`` or ``name_taken``.
     """
     require(actor, Action.EDIT, project)
     values: dict[str, Any] = {"kind": kind, "reference": reference, "text_field": text_field or "text"}
-    if kind == Corpus.Kind.UPLOAD:
-        if upload is None:
-            raise Refused("file_missing", "No file was sent.", "Send it as multipart/form-data.", attr="file")
-        return _store_upload(actor, project, name, values, *upload)
     if kind == Corpus.Kind.HUB_DATASET:
         places.check_hub_id(reference)
     else:
@@ -155,50 +142,24 @@ def create_corpus(
             )
         values["bytes"] = places.size_of(offered[reference])
     with transaction.atomic():
-        return _add_corpus(actor, project, name, values)
+        corpus = Corpus(project=project, name=name, state=ResultState.READY, created_by=actor, **values)
+        return add_corpus(actor, corpus)
 
 
-def _store_upload(
-    actor: Any, project: Project, name: str, values: dict[str, Any], file_name: str, chunks: Iterable[bytes]
-) -> Corpus:
-    root = storage.root_of(Artifact.Kind.CORPUS)
-    root.mkdir(parents=True, exist_ok=True)
-    # Beside its final place, so that accepting it is a rename.
-    draft = Path(tempfile.mkdtemp(prefix=".upload-", dir=root))
-    identity = uuid7()
-    try:
-        received = uploads.receive(
-            chunks,
-            name=file_name,
-            folder=draft,
-            text_field=values["text_field"],
-            limit=settings.WORKBENCH_UPLOAD_MAX_MB * 2**20,
-        )
-        require_room("storage_bytes", project_id=project.pk, user_id=actor.pk, asked=received.bytes)
-        files = artifacts.list_folder(draft)
-        try:
-            with transaction.atomic():
-                values |= {
-                    "reference": file_name[:500],
-                    "bytes": received.bytes,
-                    "documents": received.documents,
-                }
-                values["artifact"] = artifacts.commit_folder(
-                    project_id=project.pk, kind=Artifact.Kind.CORPUS, source=draft, name=identity, files=files
-                )
-                return _add_corpus(actor, project, name, values)
-        except BaseException:
-            artifacts.uncommit_folder(kind=Artifact.Kind.CORPUS, name=identity, source=draft)
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+def add_corpus(actor: Any, corpus: Corpus) -> Corpus:
+    """Store a new corpus. Call inside a transaction.
 
-
-def _add_corpus(actor: Any, project: Project, name: str, values: dict[str, Any]) -> Corpus:
-    with refuse_taken_name(name, "corpus"):
-        corpus = Corpus.objects.create(project=project, name=name, created_by=actor, **values)
+    Raises:
+        Refused: ``name_taken``.
+    """
+    with refuse_taken_name(corpus.name, "corpus"):
+        corpus.save(force_insert=True)
     audit.record(
-        actor=actor, action="corpus.added", target=corpus, project_id=project.pk, data={"kind": corpus.kind}
+        actor=actor,
+        action="corpus.added",
+        target=corpus,
+        project_id=corpus.project_id,
+        data={"kind": corpus.kind},
     )
     return corpus
 
@@ -297,15 +258,15 @@ def delete_corpus(*, actor: Any, corpus: Corpus) -> None:
     """Remove a corpus nothing was recorded on, and its uploaded file.
 
     Raises:
-        Refused: ``in_use``.
+        Refused: ``in_use`` or ``job_active``.
     """
     require(actor, Action.DELETE, corpus.project_id)
+    jobs.refuse_while_active(corpus)
     audit.record(actor=actor, action="corpus.deleted", target=corpus, project_id=corpus.project_id)
-    artifact = corpus.artifact
+    owned = [*files_about(corpus.pk), corpus.artifact_id]
     with refuse_if_in_use("corpus"):
         corpus.delete()
-    if artifact is not None:
-        artifacts.delete_artifact(artifact)
+    delete_files(owned)
 
 
 @transaction.atomic
@@ -318,8 +279,20 @@ def delete_recording(*, actor: Any, recording: Recording) -> None:
     require(actor, Action.DELETE, recording.project_id)
     jobs.refuse_while_active(recording)
     audit.record(actor=actor, action="recording.deleted", target=recording, project_id=recording.project_id)
-    artifact = recording.artifact
+    owned = [*files_about(recording.pk), recording.artifact_id]
     with refuse_if_in_use("recording"):
         recording.delete()
-    if artifact is not None:
+    delete_files(owned)
+
+
+def files_about(subject: UUID) -> set[UUID]:
+    """What the jobs about something have made and still hold: forgets their uploads, returns their artifacts' ids."""
+    about = Job.objects.about(subject)
+    uploads.discard(list(Upload.objects.filter(used_by__in=about.values("pk"))))
+    return {job.artifact_id for job in about.only("artifact_id") if job.artifact_id is not None}
+
+
+def delete_files(owned: Iterable[UUID | None]) -> None:
+    """Delete artifacts whose owner is gone."""
+    for artifact in Artifact.objects.filter(pk__in=[pk for pk in owned if pk is not None]):
         artifacts.delete_artifact(artifact)

@@ -6,27 +6,28 @@ from typing import Any
 from uuid import UUID
 
 import django_filters
-from django.conf import settings
 from django.db.models import QuerySet
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, status
 from rest_framework.decorators import action
-from rest_framework.parsers import JSONParser, MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from apps.core.idempotency import answered_once
 from apps.core.views import IDEMPOTENT, VisibleViewSet, idempotency_key
-from apps.registry import places, services, uploads
+from apps.registry import imports, places, services
 from apps.registry.models import Corpus, LanguageModel, Recording, ResultState
 from apps.registry.serializers import (
     BuiltinCorpusSerializer,
     CorpusCreateSerializer,
+    CorpusImportSerializer,
+    CorpusJobSerializer,
     CorpusSerializer,
     ModelCreateSerializer,
     ModelJobSerializer,
     ModelSerializer,
     RecordingCreateSerializer,
+    RecordingImportSerializer,
     RecordingJobSerializer,
     RecordingSerializer,
 )
@@ -100,28 +101,37 @@ class CorpusViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleVie
 
     model = Corpus
     serializer_class = CorpusSerializer
-    filterset_class = ProjectFilter
-    parser_classes = (JSONParser, MultiPartParser)
+    filterset_class = StateFilter
 
-    @extend_schema(
-        request={"application/json": CorpusCreateSerializer, "multipart/form-data": CorpusCreateSerializer},
-        responses={201: CorpusSerializer},
-        parameters=IDEMPOTENT,
-    )
+    @extend_schema(request=CorpusCreateSerializer, responses={201: CorpusSerializer}, parameters=IDEMPOTENT)
     @answered_once
     def create(self, request: Request) -> Response:
-        """Add a built-in corpus, a Hub dataset, or an upload (.txt, .jsonl, .parquet; checked by content)."""
-        limit = settings.WORKBENCH_UPLOAD_MAX_MB * 2**20
-        # Announced size first: a refusal should not cost reading it all. One MiB is for the form around the file.
-        if int(request.headers.get("Content-Length") or 0) > limit + 2**20:
-            raise uploads.too_large(limit)
+        """Add a built-in corpus or a Hub dataset."""
         data = CorpusCreateSerializer(data=request.data, context=self.get_serializer_context())
         data.is_valid(raise_exception=True)
-        values = dict(data.validated_data)
-        file = values.pop("file", None)
-        upload = (file.name or "upload", file.chunks()) if file is not None else None
-        corpus = services.create_corpus(actor=self.actor, upload=upload, **values)
+        corpus = services.create_corpus(actor=self.actor, **data.validated_data)
         return Response(CorpusSerializer(corpus).data, status=status.HTTP_201_CREATED)
+
+    @extend_schema(
+        operation_id="corpora_import",
+        request=CorpusImportSerializer,
+        responses={202: CorpusJobSerializer},
+        parameters=IDEMPOTENT,
+    )
+    @action(detail=False, methods=["post"], url_path="import", url_name="import")
+    def bring_in(self, request: Request) -> Response:
+        """Import an uploaded text (plain, JSON Lines, Parquet); a job reads all of it before it counts."""
+        data = CorpusImportSerializer(data=request.data, context=self.get_serializer_context())
+        data.is_valid(raise_exception=True)
+        values = dict(data.validated_data)
+        corpus, job = imports.import_corpus(
+            actor=self.actor,
+            files=values.pop("uploads"),
+            idempotency_key=idempotency_key(request),
+            **values,
+        )
+        answer = CorpusJobSerializer({"corpus": corpus, "job": job})
+        return Response(answer.data, status=status.HTTP_202_ACCEPTED)
 
     def destroy(self, request: Request, pk: UUID) -> Response:
         """Remove a corpus nothing was recorded on."""
@@ -167,3 +177,35 @@ class RecordingViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
         """Remove a recording no SAE was trained on."""
         services.delete_recording(actor=self.actor, recording=self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
+
+    @extend_schema(
+        operation_id="recordings_import",
+        request=RecordingImportSerializer,
+        responses={202: RecordingJobSerializer},
+        parameters=IDEMPOTENT,
+    )
+    @action(detail=False, methods=["post"], url_path="import", url_name="import")
+    def bring_in(self, request: Request) -> Response:
+        """Import a recording of a model of the project from uploaded files or its archive."""
+        data = RecordingImportSerializer(data=request.data, context=self.get_serializer_context())
+        data.is_valid(raise_exception=True)
+        values = dict(data.validated_data)
+        recording, job = imports.import_recording(
+            actor=self.actor,
+            files=values.pop("uploads"),
+            idempotency_key=idempotency_key(request),
+            **values,
+        )
+        answer = RecordingJobSerializer({"recording": recording, "job": job})
+        return Response(answer.data, status=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(request=None, responses={202: RecordingJobSerializer}, parameters=IDEMPOTENT)
+    @action(detail=True, methods=["post"])
+    def export(self, request: Request, pk: UUID) -> Response:
+        """Pack the recording into one archive; download the job's ``artifact`` when it has succeeded."""
+        recording = self.get_object()
+        job = imports.export_recording(
+            actor=self.actor, recording=recording, idempotency_key=idempotency_key(request)
+        )
+        answer = RecordingJobSerializer({"recording": recording, "job": job})
+        return Response(answer.data, status=status.HTTP_202_ACCEPTED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from apps.artifacts.models import Artifact
 from apps.core.errors import Refused
 from apps.jobs.kinds import OUT, CloneRequest, JobKind, engine_command
 from apps.jobs.models import Job
-from apps.registry.kinds import rounded_model_place
+from apps.registry.file_kinds import laid_out
+from apps.registry.kinds import rounded_model_place, set_state
 from apps.registry.models import ResultState
 from apps.saes.models import Evaluation, Sae
 from microscope.params import EvaluateParams, ExportParams, ImportParams, Site, TrainParams
@@ -82,13 +82,6 @@ def _trained(job: Job, result: dict[str, Any], digest: Any) -> None:
     )
 
 
-def _set_sae(state: ResultState) -> Any:
-    def apply(job: Job) -> None:
-        Sae.objects.filter(pk=job.subject_id).update(state=state)
-
-    return apply
-
-
 def _clone_train(request: CloneRequest) -> Job:
     from apps.saes.services import start_training
 
@@ -111,8 +104,8 @@ TRAIN = JobKind(
     command=lambda: engine_command("train"),
     prepare=_prepare_train,
     on_success=_trained,
-    on_failure=_set_sae(ResultState.FAILED),
-    on_retry=_set_sae(ResultState.PENDING),
+    on_failure=set_state(Sae, ResultState.FAILED),
+    on_retry=set_state(Sae, ResultState.PENDING),
     artifact=Artifact.Kind.SAE,
     work=lambda params: params["tokens"] * sum(params["width"]),
     clone=_clone_train,
@@ -172,15 +165,10 @@ EVALUATE = JobKind(
 
 # --- import -------------------------------------------------------------------------------------------
 
-INCOMING = "in"
-
 
 def _prepare_import(job: Job, workdir: Path) -> dict[str, Any]:
     sae = load_sae(job)
-    folder = workdir / INCOMING
-    uploads.lay_out(job.pk, folder)
-    # An earlier attempt may have got as far as saving; the import refuses to write over an SAE.
-    shutil.rmtree(workdir / OUT, ignore_errors=True)
+    folder, _ = laid_out(job, workdir)
     config: dict[str, Any] = {**job.params, "path": str(folder), "out": str(workdir / OUT), "untrusted": True}
     if sae.recording is not None:
         return {**config, "activations": recording_folder(sae)}
@@ -210,8 +198,8 @@ IMPORT = JobKind(
     command=lambda: engine_command("import"),
     prepare=_prepare_import,
     on_success=_imported,
-    on_failure=_set_sae(ResultState.FAILED),
-    on_retry=_set_sae(ResultState.PENDING),
+    on_failure=set_state(Sae, ResultState.FAILED),
+    on_retry=set_state(Sae, ResultState.PENDING),
     artifact=Artifact.Kind.SAE,
 )
 

@@ -11,15 +11,14 @@ from uuid import UUID
 from django.core.exceptions import ObjectDoesNotExist
 from django.db import transaction
 
-from apps.artifacts import services as artifacts
 from apps.artifacts import uploads
-from apps.artifacts.models import Artifact, Upload
 from apps.audit import services as audit
 from apps.core.errors import Refused, refuse_if_in_use, refuse_taken_name, unknown_reference
 from apps.jobs import services as jobs
 from apps.jobs.models import Job, Pipeline
 from apps.projects.policies import Action, require
 from apps.registry.models import LanguageModel, Recording, ResultState
+from apps.registry.services import delete_files, files_about
 from apps.saes.models import Sae
 
 # Parameters of training that may have several values, and how names show them.
@@ -278,7 +277,7 @@ def import_sae(
             params=params,
             idempotency_key=idempotency_key,
         )
-        uploads.take(actor=actor, ids=files, used_by=job.pk)
+        uploads.take(actor=actor, ids=files, project_id=model.project_id, used_by=job.pk)
         sae.params, sae.job = job.params, job
         with refuse_taken_name(name, "SAE"):
             sae.save(force_insert=True)
@@ -358,12 +357,9 @@ def delete_sae(*, actor: Any, sae: Sae) -> None:
         project_id=sae.project_id,
         data={"fingerprint": sae.fingerprint},
     )
-    owned = [sae.artifact_id, *sae.evaluations.values_list("artifact_id", flat=True)]
-    owned += Job.objects.about(sae.pk).values_list("artifact_id", flat=True)
-    uploads.discard(list(Upload.objects.filter(used_by__in=Job.objects.about(sae.pk).values("pk"))))
+    owned = [*files_about(sae.pk), sae.artifact_id, *sae.evaluations.values_list("artifact_id", flat=True)]
     with contextlib.suppress(ObjectDoesNotExist):
         owned.append(sae.analysis.artifact_id)
     with refuse_if_in_use("SAE"):
         sae.delete()
-    for artifact in Artifact.objects.filter(pk__in=[pk for pk in owned if pk is not None]):
-        artifacts.delete_artifact(artifact)
+    delete_files(owned)

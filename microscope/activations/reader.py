@@ -114,7 +114,9 @@ class Recording:
             for group in range(shard.file.num_row_groups):
                 table = shard.file.read_row_group(group, columns=columns, use_threads=False)
                 plain = [table[name].to_numpy() for name in columns[:-1]]
-                chunk = Chunk._make((*plain, _values(table[site.column], site.width), np.empty(0, np.int64)))
+                chunk = Chunk._make(
+                    (*plain, site_values(table[site.column], site.width), np.empty(0, np.int64))
+                )
                 if held is not None:
                     chunk = Chunk._make(np.concatenate(pair) for pair in zip(held, chunk, strict=True))
                 starts = self._window_starts(chunk)
@@ -158,7 +160,8 @@ class Recording:
         return shards
 
 
-def _values(column: pa.ChunkedArray, width: int) -> np.ndarray:
+def site_values(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """A binary column as float16 ``[rows, width]``, without a copy where it is in one piece."""
     parts = []
     for chunk in column.chunks:
         raw = np.frombuffer(

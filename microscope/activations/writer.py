@@ -93,7 +93,7 @@ class RecordingWriter:
         self.folder, self.manifest = folder, manifest
         self.running = {s.site: Running(s.width) for s in manifest.sites}
         self._pending: dict[Split, list[Rows]] = {"train": [], "held_out": []}
-        self._schema = _schema(manifest.sites)
+        self._schema = shard_schema(manifest.sites)
         if manifest.documents_read:
             self._restore_statistics()
 
@@ -194,7 +194,8 @@ def _binary_column(values: np.ndarray, width: int) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * width), len(data), [None, pa.py_buffer(data)])
 
 
-def _schema(sites: list[SiteRecord]) -> pa.Schema:
+def shard_schema(sites: list[SiteRecord]) -> pa.Schema:
+    """Columns of every shard: four of the tokens, and per site its norm and its values."""
     fields = [
         pa.field("doc", pa.int32(), False),
         pa.field("pos", pa.int32(), False),

@@ -8,21 +8,14 @@ import click
 from rich.console import Console
 
 from microscope.cli.options import ManyCommand, job_options
-from microscope.cli.running import run_job, shared_options
+from microscope.cli.running import run_command, shared_options
 from microscope.params.bundles import PackParams, UnpackParams
 from microscope.progress import Progress
-
-_LAUNCH = ("config", "events", "cancel_file", "as_json")
 
 
 @click.group()
 def bundle() -> None:
     """Archives of whole projects: pack, unpack."""
-
-
-def _run(params: Any, values: dict[str, Any], work: Any) -> None:
-    launch = {name: values.pop(name) for name in _LAUNCH}
-    run_job(params, values, work, _show, **launch)
 
 
 def _show(options: dict[str, Any], result: dict[str, Any], console: Console) -> None:
@@ -40,7 +33,7 @@ def pack(**values: Any) -> None:
 
         return run(params, progress)
 
-    _run(PackParams, values, work)
+    run_command(PackParams, values, work, _show)
 
 
 @bundle.command(cls=ManyCommand)
@@ -57,4 +50,4 @@ def unpack(**values: Any) -> None:
 
         return run(params, progress)
 
-    _run(UnpackParams, values, work)
+    run_command(UnpackParams, values, work, _show)

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from microscope.cli.bundle import bundle
+from microscope.cli.files import corpus, recording
 from microscope.cli.options import ManyCommand, job_options
 from microscope.cli.patch import patch
-from microscope.cli.remote import remote
+from microscope.cli.remote_files import remote
 from microscope.cli.running import run_job, shared_options
 from microscope.params import (
     AnalyseParams,
@@ -42,6 +43,8 @@ def main() -> None:
 
 
 main.add_command(patch)
+main.add_command(corpus)
+main.add_command(recording)
 main.add_command(bundle)
 main.add_command(remote)
 

@@ -21,6 +21,7 @@ from microscope.params import ExitCode, JobEvent, JobParams, decode_params
 from microscope.processes import die_with_parent, event_stream, yield_to_people
 from microscope.progress import Progress
 
+_LAUNCH = ("config", "events", "cancel_file", "as_json")
 _ENGINE_PACKAGES = {"torch", "transformers", "pyarrow", "safetensors", "numpy", "accelerate", "datasets"}
 
 Work = Callable[[Any, Progress], dict[str, Any]]
@@ -39,6 +40,12 @@ def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(path_type=Path),
         help="Read parameters from a JSON file; options override it.",
     )(function)
+
+
+def run_command(params: type[JobParams], values: dict[str, Any], work: Work, show: Show) -> None:
+    """:func:`run_job` with all values of a command, those of :func:`shared_options` among them."""
+    launch = {name: values.pop(name) for name in _LAUNCH}
+    run_job(params, values, work, show, **launch)
 
 
 def run_job(

@@ -10,6 +10,7 @@ from microscope.params.base import JobParams
 from microscope.params.fields import describe
 
 BUNDLE_FORMAT, BUNDLE_VERSION = "interpretability-workbench-project", 1
+RECORDING_FORMAT = "interpretability-workbench-recording"
 
 
 class PackParams(JobParams, frozen=True):

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from microscope.errors import MicroscopeError
+from microscope.progress import SILENT, Progress
 from microscope.quarantine.content import read_head, refuse_foreign
 
 MAX_JSON = 64 * 2**20
 _LINE_LIMIT = 32 * 2**20
 _MAX_DEPTH = 64
 _MAX_ROW_GROUP = 8 * 2**30
+_TOLD_BYTES = 16 * 2**20
 ACCEPTED = "Give UTF-8 text, JSON Lines or Parquet."
 
 
@@ -78,7 +80,7 @@ def check_json(path: Path, name: str | None = None) -> dict[str, Any]:
     return parse_json(path.read_bytes(), shown)
 
 
-def check_corpus(path: Path, name: str, text_field: str) -> Corpus:
+def check_corpus(path: Path, name: str, text_field: str, progress: Progress = SILENT) -> Corpus:
     """Text, JSON Lines or Parquet, read from the first byte to the last.
 
     Raises:
@@ -89,14 +91,14 @@ def check_corpus(path: Path, name: str, text_field: str) -> Corpus:
     refuse_foreign(path, name, ACCEPTED)
     suffix, head = Path(name).suffix.lower(), read_head(path)
     if head.startswith(b"PAR1") or suffix == ".parquet":
-        return Corpus(".parquet", check_parquet(path, name, text_field))
+        return Corpus(".parquet", check_parquet(path, name, text_field, progress))
     lines = suffix in (".jsonl", ".ndjson") or (suffix not in (".txt", ".text", ".md") and head[:1] == b"{")
-    documents = _check_text(path, name, text_field if lines else None)
+    documents = _check_text(path, name, text_field if lines else None, progress)
     return Corpus(".jsonl" if lines else ".txt", documents)
 
 
-def check_parquet(path: Path, name: str, text_field: str | None = None) -> int:
-    """The footer of a Parquet file against its bytes, and the column of texts; returns the number of rows.
+def check_parquet(path: Path, name: str, text_field: str | None = None, progress: Progress = SILENT) -> int:
+    """The footer of a Parquet file against its bytes, and the whole column of texts; returns the number of rows.
 
     Raises:
         MicroscopeError: ``wrong_file_type``, ``bad_corpus_file`` or ``no_text_field``.
@@ -115,7 +117,8 @@ def check_parquet(path: Path, name: str, text_field: str | None = None) -> int:
             "bad_corpus_file", f"{name} is a Parquet file that ends too early.", "Upload it again, whole."
         )
     try:
-        with pq.ParquetFile(path) as file:
+        # Buffered: pages are read one by one instead of whole columns.
+        with pq.ParquetFile(path, buffer_size=1 << 20) as file:
             metadata = file.metadata
             for number in range(metadata.num_row_groups):
                 group = metadata.row_group(number)
@@ -125,14 +128,14 @@ def check_parquet(path: Path, name: str, text_field: str | None = None) -> int:
                     )
             names = file.schema_arrow.names
             if text_field is not None:
-                _check_column(file, name, text_field, names)
+                _check_column(file, name, text_field, names, progress)
             return int(metadata.num_rows)
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MicroscopeError("bad_corpus_file", f"{name} cannot be read: {reason}.") from error
 
 
-def _check_column(file: Any, name: str, text_field: str, names: list[str]) -> None:
+def _check_column(file: Any, name: str, text_field: str, names: list[str], progress: Progress) -> None:
     import pyarrow as pa
 
     kind = file.schema_arrow.field(text_field).type if names.count(text_field) == 1 else None
@@ -142,19 +145,24 @@ def _check_column(file: Any, name: str, text_field: str, names: list[str]) -> No
             f"{name} has no text in '{text_field}' (found: {', '.join(names[:8])}).",
             "Name the field that holds the text.",
         )
-    filled = any(
-        any(value for value in batch.column(0).to_pylist() if value and value.strip())
-        for batch in file.iter_batches(batch_size=1024, columns=[text_field])
-    )
+    filled, rows = False, 0
+    with progress.phase("check", file.metadata.num_rows, "documents"):
+        for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
+            filled = filled or any(value and value.strip() for value in batch.column(0).to_pylist())
+            rows += batch.num_rows
+            progress.advance(rows)
     if not filled:
         raise MicroscopeError("corpus_empty", f"{name} contains no text.", "Give a file with text in it.")
 
 
-def _check_text(path: Path, name: str, text_field: str | None) -> int | None:
+def _check_text(path: Path, name: str, text_field: str | None, progress: Progress) -> int | None:
     """Decode everything; for JSON Lines parse every line. Returns the number of documents if known."""
-    documents, filled = 0, False
-    with path.open("rb") as stream:
+    documents, filled, told = 0, False, 0
+    with path.open("rb") as stream, progress.phase("check", path.stat().st_size, "bytes"):
         for number, text in _lines(stream, name):
+            if stream.tell() - told > _TOLD_BYTES:
+                told = stream.tell()
+                progress.advance(told)
             if "\0" in text:
                 raise MicroscopeError("wrong_file_type", f"{name} is a binary file.", ACCEPTED)
             if not text.strip():

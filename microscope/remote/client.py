@@ -196,6 +196,30 @@ class Workbench:
         body = {"model": model, "recording": recording, "name": name, "params": params or {}}
         return self._started("saes/import", {**body, "uploads": self.upload(path, progress)})
 
+    def import_corpus(
+        self,
+        path: str | Path,
+        *,
+        project: str,
+        name: str,
+        params: Params | None = None,
+        progress: Progress = SILENT,
+    ) -> Job:
+        """Upload a text; a job reads all of it before it can be recorded on."""
+        body = {"project": project, "name": name, "params": params or {}}
+        return self._started("corpora/import", {**body, "uploads": self.upload(path, progress)})
+
+    def import_recording(
+        self, path: str | Path, *, model: str, name: str, progress: Progress = SILENT
+    ) -> Job:
+        """Upload a recording of a model, as a folder or an archive; a job looks at every value of it."""
+        body = {"model": model, "name": name, "uploads": self.upload(path, progress)}
+        return self._started("recordings/import", body)
+
+    def export_recording(self, recording: str) -> Job:
+        """Pack a recording into one archive; then :meth:`download` the job's artifact."""
+        return self._started(f"recordings/{recording}/export", {})
+
     def import_adapter(self, path: str | Path, *, model: str, name: str, progress: Progress = SILENT) -> Job:
         """Upload a LoRA adapter; a job checks it and makes a patch of it."""
         body = {"model": model, "name": name, "uploads": self.upload(path, progress)}

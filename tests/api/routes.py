@@ -220,6 +220,13 @@ ROUTES: dict[tuple[str, str], Call] = {
         body=lambda w: {"project": str(w.project.pk), "name": "n", "kind": "builtin", "reference": "words"},
         hidden=400,
     ),
+    ("corpus-import", "post"): Call(
+        Action.EDIT,
+        body=lambda w: {"project": str(w.project.pk), "name": "n", "uploads": [str(w.upload.pk)]},
+        hidden=400,
+        takes_upload=True,
+        scope=(Scope.WRITE, Scope.JOBS),  # a job reads it
+    ),
     ("corpus-builtin", "get"): Call(SIGNED_IN),
     ("corpus-detail", "get"): Call(Action.VIEW, _of("corpus")),
     ("corpus-detail", "delete"): Call(Action.DELETE, _of("corpus")),
@@ -235,6 +242,13 @@ ROUTES: dict[tuple[str, str], Call] = {
         },
         hidden=400,
     ),
+    ("recording-import", "post"): Call(
+        Action.RUN_JOBS,
+        body=lambda w: {"model": str(w.model.pk), "name": "n", "uploads": [str(w.upload.pk)]},
+        hidden=400,
+        takes_upload=True,
+    ),
+    ("recording-export", "post"): Call(Action.RUN_JOBS, _of("recording")),
     ("recording-detail", "get"): Call(Action.VIEW, _of("recording")),
     ("recording-detail", "delete"): Call(Action.DELETE, _of("recording")),
     # SAEs

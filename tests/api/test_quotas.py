@@ -16,7 +16,7 @@ from apps.live.models import LiveSeat
 from apps.live.seats import take_seat
 from apps.projects.models import Quota
 from apps.projects.quotas import RESOURCES, Holder, QuotaExceeded, limits_of, used_by
-from tests.factories import ArtifactFactory, JobFactory, QuotaFactory, WorkerNodeFactory
+from tests.factories import ArtifactFactory, JobFactory, QuotaFactory, UploadFactory, WorkerNodeFactory
 
 pytestmark = pytest.mark.postgres
 
@@ -86,16 +86,15 @@ def test_storage(world, evaluate, editor, settings) -> None:
     assert (refused.status_code, error(refused)["code"]) == (413, "quota_storage_bytes")
     Quota.objects.update(storage_bytes=used + 4)
     assert evaluate().status_code == 202
-    from django.core.files.uploadedfile import SimpleUploadedFile
 
-    def upload(text: bytes):
-        body = {"project": str(world.project.pk), "name": f"c{len(text)}", "kind": "upload"}
-        body["file"] = SimpleUploadedFile("a.txt", text)
-        return editor.post("/api/v1/corpora", body, format="multipart")
+    def bring_in(text: bytes):
+        sent = UploadFactory(created_by=world.people["editor"], path="a.txt", content=text)
+        body = {"project": str(world.project.pk), "name": f"c{len(text)}", "uploads": [str(sent.pk)]}
+        return editor.post("/api/v1/corpora/import", body)
 
-    too_much = upload(b"12345")
+    too_much = bring_in(b"12345")
     assert (too_much.status_code, error(too_much)["quota"]["asked"]) == (413, 5)
-    assert upload(b"1234").status_code == 201
+    assert bring_in(b"1234").status_code == 202
     QuotaFactory(user=world.people["editor"], storage_bytes=10)
     announced = editor.post("/api/v1/uploads", {"path": "a.json", "bytes": 11})
     assert (announced.status_code, error(announced)["quota"]["limit"]) == (413, 10)

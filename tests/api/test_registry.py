@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from django.core.files.uploadedfile import SimpleUploadedFile
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from apps.artifacts.models import Artifact
 from apps.audit.models import AuditEvent
 from apps.jobs.kinds import get_kind
 from apps.jobs.models import Job
-from apps.registry import uploads
 from apps.registry.models import Corpus, LanguageModel, Recording, ResultState
+from tests.factories import ArtifactFactory, CorpusFactory
 
 
 def error(response) -> dict:
@@ -144,124 +137,6 @@ def test_a_used_model_stays(world, editor) -> None:
 # --- corpora ----------------------------------------------------------------------------------------------
 
 
-def upload(client, world, name: str, content: bytes, **values):
-    body = {
-        "project": str(world.project.pk),
-        "name": values.pop("corpus", "up"),
-        "kind": "upload",
-        "file": SimpleUploadedFile(name, content),
-        **values,
-    }
-    return client.post("/api/v1/corpora", body, format="multipart")
-
-
-def parquet(rows: int = 3) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({"text": [f"row {i}" for i in range(rows)]}), buffer)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "stored", "documents"),
-    [
-        ("a.txt", "Ein Text mit Ümläuten.".encode(), "text.txt", None),
-        ("a.jsonl", b'{"text": "one"}\n\n{"text": "two"}\n', "text.jsonl", 2),
-        ("noname", b'{"text": "one"}\n', "text.jsonl", 1),
-        ("a.txt", b'{"json": "but called text"}', "text.txt", None),
-        ("a.parquet", parquet(), "text.parquet", None),
-        ("called.txt", parquet(), "text.parquet", None),
-    ],
-)
-def test_good_uploads(world, editor, name, content, stored, documents) -> None:
-    response = upload(editor, world, name, content)
-    assert response.status_code == 201, response.content
-    assert (response.json()["bytes"], response.json()["documents"]) == (len(content), documents)
-    corpus = Corpus.objects.get(pk=response.json()["id"])
-    assert [entry["path"] for entry in corpus.artifact.files] == [stored]
-    assert (corpus.artifact.folder / stored).read_bytes() == content
-
-
-ZIP = b"PK\x03\x04" + bytes(40)
-BAD_UPLOADS = [
-    ("a.txt", b"", "corpus_empty"),
-    ("a.txt", b" \n\t \n", "corpus_empty"),
-    ("a.jsonl", b'{"text": "  "}\n', "corpus_empty"),
-    ("model.txt", ZIP, "wrong_file_type"),
-    ("model.parquet", ZIP, "wrong_file_type"),
-    ("p.txt", b"\x80\x04\x95" + bytes(30), "wrong_file_type"),
-    ("latin.txt", "Ümläute".encode("latin-1"), "wrong_file_type"),
-    ("binary.txt", b"text\0text", "wrong_file_type"),
-    ("text.parquet", b"just text", "wrong_file_type"),
-    ("cut.parquet", parquet()[:-5], "bad_corpus_file"),
-    ("cut.parquet", b"PAR1", "bad_corpus_file"),
-    ("cut.parquet", b"PAR1" + b"\xff\xff\xff\x7fPAR1", "bad_corpus_file"),
-    ("a.jsonl", b'{"text": "one"}\n{"text": \n', "bad_corpus_file"),
-    ("a.jsonl", b"[" * 100_000, "bad_corpus_file"),
-    ("a.jsonl", b'{"body": "one"}\n', "no_text_field"),
-    ("a.jsonl", b'{"text": 5}\n', "no_text_field"),
-    ("a.jsonl", b'["text"]\n', "no_text_field"),
-]
-
-
-@pytest.mark.parametrize(("name", "content", "code"), BAD_UPLOADS)
-def test_bad_uploads_are_refused_by_content(world, editor, files, name, content, code) -> None:
-    response = upload(editor, world, name, content)
-    assert (response.status_code, error(response)["code"]) == (422, code), response.content
-    assert error(response)["attr"] in ("file", "text_field")
-    assert not Corpus.objects.filter(name="up").exists()
-    left = files / "artifacts" / "corpus"
-    assert not list(left.rglob("*")) if left.exists() else True
-
-
-def test_upload_above_the_limit(world, editor, settings) -> None:
-    settings.WORKBENCH_UPLOAD_MAX_MB = 1
-    for size in (2**20 + 1, 3 * 2**20):  # one is noticed while writing, one by the announced length
-        response = upload(editor, world, "big.txt", b"x" * size)
-        assert (response.status_code, error(response)["code"]) == (413, "upload_too_large")
-    assert upload(editor, world, "fits.txt", b"x" * 2**20).status_code == 201
-
-
-def test_upload_without_a_file(world, editor) -> None:
-    body = {"project": str(world.project.pk), "name": "x", "kind": "upload"}
-    response = editor.post("/api/v1/corpora", body)
-    assert (response.status_code, error(response)["code"]) == (422, "file_missing")
-
-
-def test_upload_whose_name_is_taken_leaves_no_files(world, editor, files) -> None:
-    response = upload(editor, world, "a.txt", b"text", corpus=world.corpus.name)
-    assert error(response)["code"] == "name_taken"
-    assert not [p for p in (files / "artifacts" / "corpus").rglob("*") if p.is_file()]
-    assert not Artifact.objects.filter(kind="corpus").exists()
-
-
-def test_deleting_an_uploaded_corpus_deletes_its_file(
-    world, editor, django_capture_on_commit_callbacks
-) -> None:
-    corpus = Corpus.objects.get(pk=upload(editor, world, "a.txt", b"text").json()["id"])
-    folder = corpus.artifact.folder
-    with django_capture_on_commit_callbacks(execute=True):
-        assert editor.delete(f"/api/v1/corpora/{corpus.pk}").status_code == 204
-    assert not folder.exists()
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.binary(max_size=400), name=st.sampled_from(["a.txt", "a.jsonl", "a.parquet", "a"]))
-def test_any_bytes_are_taken_whole_or_refused(tmp_path, content, name) -> None:
-    for old in tmp_path.iterdir():
-        old.unlink()
-    half = len(content) // 2
-    chunks = [content[:half], content[half:]]
-    code = ""
-    try:
-        received = uploads.receive(chunks, name=name, folder=tmp_path, text_field="text", limit=1000)
-    except uploads.Refused as refusal:
-        code = refusal.code
-    if code:
-        assert code in {"corpus_empty", "wrong_file_type", "bad_corpus_file", "no_text_field"}
-    else:
-        assert (tmp_path / received.file).read_bytes() == content
-
-
 def test_builtin_corpora(world, editor) -> None:
     assert editor.get("/api/v1/corpora/builtin").json() == [{"name": "words", "bytes": 9}]
     body = {"project": str(world.project.pk), "name": "b", "kind": "builtin", "reference": "words"}
@@ -297,9 +172,15 @@ def test_recording_is_prepared_with_places_filled_in(world, editor) -> None:
     decode_params(TraceParams, config)
 
 
+def uploaded(world, name: str = "up", **values) -> Corpus:
+    """A corpus somebody has uploaded, as its import leaves it."""
+    artifact = ArtifactFactory(project=world.project, kind="corpus", content={"text.jsonl": b'{"body": "x"}'})
+    return CorpusFactory(project=world.project, name=name, kind="upload", artifact=artifact, **values)
+
+
 def test_recording_from_upload_and_builtin_names_files(world, editor, files) -> None:
-    up = upload(editor, world, "a.jsonl", b'{"body": "x"}', text_field="body").json()
-    answer = record(editor, world, corpus=up["id"]).json()
+    up = uploaded(world, text_field="body")
+    answer = record(editor, world, corpus=str(up.pk)).json()
     config = get_kind("trace").prepare(Job.objects.get(pk=answer["job"]["id"]), Path("/w"))
     assert config["text_field"] == "body"
     assert [os.path.basename(path) for path in config["text"]] == ["text.jsonl"]
@@ -331,12 +212,12 @@ def test_bad_recordings_leave_nothing_behind(world, editor, params, code) -> Non
 
 def test_a_mixture_is_prepared_with_a_weight_for_every_text(world, editor, files) -> None:
     """Files first and the Hub dataset last, as the engine counts its weights."""
-    up = upload(editor, world, "a.jsonl", b'{"text": "x"}').json()
+    up = uploaded(world)
     body = {"project": str(world.project.pk), "name": "b", "kind": "builtin", "reference": "words"}
     builtin = editor.post("/api/v1/corpora", body).json()
     parts = [
         {"corpus": str(world.corpus.pk), "weight": 0.5},
-        {"corpus": up["id"], "weight": 2},
+        {"corpus": str(up.pk), "weight": 2},
         {"corpus": builtin["id"]},
     ]
     response = record_mixture(editor, world, parts)
@@ -344,7 +225,7 @@ def test_a_mixture_is_prepared_with_a_weight_for_every_text(world, editor, files
     recording = response.json()["recording"]
     assert [(p["corpus"], p["weight"]) for p in recording["mixture"]] == [
         (str(world.corpus.pk), 0.5),
-        (up["id"], 2.0),
+        (str(up.pk), 2.0),
         (builtin["id"], 1.0),
     ]
     assert recording["mixture"][2]["name"] == "b"
@@ -368,20 +249,24 @@ def test_a_mixture_is_prepared_with_a_weight_for_every_text(world, editor, files
 
 
 def test_bad_mixtures_are_refused(world, foreign, editor, files) -> None:
-    up = upload(editor, world, "a.jsonl", b'{"text": "x"}').json()
-    other_field = upload(editor, world, "b.jsonl", b'{"body": "x"}', text_field="body", corpus="b").json()
+    up = uploaded(world)
+    other_field, waiting = (
+        uploaded(world, "b", text_field="body"),
+        CorpusFactory(project=world.project, kind="upload", state="pending"),
+    )
     dataset = {"project": str(world.project.pk), "name": "d", "kind": "hub_dataset", "reference": "x/y"}
     second = editor.post("/api/v1/corpora", dataset).json()
     own = str(world.corpus.pk)
     for parts, code in (
         ([own, own], "same_corpus_twice"),
         ([own, second["id"]], "two_datasets"),
-        ([up["id"], other_field["id"]], "text_fields_differ"),
+        ([str(up.pk), str(other_field.pk)], "text_fields_differ"),
+        ([str(up.pk), str(waiting.pk)], "corpus_not_ready"),
         ([own, str(foreign.corpus.pk)], "does_not_exist"),
         ([], "empty"),
     ):
         response = record_mixture(editor, world, [{"corpus": one} for one in parts])
-        assert response.status_code in (400, 422), code
+        assert response.status_code in (400, 409, 422), code
         assert error(response)["code"] == code, response.content
     for weight in (0, -1, 1e9, "x"):
         assert record_mixture(editor, world, [{"corpus": own, "weight": weight}]).status_code in (400, 422)

@@ -161,9 +161,9 @@ def test_a_job_takes_over_only_what_is_whole_and_ones_own(world) -> None:
         ([], "does_not_exist"),
     ):
         with pytest.raises(Refused) as error:
-            uploads.take(actor=editor, ids=[row.pk for row in rows], used_by=job)
+            uploads.take(actor=editor, ids=[row.pk for row in rows], project_id=world.project.pk, used_by=job)
         assert error.value.code == code
-    uploads.take(actor=editor, ids=[done.pk], used_by=job)
+    uploads.take(actor=editor, ids=[done.pk], project_id=world.project.pk, used_by=job)
     done.refresh_from_db()
     assert done.used_by == job
     with pytest.raises(Refused, match="taken this upload over"):

@@ -1,8 +1,9 @@
-"""A whole project out of the portal and in again, by mouse alone."""
+"""A whole project, and a single recording, out of the portal and in again, by mouse alone."""
 
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,35 @@ def test_a_project_goes_out_and_comes_in(open_page: Open, lab: Lab, tmp_path: Pa
     page.get_by_text("Laboratory, again").click()
     expect(page.get_by_text(lab.sae["name"]).first).to_be_visible()
     watched.shot("project-imported")
+
+
+def test_a_recording_goes_out_and_comes_in(open_page: Open, lab: Lab, tmp_path: Path) -> None:
+    watched = open_page()
+    page = watched.page
+    watched.sign_in("alice")
+    page.goto(f"{lab.site.url}/projects/{lab.project['id']}/recordings")
+    card = page.get_by_test_id("recording-card").filter(has_text=lab.recording["name"])
+    card.get_by_test_id("export-recording").click()
+    link = card.get_by_test_id("download-export").first
+    expect(link).to_be_visible(timeout=JOB)
+    watched.shot("recording-export")
+    with page.expect_download() as waiting:
+        link.click()
+    outer = tmp_path / "outer.zip"
+    waiting.value.save_as(outer)
+    with zipfile.ZipFile(outer) as archive:
+        archive.extract("recording.zip", tmp_path)
+
+    page.get_by_test_id("import-recording").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_test_id("choose-files").set_input_files(tmp_path / "recording.zip")
+    dialog.get_by_label("Name").fill("Once more")
+    watched.shot("recording-import")
+    dialog.get_by_test_id("import-submit").click()
+    expect(dialog).to_be_hidden()
+    again = page.get_by_test_id("recording-card").filter(has_text="Once more")
+    expect(again).to_have_attribute("data-state", "ready", timeout=JOB)
+    watched.shot("recording-imported")
+    [row] = [r for r in lab.alice.each("/recordings", project=lab.project["id"]) if r["name"] == "Once more"]
+    assert row["fingerprint"] == lab.recording["fingerprint"]
+    lab.alice.delete(f"/recordings/{row['id']}")

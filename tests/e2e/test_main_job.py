@@ -135,6 +135,10 @@ def _recording(watched: Watched, file: Path) -> None:
     watched.shot("add-corpus")
     dialog.get_by_role("button", name="Add", exact=True).click()
     expect(dialog).to_be_hidden()
+    page.get_by_role("tab", name="Corpora").click()
+    expect(page.get_by_test_id("corpus-row")).to_have_attribute("data-state", "ready", timeout=JOB)
+    watched.shot("corpora")
+    page.get_by_role("tab", name="Recordings").click()
     page.get_by_test_id("new-recording").first.click()
     dialog = page.get_by_role("dialog")
     for layer in ("1", "2"):

@@ -128,6 +128,35 @@ def test_several_corpora_are_mixed(signed_in: Any, lab: Lab) -> None:
     assert [(p["name"], p["weight"]) for p in recording["mixture"]] == [("words", 3), ("tales", 1)]
 
 
+def test_texts_and_recordings_travel(signed_in: Any, lab: Lab, tmp_path: Path) -> None:
+    text = tmp_path / "speech.jsonl"
+    text.write_text('{"body": "Four score and seven years ago"}\n{"body": "our fathers"}\n')
+    refused = signed_in("import-corpus", str(text), "--name", "speech", status=3)
+    assert "(no_text_field)" in refused
+    sent = signed_in("import-corpus", str(text), "--name", "address", "--text-field", "body")
+    assert sent["result"]["documents"] == 2
+    corpora = {row["name"]: row["state"] for row in signed_in("list", "corpora")}
+    assert (corpora["speech"], corpora["address"]) == ("failed", "ready")
+
+    signed_in("export-recording", "Blocks 1 and 2", "--out", str(tmp_path / "out"))
+    archive = tmp_path / "out" / "recording.zip"
+    back = signed_in("import-recording", str(archive), "--model", "tiny", "--name", "From a file")
+    row = lab.alice.get(f"/recordings/{back['subject']}")
+    assert (row["fingerprint"], row["corpus"]) == (lab.recording["fingerprint"], None)
+
+    opened = tmp_path / "opened"
+    signed_in("download", row["artifact"], "--out", str(opened))
+    shard = next(opened.glob("train-*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    damaged = signed_in("import-recording", str(opened), "--model", "tiny", "--name", "Damaged", status=3)
+    assert "(bad_corpus_file)" in damaged or "(bad_recording)" in damaged
+    for corpus in ("speech", "address"):
+        lab.alice.delete(f"/corpora/{lab.alice.find('/corpora', corpus, project=lab.project['id'])['id']}")
+    for item in lab.alice.get("/recordings", project=lab.project["id"])["results"]:
+        if item["name"] in ("From a file", "Damaged"):
+            lab.alice.delete(f"/recordings/{item['id']}")
+
+
 def test_refusals_come_in_the_portals_words(signed_in: Any) -> None:
     assert "There is no recording called 'none'" in signed_in(
         "train", "--recording", "none", "--name", "x", "--layer", "1", status=3

@@ -46,15 +46,14 @@ CHANNEL_LAYERS: dict[str, dict[str, Any]] = {
     }
 }
 
-WORKBENCH_UPLOAD_MAX_MB = env.integer("WORKBENCH_UPLOAD_MAX_MB", 64, "Largest corpus that can be uploaded.")
 WORKBENCH_UPLOAD_MAX_GB = env.integer(
     "WORKBENCH_UPLOAD_MAX_GB", 64, "Largest sum of one person's uploads that no job has taken over yet."
 )
 WORKBENCH_UPLOAD_CHUNK_MB = env.integer(
     "WORKBENCH_UPLOAD_CHUNK_MB", 16, "Largest piece of an upload in one request; bounds the server's memory."
 )
-# No request needs more: pieces of uploads, or a whole corpus with what a form puts around it.
-WORKBENCH_BODY_BYTES = (max(WORKBENCH_UPLOAD_CHUNK_MB, WORKBENCH_UPLOAD_MAX_MB) + 1) * 2**20
+# No request needs more than a piece of an upload.
+WORKBENCH_BODY_BYTES = (WORKBENCH_UPLOAD_CHUNK_MB + 1) * 2**20
 WORKBENCH_UPLOAD_SECONDS = env.seconds(
     "WORKBENCH_UPLOAD_SECONDS", 48 * 3600, "An upload nobody has continued for so long is removed."
 )

@@ -1,12 +1,13 @@
 /** Models, corpora and recordings. */
 
 import { queryOptions } from "@tanstack/react-query";
-import { api, body, csrfToken, idempotencyKey } from "./client";
-import { errorOf, unreachable } from "./errors";
+import { api, body, idempotencyKey } from "./client";
 import type { components } from "./schema";
-import type { Corpus, Model } from "./types";
+import type { Model } from "./types";
 
 type Schemas = components["schemas"];
+
+const once = () => ({ "Idempotency-Key": idempotencyKey() });
 
 /** While something is being started or stopped, its state is asked for until it settles. */
 export function modelSettling(model: Model): boolean {
@@ -31,7 +32,7 @@ export const modelQuery = (id: string) =>
   });
 
 export const addModel = (data: Schemas["ModelCreateRequest"]) =>
-  body(api.POST("/api/v1/models", { body: data, headers: { "Idempotency-Key": idempotencyKey() } }));
+  body(api.POST("/api/v1/models", { body: data, headers: once() }));
 
 export const loadModel = (id: string) => body(api.POST("/api/v1/models/{id}/load", { params: { path: { id } } }));
 export const unloadModel = (id: string) => body(api.POST("/api/v1/models/{id}/unload", { params: { path: { id } } }));
@@ -48,39 +49,14 @@ export const builtinCorporaQuery = queryOptions({
   queryFn: () => body(api.GET("/api/v1/corpora/builtin")),
 });
 
-export const addCorpus = (data: Omit<Schemas["CorpusCreateRequest"], "file">) =>
-  body(api.POST("/api/v1/corpora", { body: data }));
+export const addCorpus = (data: Schemas["CorpusCreateRequest"]) =>
+  body(api.POST("/api/v1/corpora", { body: data, headers: once() }));
+
+/** Bring an uploaded text in; a job reads all of it before it can be recorded on. */
+export const importCorpus = (data: Schemas["CorpusImportRequest"]) =>
+  body(api.POST("/api/v1/corpora/import", { body: data, headers: once() }));
 
 export const deleteCorpus = (id: string) => body(api.DELETE("/api/v1/corpora/{id}", { params: { path: { id } } }));
-
-interface Upload {
-  project: string;
-  name: string;
-  textField: string;
-  file: File;
-}
-
-/** Upload a corpus; XMLHttpRequest because fetch does not tell how far an upload is. */
-export function uploadCorpus({ project, name, textField, file }: Upload, onProgress: (share: number) => void): Promise<Corpus> {
-  const form = new FormData();
-  for (const [key, value] of Object.entries({ project, name, kind: "upload", text_field: textField })) form.set(key, value);
-  form.set("file", file);
-  return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest();
-    request.open("POST", "/api/v1/corpora");
-    request.setRequestHeader("X-CSRFToken", csrfToken());
-    request.responseType = "json";
-    request.upload.onprogress = (event) => {
-      if (event.lengthComputable) onProgress(event.loaded / event.total);
-    };
-    request.onload = () => {
-      if (request.status < 300) resolve(request.response as Corpus);
-      else reject(errorOf(request.status, request.response));
-    };
-    request.onerror = () => reject(unreachable());
-    request.send(form);
-  });
-}
 
 export const recordingsQuery = (project: string) =>
   queryOptions({
@@ -89,6 +65,14 @@ export const recordingsQuery = (project: string) =>
   });
 
 export const startRecording = (data: Schemas["RecordingCreateRequest"]) =>
-  body(api.POST("/api/v1/recordings", { body: data, headers: { "Idempotency-Key": idempotencyKey() } }));
+  body(api.POST("/api/v1/recordings", { body: data, headers: once() }));
 
 export const deleteRecording = (id: string) => body(api.DELETE("/api/v1/recordings/{id}", { params: { path: { id } } }));
+
+/** Bring a recording of a model in, from its files or its archive. */
+export const importRecording = (data: Schemas["RecordingImportRequest"]) =>
+  body(api.POST("/api/v1/recordings/import", { body: data, headers: once() }));
+
+/** Pack a recording into one archive: the artifact of the job. */
+export const exportRecording = (id: string) =>
+  body(api.POST("/api/v1/recordings/{id}/export", { params: { path: { id } }, headers: once() }));

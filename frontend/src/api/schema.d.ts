@@ -101,7 +101,7 @@ export interface paths {
         /** @description Texts of the user's projects. */
         get: operations["corpora_list"];
         put?: never;
-        /** @description Add a built-in corpus, a Hub dataset, or an upload (.txt, .jsonl, .parquet; checked by content). */
+        /** @description Add a built-in corpus or a Hub dataset. */
         post: operations["corpora_create"];
         delete?: never;
         options?: never;
@@ -138,6 +138,23 @@ export interface paths {
         get: operations["corpora_builtin_list"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/corpora/import": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** @description Import an uploaded text (plain, JSON Lines, Parquet); a job reads all of it before it counts. */
+        post: operations["corpora_import"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1165,6 +1182,40 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/recordings/{id}/export": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** @description Pack the recording into one archive; download the job's ``artifact`` when it has succeeded. */
+        post: operations["recordings_export_create"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/recordings/import": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** @description Import a recording of a model of the project from uploaded files or its archive. */
+        post: operations["recordings_import"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/saes": {
         parameters: {
             query?: never;
@@ -1613,7 +1664,7 @@ export interface components {
             /** Format: date-time */
             readonly created_at: string;
         };
-        /** @description A corpus. */
+        /** @description A corpus. An uploaded one is ``ready`` when a job has read all of it. */
         Corpus: {
             /** Format: uuid */
             readonly id: string;
@@ -1631,30 +1682,50 @@ export interface components {
             readonly text_field: string;
             readonly bytes: number | null;
             readonly documents: number | null;
+            /**
+             * @description * `pending` - Pending
+             *     * `ready` - Ready
+             *     * `failed` - Failed
+             * @enum {string}
+             */
+            readonly state: "pending" | "ready" | "failed";
+            /** Format: uuid */
+            readonly job: string | null;
             /** Format: date-time */
             readonly created_at: string;
         };
-        /** @description A corpus to add; ``file`` needs multipart/form-data. */
+        /** @description A corpus that is somewhere already; files of one's own are uploaded and imported. */
         CorpusCreateRequest: {
             /** Format: uuid */
             project: string;
             name: string;
             /**
              * @description * `builtin` - Builtin
-             *     * `upload` - Upload
              *     * `hub_dataset` - Hub Dataset
              * @enum {string}
              */
-            kind: "builtin" | "upload" | "hub_dataset";
-            /**
-             * @description Name of a built-in corpus, or Hub id of a dataset.
-             * @default
-             */
+            kind: "builtin" | "hub_dataset";
+            /** @description Name of a built-in corpus, or Hub id of a dataset. */
             reference: string;
             /** @default text */
             text_field: string;
-            /** Format: binary */
-            file?: string;
+        };
+        /** @description A text to bring in; ``params`` are those of the job kind ``import_corpus``. */
+        CorpusImportRequest: {
+            /** Format: uuid */
+            project: string;
+            name: string;
+            /** @description The finished upload of the file. */
+            uploads: string[];
+            /** @description See /api/v1/job-kinds. */
+            params?: {
+                [key: string]: unknown;
+            };
+        };
+        /** @description A corpus and the job that brings it in. */
+        CorpusJob: {
+            corpus: components["schemas"]["Corpus"];
+            job: components["schemas"]["JobSummary"];
         };
         /** @description One message and what became of it. */
         Delivery: {
@@ -3046,7 +3117,11 @@ export interface components {
             first_layer: number;
             first_position: number;
         };
-        /** @description A recording. ``summary`` is empty until it is ready, ``mixture`` when one corpus is all its text. */
+        /**
+         * @description A recording. ``summary`` is empty until it is ready, ``mixture`` when one corpus is all its text.
+         *
+         *     One that was imported has no ``corpus``; ``summary`` says what it was recorded on.
+         */
         Recording: {
             /** Format: uuid */
             readonly id: string;
@@ -3057,8 +3132,8 @@ export interface components {
             readonly model: string;
             readonly model_name: string;
             /** Format: uuid */
-            readonly corpus: string;
-            readonly corpus_name: string;
+            readonly corpus: string | null;
+            readonly corpus_name: string | null;
             readonly mixture: components["schemas"]["RecordingPart"][];
             readonly layers: number[];
             /** @description Which activations of each layer. */
@@ -3096,7 +3171,18 @@ export interface components {
                 [key: string]: unknown;
             };
         };
-        /** @description A new recording and the job that makes it. */
+        /** @description A recording of others to bring in. */
+        RecordingImportRequest: {
+            /**
+             * Format: uuid
+             * @description What it was recorded of.
+             */
+            model: string;
+            name: string;
+            /** @description Finished uploads: the files of the recording, or its archive. */
+            uploads: string[];
+        };
+        /** @description A recording and a job about it. */
         RecordingJob: {
             recording: components["schemas"]["Recording"];
             job: components["schemas"]["JobSummary"];
@@ -3915,6 +4001,12 @@ export interface operations {
                 /** @description Number of results to return per page. */
                 page_size?: number;
                 project?: string;
+                /**
+                 * @description * `pending` - Pending
+                 *     * `ready` - Ready
+                 *     * `failed` - Failed
+                 */
+                state?: "failed" | "pending" | "ready";
             };
             header?: never;
             path?: never;
@@ -3985,7 +4077,6 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": components["schemas"]["CorpusCreateRequest"];
-                "multipart/form-data": components["schemas"]["CorpusCreateRequest"];
             };
         };
         responses: {
@@ -4242,6 +4333,96 @@ export interface operations {
                 };
             };
             403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    corpora_import: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key again gets the answer of the first request instead of a second job. */
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CorpusImportRequest"];
+            };
+        };
+        responses: {
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CorpusJob"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            422: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -10207,6 +10388,192 @@ export interface operations {
                 };
             };
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    recordings_export_create: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key again gets the answer of the first request instead of a second job. */
+                "Idempotency-Key"?: string;
+            };
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RecordingJob"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    recordings_import: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key again gets the answer of the first request instead of a second job. */
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["RecordingImportRequest"];
+            };
+        };
+        responses: {
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RecordingJob"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
                 headers: {
                     [name: string]: unknown;
                 };

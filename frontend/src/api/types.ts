@@ -76,6 +76,7 @@ export interface RecordingSummary {
   tokens_per_second?: number;
   context_length?: number;
   model?: { dtype: string; quantisation: string | null };
+  corpus?: { description: string };
   sites?: { site: string; median_norm: number; outlier_norm: number; outliers: number; dtype: string }[];
 }
 

@@ -43,8 +43,8 @@ export function patches(raw: Raw): { export?: string; add?: true } {
   return { export: text(raw.export), add: flag(raw.add) };
 }
 
-export function newRecording(raw: Raw): { add?: true; model?: string; corpus?: true } {
-  return { add: flag(raw.add), model: text(raw.model), corpus: flag(raw.corpus) };
+export function newRecording(raw: Raw): { add?: true; model?: string; corpus?: true; import?: true } {
+  return { add: flag(raw.add), model: text(raw.model), corpus: flag(raw.corpus), import: flag(raw.import) };
 }
 
 export function newSae(raw: Raw): { add?: true; recording?: string } {

@@ -1,6 +1,7 @@
 /** Files and whole folders that were dropped on the page or chosen in a dialog, with their paths. */
 
 import type { IncomingFile } from "@/api/uploads";
+import { bytes } from "@/science/format";
 
 /** Hidden files and what systems leave in folders are nobody's data. */
 export function wanted(path: string): boolean {
@@ -50,6 +51,13 @@ export function chosenFiles(list: FileList | null): IncomingFile[] {
   return [...(list ?? [])]
     .map((file) => ({ path: file.webkitRelativePath || file.name, file }))
     .filter(({ path }) => wanted(path));
+}
+
+/** How many files, how large, and what the first of them are called. */
+export function summaryOf(files: readonly IncomingFile[]): string {
+  const size = bytes(files.reduce((sum, { file }) => sum + file.size, 0));
+  const names = files.slice(0, 4).map(({ path }) => path).join(", ");
+  return `${files.length} ${files.length === 1 ? "file" : "files"}, ${size}: ${names}${files.length > 4 ? " …" : ""}`;
 }
 
 /** The common folder of files, or the only file's name without its ending: what to call what they are. */

@@ -10,7 +10,7 @@ import { FrameStore } from "./store";
 const FINAL = new Set<Job["state"]>(["succeeded", "failed", "cancelled"]);
 
 /** What a finished job may have changed. */
-const RESULTS = ["models", "recordings", "saes", "features", "patches", "adapters", "exports", "lineage", "artifacts", "notifications"];
+const RESULTS = ["models", "corpora", "recordings", "saes", "features", "patches", "adapters", "exports", "lineage", "artifacts", "notifications"];
 
 interface Watched {
   watchers: number;

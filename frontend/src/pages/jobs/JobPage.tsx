@@ -78,6 +78,8 @@ function Subject({ job }: { job: Job }) {
   switch (job.subject_type) {
     case "sae":
       return <TextLink to="/projects/$project/saes/$sae" params={{ project, sae: job.subject_id }}>the SAE</TextLink>;
+    case "corpus":
+      return <TextLink to="/projects/$project/recordings" params={{ project }}>the corpora</TextLink>;
     case "recording":
       return <TextLink to="/projects/$project/recordings" params={{ project }}>the recordings</TextLink>;
     case "languagemodel":

@@ -16,6 +16,7 @@ const TRAINED = ["layer", "site"];
 export function NewPipeline({ project, onStarted }: { project: string; onStarted: () => void }) {
   const models = useQuery(modelsQuery(project));
   const corpora = useQuery(corporaQuery(project));
+  const read = (corpora.data ?? []).filter((one) => one.state === "ready");
   const usable = (models.data ?? []).filter((one) => one.state === "ready");
   const [chosenModel, setModel] = useState<string | null>(null);
   const [chosenCorpus, setCorpus] = useState<string | null>(null);
@@ -28,7 +29,7 @@ export function NewPipeline({ project, onStarted }: { project: string; onStarted
   const queries = useQueryClient();
 
   const model = usable.find((one) => one.id === chosenModel) ?? usable[0];
-  const corpus = corpora.data?.find((one) => one.id === chosenCorpus) ?? corpora.data?.[0];
+  const corpus = read.find((one) => one.id === chosenCorpus) ?? read[0];
   const blocks = ((model?.facts ?? {}) as ModelFacts).n_layers ?? 0;
   const layer = chosenLayer === null || Number(chosenLayer) >= blocks ? Math.floor(blocks / 2) : Number(chosenLayer);
   const suggested = model && corpus ? `${model.name} on ${corpus.name}, block ${layer}` : "";
@@ -65,7 +66,7 @@ export function NewPipeline({ project, onStarted }: { project: string; onStarted
         <ErrorNote error={start.error ?? trace.error ?? train.error} doing="Starting" shownElsewhere={["name"]} />
         <Group grow align="flex-start">
           <Select label="Model" required data={usable.map((one) => ({ value: one.id, label: one.name }))} value={model?.id ?? null} onChange={setModel} placeholder={usable.length === 0 ? "Add a model first" : "Choose one"} />
-          <Select label="Corpus" required data={(corpora.data ?? []).map((one) => ({ value: one.id, label: one.name }))} value={corpus?.id ?? null} onChange={setCorpus} placeholder={corpora.data?.length === 0 ? "Add a corpus first" : "Choose one"} />
+          <Select label="Corpus" required data={read.map((one) => ({ value: one.id, label: one.name }))} value={corpus?.id ?? null} onChange={setCorpus} placeholder={corpora.data?.length === 0 ? "Add a corpus first" : "Choose one"} />
           <Select label="Block" required searchable data={Array.from({ length: blocks }, (_, block) => String(block))} value={blocks ? String(layer) : null} onChange={setLayer} />
         </Group>
         <Fieldset legend="Record">

@@ -1,11 +1,14 @@
-import { Button, FileInput, Group, Progress, SegmentedControl, Select, Stack, TextInput } from "@mantine/core";
+import { Button, FileInput, Group, SegmentedControl, Select, Stack, TextInput } from "@mantine/core";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useState, type SyntheticEvent } from "react";
 import { asApiError } from "@/api/errors";
-import { addCorpus, builtinCorporaQuery, uploadCorpus } from "@/api/registry";
+import { addCorpus, builtinCorporaQuery, importCorpus } from "@/api/registry";
 import type { Corpus } from "@/api/types";
+import { forgetUploads } from "@/api/uploads";
 import { ErrorNote } from "@/components/ErrorNote";
-import { bytes, percent } from "@/science/format";
+import { UploadProgress } from "@/files/UploadProgress";
+import { useUploads } from "@/files/useUploads";
+import { bytes } from "@/science/format";
 
 type Kind = Corpus["kind"];
 
@@ -21,46 +24,47 @@ export function AddCorpus({ project, onAdded }: { project: string; onAdded: (cor
   const [file, setFile] = useState<File | null>(null);
   const [reference, setReference] = useState("");
   const [textField, setTextField] = useState("text");
-  const [sent, setSent] = useState(0);
+  const uploads = useUploads();
   const builtin = useQuery(builtinCorporaQuery);
   const queries = useQueryClient();
   const suggested = kind === "upload" ? (file?.name.replace(/\.[^.]+$/, "") ?? "") : (reference.split("/").at(-1) ?? "");
 
   const add = useMutation({
-    mutationFn: () => {
+    mutationFn: async () => {
       const title = name.trim() || suggested;
       if (kind !== "upload") return addCorpus({ project, name: title, kind, reference, text_field: textField });
       if (!file) throw new Error("Choose a file.");
-      return uploadCorpus({ project, name: title, textField, file }, setSent);
+      const files = [{ path: file.name, file }];
+      const started = await importCorpus({ project, name: title, uploads: await uploads.send(files), params: { text_field: textField } });
+      forgetUploads(files);
+      return started.corpus;
     },
     onSuccess: async (corpus) => {
-      await queries.invalidateQueries({ queryKey: ["corpora"] });
-      await queries.invalidateQueries({ queryKey: ["lineage"] });
+      await Promise.all(["corpora", "jobs", "lineage"].map((key) => queries.invalidateQueries({ queryKey: [key] })));
       onAdded(corpus);
     },
   });
   const about = (field: string) => (add.error ? asApiError(add.error).about(field) : undefined);
   const submit = (event: SyntheticEvent) => {
     event.preventDefault();
-    setSent(0);
     add.mutate();
   };
 
   return (
     <form onSubmit={submit}>
       <Stack gap="sm">
-        <ErrorNote error={add.error} doing="Adding the corpus" shownElsewhere={["file", "reference", "name", "text_field"]} />
+        <ErrorNote error={add.error} doing="Adding the corpus" shownElsewhere={["reference", "name", "text_field"]} />
         <SegmentedControl aria-label="Where the text is" value={kind} onChange={(value) => setKind(value)} data={KINDS} />
         {kind === "upload" && (
           <FileInput
             label="File"
-            description="Plain text, JSONL or Parquet. It is checked by its content, not by its name."
+            description="Plain text, JSONL or Parquet, of any size. A job reads all of it before it can be used."
             placeholder="Choose a file"
             required
             accept=".txt,.md,.jsonl,.json,.parquet,text/plain"
             value={file}
             onChange={setFile}
-            error={about("file")}
+            disabled={add.isPending}
           />
         )}
         {kind === "builtin" && (
@@ -81,7 +85,7 @@ export function AddCorpus({ project, onAdded }: { project: string; onAdded: (cor
           <TextInput label="Name" placeholder={suggested} value={name} onChange={(event) => setName(event.currentTarget.value)} error={about("name")} />
           <TextInput label="Text field" description="Holds the text in JSONL, Parquet and datasets." value={textField} onChange={(event) => setTextField(event.currentTarget.value)} error={about("text_field")} />
         </Group>
-        {add.isPending && kind === "upload" && <Progress value={sent * 100} aria-label={`Uploaded ${percent(sent)}`} />}
+        <UploadProgress uploads={uploads} />
         <Group justify="flex-end">
           <Button type="submit" loading={add.isPending}>Add</Button>
         </Group>

@@ -3,36 +3,44 @@ import { useQueryClient } from "@tanstack/react-query";
 import { deleteCorpus } from "@/api/registry";
 import type { Corpus } from "@/api/types";
 import { DeleteButton } from "@/components/DeleteButton";
+import { JobOf, useJobAbout } from "@/components/JobOf";
+import { StateBadge } from "@/components/StateBadge";
 import { ago, bytes, integer } from "@/science/format";
 
 const KINDS: Record<Corpus["kind"], string> = { builtin: "offered by the server", upload: "uploaded", hub_dataset: "Hub dataset" };
 
 export function CorpusTable({ corpora, edit }: { corpora: readonly Corpus[]; edit: boolean }) {
-  const queries = useQueryClient();
   return (
     <div className="panel scroll-x">
       <Table>
         <Table.Thead>
           <Table.Tr>
             <Table.Th>Name</Table.Th><Table.Th>Where from</Table.Th><Table.Th ta="right">Size</Table.Th>
-            <Table.Th ta="right">Documents</Table.Th><Table.Th>Added</Table.Th><Table.Th />
+            <Table.Th ta="right">Documents</Table.Th><Table.Th>Added</Table.Th><Table.Th>State</Table.Th><Table.Th />
           </Table.Tr>
         </Table.Thead>
         <Table.Tbody>
-          {corpora.map((corpus) => (
-            <Table.Tr key={corpus.id} data-testid="corpus-row">
-              <Table.Td fw={600}>{corpus.name}</Table.Td>
-              <Table.Td>{KINDS[corpus.kind]}: {corpus.reference}</Table.Td>
-              <Table.Td ta="right">{bytes(corpus.bytes)}</Table.Td>
-              <Table.Td ta="right">{integer(corpus.documents)}</Table.Td>
-              <Table.Td>{ago(corpus.created_at)}</Table.Td>
-              <Table.Td ta="right">
-                {edit && <DeleteButton what={corpus.name} remove={() => deleteCorpus(corpus.id)} onDeleted={() => void queries.invalidateQueries({ queryKey: ["corpora"] })} />}
-              </Table.Td>
-            </Table.Tr>
-          ))}
+          {corpora.map((corpus) => <CorpusRow key={corpus.id} corpus={corpus} edit={edit} />)}
         </Table.Tbody>
       </Table>
     </div>
+  );
+}
+
+function CorpusRow({ corpus, edit }: { corpus: Corpus; edit: boolean }) {
+  const queries = useQueryClient();
+  const job = useJobAbout(corpus.project, corpus.id);
+  return (
+    <Table.Tr data-testid="corpus-row" data-state={corpus.state}>
+      <Table.Td fw={600}>{corpus.name}</Table.Td>
+      <Table.Td>{KINDS[corpus.kind]}: {corpus.reference}</Table.Td>
+      <Table.Td ta="right">{bytes(corpus.bytes)}</Table.Td>
+      <Table.Td ta="right">{integer(corpus.documents)}</Table.Td>
+      <Table.Td>{ago(corpus.created_at)}</Table.Td>
+      <Table.Td>{corpus.state === "ready" ? <StateBadge state="ready" /> : <JobOf job={job} />}</Table.Td>
+      <Table.Td ta="right">
+        {edit && <DeleteButton what={corpus.name} remove={() => deleteCorpus(corpus.id)} onDeleted={() => void queries.invalidateQueries({ queryKey: ["corpora"] })} />}
+      </Table.Td>
+    </Table.Tr>
   );
 }

@@ -25,6 +25,7 @@ export function NewRecording({ project, model: asked, onStarted, onAddCorpus }: 
   const models = useQuery(modelsQuery(project));
   const corpora = useQuery(corporaQuery(project));
   const usable = (models.data ?? []).filter((one) => one.state === "ready");
+  const read = (corpora.data ?? []).filter((one) => one.state === "ready");
   const [chosenModel, setModel] = useState<string | null>(asked ?? null);
   const [parts, setParts] = useState<Part[]>([FIRST_PART]);
   const [layers, setLayers] = useState<string[]>([]);
@@ -33,9 +34,9 @@ export function NewRecording({ project, model: asked, onStarted, onAddCorpus }: 
   const queries = useQueryClient();
 
   const model = usable.find((one) => one.id === chosenModel) ?? usable[0];
-  const first = corpora.data?.[0]?.id;
+  const first = read[0]?.id;
   const texts = parts.map((part) => ({ ...part, corpus: part.corpus ?? first ?? null }));
-  const chosenTexts = texts.flatMap((part) => corpora.data?.find((one) => one.id === part.corpus) ?? []);
+  const chosenTexts = texts.flatMap((part) => read.find((one) => one.id === part.corpus) ?? []);
   const facts = (model?.facts ?? {}) as ModelFacts;
   const suggested = model && chosenTexts.length > 0 ? `${model.name} on ${chosenTexts.map((one) => one.name).join(" and ")}` : "";
   const kinds = splitList(String(params.entries.site ?? "")).length;
@@ -77,7 +78,7 @@ export function NewRecording({ project, model: asked, onStarted, onAddCorpus }: 
             placeholder={usable.length === 0 ? "Add a model first" : "Choose one"}
           />
         </Group>
-        <Texts corpora={corpora.data ?? []} parts={texts} onChange={setParts} onAddCorpus={onAddCorpus} tried={params.tried} />
+        <Texts corpora={read} parts={texts} onChange={setParts} onAddCorpus={onAddCorpus} tried={params.tried} />
         <Layers count={facts.n_layers ?? 0} chosen={layers} onChange={setLayers} missing={params.tried && layers.length === 0} />
         <ParamsForm specs={params.specs} entries={params.entries} onChange={params.setEntries} tried={params.tried} />
         <TextInput label="Name" placeholder={suggested} value={name} onChange={(event) => setName(event.currentTarget.value)} error={start.error ? asApiError(start.error).about("name") : undefined} />

@@ -1,18 +1,21 @@
-import { Group, Stack, Text, Title } from "@mantine/core";
-import { useQueryClient } from "@tanstack/react-query";
-import { deleteRecording } from "@/api/registry";
+import { Button, Group, Stack, Text, Title } from "@mantine/core";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { jobsQuery } from "@/api/jobs";
+import { deleteRecording, exportRecording } from "@/api/registry";
 import type { Recording, RecordingSummary } from "@/api/types";
 import { DeleteButton } from "@/components/DeleteButton";
+import { ErrorNote } from "@/components/ErrorNote";
+import { Exports } from "@/components/Exports";
 import { Facts } from "@/components/Facts";
 import { JobOf, useJobAbout } from "@/components/JobOf";
 import { LinkButton } from "@/components/LinkButton";
 import { StateBadge } from "@/components/StateBadge";
 import { ago, bytes, compact, duration, integer, number, percent, rate } from "@/science/format";
 
-/** Its corpus, or those that were mixed with their shares. */
+/** Its corpus, or those that were mixed with their shares; of an imported recording, what it says it was made on. */
 function textOf(recording: Recording): string {
   const total = recording.mixture.reduce((sum, part) => sum + part.weight, 0);
-  if (recording.mixture.length === 0) return recording.corpus_name;
+  if (recording.mixture.length === 0) return recording.corpus_name ?? (recording.summary as RecordingSummary).corpus?.description ?? "text of its own";
   return recording.mixture.map((part) => `${percent(part.weight / total)} ${part.name}`).join(" + ");
 }
 
@@ -24,8 +27,13 @@ function precisionOf(summary: RecordingSummary): string {
 
 export function RecordingCard({ recording, edit }: { recording: Recording; edit: boolean }) {
   const queries = useQueryClient();
-  const job = useJobAbout(recording.project, recording.id);
   const project = recording.project;
+  const job = useJobAbout(project, recording.id);
+  const jobs = useQuery(jobsQuery({ project }));
+  const pack = useMutation({
+    mutationFn: () => exportRecording(recording.id),
+    onSettled: () => queries.invalidateQueries({ queryKey: ["jobs"] }),
+  });
   const summary = recording.summary as RecordingSummary;
   const site = summary.sites?.[0];
   return (
@@ -55,8 +63,13 @@ export function RecordingCard({ recording, edit }: { recording: Recording; edit:
         ) : (
           <JobOf job={job} />
         )}
+        <Exports jobs={(jobs.data ?? []).filter((one) => one.subject_id === recording.id)} kind="export_recording" />
+        <ErrorNote error={pack.error} doing="Starting the export" plain />
         {edit && (
           <Group gap="xs" justify="flex-end">
+            {recording.state === "ready" && (
+              <Button variant="default" loading={pack.isPending} onClick={() => pack.mutate()} data-testid="export-recording">Export</Button>
+            )}
             {recording.state === "ready" && (
               <LinkButton to="/projects/$project/saes" params={{ project }} search={{ add: true, recording: recording.id }} variant="default">Train an SAE</LinkButton>
             )}

@@ -8,6 +8,7 @@ import { Loaded } from "@/components/Loaded";
 import { Page } from "@/components/Page";
 import { AddCorpus } from "./AddCorpus";
 import { CorpusTable } from "./CorpusTable";
+import { ImportRecording } from "./ImportRecording";
 import { NewRecording } from "./NewRecording";
 import { RecordingCard } from "./RecordingCard";
 
@@ -22,9 +23,10 @@ export function Recordings() {
   const close = () => show({});
   const add = edit && <Button onClick={() => show({ add: true })} data-testid="new-recording">New recording</Button>;
   const addText = edit && <Button variant="default" onClick={() => show({ corpus: true })} data-testid="add-corpus">Add a corpus</Button>;
+  const bring = edit && <Button variant="default" onClick={() => show({ import: true })} data-testid="import-recording">Import</Button>;
 
   return (
-    <Page title="Recordings" lead="Activations of a model on text, kept on disk: what SAEs are trained and measured on." actions={<Group gap="xs">{addText}{add}</Group>}>
+    <Page title="Recordings" lead="Activations of a model on text, kept on disk: what SAEs are trained and measured on." actions={<Group gap="xs">{addText}{bring}{add}</Group>}>
       <Tabs defaultValue="recordings" keepMounted={false}>
         <Tabs.List mb="sm">
           <Tabs.Tab value="recordings">Recordings ({recordings.data?.length ?? "…"})</Tabs.Tab>
@@ -55,6 +57,9 @@ export function Recordings() {
       </Tabs>
       <Modal opened={search.add === true && edit} onClose={close} title="New recording" size="xl">
         <NewRecording project={project} model={search.model} onStarted={close} onAddCorpus={() => show({ corpus: true })} />
+      </Modal>
+      <Modal opened={search.import === true && edit} onClose={close} title="Import a recording" size="lg">
+        <ImportRecording project={project} onStarted={close} />
       </Modal>
       <Modal opened={search.corpus === true && edit} onClose={close} title="Add a corpus" size="lg">
         <AddCorpus project={project} onAdded={close} />

@@ -1,11 +1,9 @@
-import { Anchor, Button, Group, Menu, Text } from "@mantine/core";
+import { Button, Menu, Text } from "@mantine/core";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
-import { isActive, jobKindsQuery } from "@/api/jobs";
-import { archiveUrl, exportSae } from "@/api/saes";
-import type { Job, Sae } from "@/api/types";
+import { jobKindsQuery } from "@/api/jobs";
+import { exportSae } from "@/api/saes";
+import type { Sae } from "@/api/types";
 import { ErrorNote } from "@/components/ErrorNote";
-import { JobOf } from "@/components/JobOf";
-import { ago } from "@/science/format";
 
 const LABELS: Record<string, string> = {
   native: "This project",
@@ -42,23 +40,5 @@ export function ExportButton({ sae }: { sae: Sae }) {
       </Menu>
       <ErrorNote error={start.error} doing="Starting the export" plain />
     </>
-  );
-}
-
-/** Exports made so far, newest first, each as one download. */
-export function Exports({ jobs }: { jobs: readonly Job[] }) {
-  const exports = jobs.filter((job) => job.kind === "export_sae");
-  if (exports.length === 0) return null;
-  return (
-    <div className="panel" data-testid="exports">
-      <Text size="sm" fw={600} mb={4}>Exports</Text>
-      {exports.slice(0, 8).map((job) => (
-        <Group key={job.id} gap="xs" justify="space-between">
-          <Text size="sm">{job.title} <Text component="span" size="xs" c="dimmed">{ago(job.created_at)}</Text></Text>
-          {job.artifact && <Anchor href={archiveUrl(job.artifact)} download size="sm" data-testid="download-export">Download (.zip)</Anchor>}
-          {(isActive(job) || job.state !== "succeeded") && <JobOf job={job} />}
-        </Group>
-      ))}
-    </div>
   );
 }

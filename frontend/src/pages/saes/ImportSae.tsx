@@ -9,13 +9,12 @@ import { forgetUploads, type IncomingFile } from "@/api/uploads";
 import { useProjectId } from "@/app/project";
 import { ErrorNote } from "@/components/ErrorNote";
 import { Page } from "@/components/Page";
-import { suggestedName } from "@/files/dropped";
+import { suggestedName, summaryOf } from "@/files/dropped";
 import { DropZone } from "@/files/DropZone";
 import { UploadProgress } from "@/files/UploadProgress";
 import { useUploads } from "@/files/useUploads";
 import { ParamsForm } from "@/forms/ParamsForm";
 import { useParams } from "@/forms/useParams";
-import { bytes } from "@/science/format";
 
 /** Bring a colleague's SAE in: drop its folder, say which model it is of, see how it does on real activations. */
 export function ImportSae() {
@@ -68,7 +67,7 @@ export function ImportSae() {
           <DropZone onFiles={setFiles} disabled={start.isPending}>
             {files.length === 0
               ? "Drop the SAE’s folder here: its .safetensors (or Gemma Scope’s params.npz) and configuration."
-              : `${files.length} ${files.length === 1 ? "file" : "files"}, ${bytes(files.reduce((sum, { file }) => sum + file.size, 0))}: ${files.slice(0, 4).map(({ path }) => path).join(", ")}${files.length > 4 ? " …" : ""}`}
+              : summaryOf(files)}
           </DropZone>
           <Group grow align="flex-start">
             <Select

@@ -8,6 +8,7 @@ import { useProjectId, useRights } from "@/app/project";
 import { DeleteButton } from "@/components/DeleteButton";
 import { Empty } from "@/components/Empty";
 import { ErrorNote } from "@/components/ErrorNote";
+import { Exports } from "@/components/Exports";
 import { Facts } from "@/components/Facts";
 import { JobOf } from "@/components/JobOf";
 import { LinkButton } from "@/components/LinkButton";
@@ -17,7 +18,7 @@ import { StateBadge } from "@/components/StateBadge";
 import { ago, compact, integer, percent } from "@/science/format";
 import { Curves } from "../jobs/Curves";
 import { useJobHistory } from "../jobs/useJobHistory";
-import { ExportButton, Exports } from "./ExportSae";
+import { ExportButton } from "./ExportSae";
 import { Files } from "./Files";
 import { MeasureOn } from "./MeasureOn";
 import { Report } from "./Report";
@@ -89,7 +90,7 @@ function SaeView({ sae }: { sae: Sae }) {
       </div>
       <SmokeTest sae={sae} />
       {edit && ready && !sae.recording && <MeasureOn sae={sae} />}
-      <Exports jobs={mine} />
+      <Exports jobs={mine} kind="export_sae" />
       {sae.evaluation ? (
         <Report evaluation={sae.evaluation} />
       ) : (
