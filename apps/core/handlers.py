@@ -20,9 +20,14 @@ class ExceptionHandler(BaseHandler):
             refusal = exceptions.APIException(detail=exc.message, code=exc.code)
             refusal.status_code = getattr(exc, "status", 422)
             refusal.wait = getattr(exc, "wait", None)  # type: ignore[attr-defined]
+            refusal.headers = getattr(exc, "headers", {})  # type: ignore[attr-defined]
             refusal.auth_header = "Bearer" if refusal.status_code == 401 else None  # type: ignore[attr-defined]
             return refusal
         return super().convert_known_exceptions(exc)
+
+    def get_headers(self, exc: exceptions.APIException) -> dict[str, Any]:
+        """Those of the REST framework, and the refusal's own."""
+        return {**super().get_headers(exc), **getattr(exc, "headers", {})}
 
 
 class ExceptionFormatter(BaseFormatter):

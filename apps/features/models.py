@@ -41,6 +41,8 @@ class Feature(Record):
     Ids, labels and stars outlive a new analysis of the same SAE.
     """
 
+    EDITED = ("label", "starred")
+
     sae = models.ForeignKey(Sae, on_delete=models.CASCADE, related_name="features", db_index=False)
     index = models.PositiveIntegerField()
     density = models.FloatField()

@@ -6,6 +6,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from apps.core.etags import EtagField
 from apps.core.structs import StructField
 from apps.features.details import FeatureDetails
 from apps.features.models import SEPARATOR, Feature
@@ -27,6 +28,7 @@ class FeatureSerializer(serializers.ModelSerializer[Feature]):
     sae = serializers.UUIDField(source="sae_id", read_only=True)
     top_tokens = TokensField(source="top_tokens_text", read_only=True)
     promoted = TokensField(source="promoted_text", read_only=True)
+    etag = EtagField()
 
     class Meta:
         model = Feature
@@ -44,6 +46,7 @@ class FeatureSerializer(serializers.ModelSerializer[Feature]):
             "promoted",
             "label",
             "starred",
+            "etag",
         )
         read_only_fields = fields
 

@@ -7,6 +7,7 @@ from typing import Any
 from django.db import transaction
 
 from apps.audit import services as audit
+from apps.core.etags import lock_unchanged
 from apps.features.models import Feature
 from apps.jobs.models import Job
 from apps.projects.policies import Action, require
@@ -46,9 +47,20 @@ def start_analysis(
 
 
 @transaction.atomic
-def update_feature(*, actor: Any, feature: Feature, changes: dict[str, Any]) -> Feature:
-    """Label or star a feature."""
-    require(actor, Action.EDIT, feature.sae.project_id)
+def update_feature(
+    *, actor: Any, feature: Feature, changes: dict[str, Any], made_from: str | None = None
+) -> Feature:
+    """Label or star a feature.
+
+    Args:
+        made_from: the ETag the changes were made from.
+
+    Raises:
+        Conflict: somebody changed it since.
+    """
+    project_id = feature.sae.project_id
+    require(actor, Action.EDIT, project_id)
+    feature = lock_unchanged(feature, made_from)
     before = {name: getattr(feature, name) for name in changes}
     for name, value in changes.items():
         setattr(feature, name, value)
@@ -57,7 +69,7 @@ def update_feature(*, actor: Any, feature: Feature, changes: dict[str, Any]) -> 
         actor=actor,
         action="feature.changed",
         target=feature,
-        project_id=feature.sae.project_id,
+        project_id=project_id,
         data={"before": before, "after": dict(changes)},
     )
     return feature

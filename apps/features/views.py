@@ -14,6 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from apps.core.etags import IF_MATCH, if_match, with_etag
 from apps.core.pagination import KeysetPages
 from apps.core.views import IDEMPOTENT, VisibleViewSet, idempotency_key
 from apps.features import services
@@ -87,16 +88,18 @@ class FeatureViewSet(mixins.ListModelMixin, VisibleViewSet):
             "details": details,
             "related": Feature.objects.filter(sae_id=feature.sae_id, index__in=related_indices(details)),
         }
-        return Response(FeatureDetailSerializer(shown).data)
+        return with_etag(feature, FeatureDetailSerializer(shown).data)
 
-    @extend_schema(request=FeatureUpdateSerializer, responses=FeatureSerializer)
+    @extend_schema(request=FeatureUpdateSerializer, responses=FeatureSerializer, parameters=IF_MATCH)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         """Label or star a feature."""
         feature: Feature = self.get_object()
         data = FeatureUpdateSerializer(feature, data=request.data, partial=True)
         data.is_valid(raise_exception=True)
-        services.update_feature(actor=self.actor, feature=feature, changes=data.validated_data)
-        return Response(FeatureSerializer(feature).data)
+        feature = services.update_feature(
+            actor=self.actor, feature=feature, changes=data.validated_data, made_from=if_match(request)
+        )
+        return with_etag(feature, FeatureSerializer(feature).data)
 
 
 class AnalyseView(APIView):

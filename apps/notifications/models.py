@@ -68,6 +68,8 @@ class Preference(models.Model):
 class Webhook(Record):
     """An address that is told of events of a project. ``secret`` signs what is sent and is shown once."""
 
+    EDITED = ("url", "events", "enabled")
+
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="webhooks")
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+"

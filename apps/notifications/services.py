@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from apps.audit import services as audit
 from apps.core.errors import Refused
+from apps.core.etags import lock_unchanged
 from apps.core.publish import publish_on_commit, user_group
 from apps.notifications.models import Delivery, Notification, Preference, Webhook
 from apps.notifications.outgoing import check_url
@@ -125,13 +126,20 @@ def create_webhook(*, actor: Any, project: Project, url: str, events: Sequence[s
 
 
 @transaction.atomic
-def update_webhook(*, actor: Any, hook: Webhook, changes: dict[str, Any]) -> Webhook:
+def update_webhook(
+    *, actor: Any, hook: Webhook, changes: dict[str, Any], made_from: str | None = None
+) -> Webhook:
     """Change address, events or switch.
 
+    Args:
+        made_from: the ETag the changes were made from.
+
     Raises:
+        Conflict: somebody changed it since.
         Refused: as for a new one.
     """
     require(actor, Action.MANAGE, hook.project_id)
+    hook = lock_unchanged(hook, made_from)
     if "url" in changes:
         check_url(changes["url"])
     if "events" in changes:

@@ -15,6 +15,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from apps.accounts.permissions import TokenScopes
+from apps.core.etags import IF_MATCH, if_match, with_etag
 from apps.core.views import VisibleViewSet
 from apps.notifications import services
 from apps.notifications.models import Notification, Preference, Webhook
@@ -130,16 +131,19 @@ class WebhookViewSet(mixins.ListModelMixin, VisibleViewSet):
     @extend_schema(responses=WebhookSerializer)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """One webhook."""
-        return Response(WebhookSerializer(self._managed()).data)
+        hook = self._managed()
+        return with_etag(hook, WebhookSerializer(hook).data)
 
-    @extend_schema(request=WebhookUpdateSerializer, responses=WebhookSerializer)
+    @extend_schema(request=WebhookUpdateSerializer, responses=WebhookSerializer, parameters=IF_MATCH)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         """Change address, events or switch."""
         hook = self._managed()
         data = WebhookUpdateSerializer(data=request.data)
         data.is_valid(raise_exception=True)
-        hook = services.update_webhook(actor=self.actor, hook=hook, changes=dict(data.validated_data))
-        return Response(WebhookSerializer(hook).data)
+        hook = services.update_webhook(
+            actor=self.actor, hook=hook, changes=dict(data.validated_data), made_from=if_match(request)
+        )
+        return with_etag(hook, WebhookSerializer(hook).data)
 
     def destroy(self, request: Request, pk: UUID) -> Response:
         """Stop telling an address."""

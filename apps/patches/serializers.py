@@ -6,6 +6,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from apps.core.etags import EtagField
 from apps.core.structs import StructField
 from apps.core.views import VisibleField
 from apps.patches.models import Patch, PatchVersion
@@ -20,6 +21,7 @@ class PatchSerializer(serializers.ModelSerializer[Patch]):
     model = serializers.UUIDField(source="model_id", read_only=True)
     model_name = serializers.CharField(source="model.name", read_only=True)
     plan = StructField(EditPlan, read_only=True)
+    etag = EtagField()
     created_by = serializers.CharField(
         source="created_by.username", read_only=True, default=None, allow_null=True
     )
@@ -36,6 +38,7 @@ class PatchSerializer(serializers.ModelSerializer[Patch]):
             "plan",
             "enabled",
             "version",
+            "etag",
             "fingerprint",
             "created_by",
             "created_at",

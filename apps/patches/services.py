@@ -9,7 +9,8 @@ from django.db import transaction
 
 from apps.artifacts import services as artifacts
 from apps.audit import services as audit
-from apps.core.errors import NotVisible, Refused, refuse_if_in_use, refuse_taken_name
+from apps.core.errors import NotVisible, refuse_if_in_use, refuse_taken_name
+from apps.core.etags import lock_unchanged
 from apps.jobs import services as jobs
 from apps.patches.models import Certificate, Patch, PatchVersion
 from apps.patches.plans import check_plan
@@ -61,28 +62,21 @@ def update_patch(
     actor: Any,
     patch: Patch,
     changes: dict[str, Any],
-    if_version: int | None = None,
+    made_from: str | None = None,
     change: str = "changed",
 ) -> Patch:
     """Change name, description, plan or switch.
 
     Args:
         changes: new values; ``plan`` as an :class:`EditPlan`.
-        if_version: the version the change was made from; another one by now refuses it.
+        made_from: the ETag the change was made from; another one by now refuses it.
 
     Raises:
-        Refused: ``version_conflict`` (412), ``name_taken`` or what :func:`check_plan` raises.
+        Conflict: somebody changed it since.
+        Refused: ``name_taken`` or what :func:`check_plan` raises.
     """
     require(actor, Action.EDIT, patch.project_id)
-    # Read again inside the transaction: two people may be saving at once.
-    patch = Patch.objects.select_for_update().select_related("model").get(pk=patch.pk)
-    if if_version is not None and patch.version != if_version:
-        raise Refused(
-            "version_conflict",
-            f"The patch is at version {patch.version} by now, your change was made from {if_version}.",
-            "Load it again and repeat the change.",
-            status=412,
-        )
+    patch = lock_unchanged(patch, made_from)
     plan = changes.get("plan")
     if plan is not None:
         check_plan(plan, patch.model)

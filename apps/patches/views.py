@@ -7,13 +7,13 @@ from uuid import UUID
 
 import django_filters
 from django.db.models import QuerySet
-from drf_spectacular.utils import OpenApiParameter, extend_schema
+from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, status
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.core.errors import Refused
+from apps.core.etags import IF_MATCH, if_match, with_etag
 from apps.core.idempotency import answered_once
 from apps.core.views import IDEMPOTENT, VisibleViewSet, idempotency_key
 from apps.patches import exports, services
@@ -29,41 +29,12 @@ from apps.patches.serializers import (
 )
 from apps.registry.views import ProjectFilter
 
-IF_MATCH = [
-    OpenApiParameter(
-        "If-Match",
-        str,
-        OpenApiParameter.HEADER,
-        description="The ETag the change was made from; 412 when somebody changed the patch since.",
-    )
-]
-
 
 class PatchFilter(ProjectFilter):
     """Patches by model and switch."""
 
     model = django_filters.UUIDFilter(field_name="model_id")
     enabled = django_filters.BooleanFilter()
-
-
-def etag(patch: Patch) -> str:
-    """The ETag of a patch: its version."""
-    return f'"{patch.version}"'
-
-
-def if_match(request: Request) -> int | None:
-    """The version in ``If-Match``; None when the header is absent or ``*``.
-
-    Raises:
-        Refused: ``bad_if_match``.
-    """
-    header = request.headers.get("If-Match", "*").strip()
-    if header == "*":
-        return None
-    text = header.removeprefix("W/").strip('"')
-    if not text.isdecimal():
-        raise Refused("bad_if_match", "If-Match is no ETag of a patch.", status=400)
-    return int(text)
 
 
 class PatchViewSet(mixins.ListModelMixin, VisibleViewSet):
@@ -79,7 +50,7 @@ class PatchViewSet(mixins.ListModelMixin, VisibleViewSet):
         return rows.for_display()  # type: ignore[no-any-return]
 
     def _answer(self, patch: Patch, code: int = status.HTTP_200_OK) -> Response:
-        return Response(PatchSerializer(patch).data, status=code, headers={"ETag": etag(patch)})
+        return with_etag(patch, PatchSerializer(patch).data, code)
 
     @extend_schema(responses=PatchSerializer)
     def retrieve(self, request: Request, pk: UUID) -> Response:
@@ -102,7 +73,7 @@ class PatchViewSet(mixins.ListModelMixin, VisibleViewSet):
         data = PatchUpdateSerializer(data=request.data)
         data.is_valid(raise_exception=True)
         patch = services.update_patch(
-            actor=self.actor, patch=patch, changes=data.validated_data, if_version=if_match(request)
+            actor=self.actor, patch=patch, changes=data.validated_data, made_from=if_match(request)
         )
         return self._answer(patch)
 

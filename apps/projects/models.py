@@ -23,6 +23,8 @@ class Role(models.TextChoices):
 class Project(Record):
     """A room of its own: everything else belongs to exactly one project."""
 
+    EDITED = ("name", "description")
+
     name = models.CharField(max_length=120)
     slug = models.SlugField(max_length=80, unique=True)
     description = models.TextField(blank=True, max_length=4000)

@@ -6,6 +6,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from apps.core.etags import EtagField
 from apps.projects.models import Invitation, Membership, Project, Role
 from apps.projects.quotas import RESOURCES
 
@@ -15,10 +16,11 @@ class ProjectSerializer(serializers.ModelSerializer[Project]):
 
     role = serializers.ChoiceField(choices=Role.choices, read_only=True, allow_null=True)
     slug = serializers.SlugField(required=False, max_length=80)
+    etag = EtagField()
 
     class Meta:
         model = Project
-        fields = ("id", "name", "slug", "description", "role", "created_at")
+        fields = ("id", "name", "slug", "description", "role", "etag", "created_at")
         read_only_fields = ("id", "created_at")
 
 

@@ -12,6 +12,7 @@ from apps.accounts.models import User
 from apps.accounts.services import find_user
 from apps.audit import services as audit
 from apps.core.errors import Forbidden, NotVisible, Refused
+from apps.core.etags import lock_unchanged
 from apps.core.publish import publish_on_commit, user_group
 from apps.projects.models import Membership, Project, Role
 from apps.projects.policies import Action, require
@@ -49,9 +50,19 @@ def create_project(*, actor: User, name: str, slug: str = "", description: str =
 
 
 @transaction.atomic
-def update_project(*, actor: User, project: Project, changes: dict[str, Any]) -> Project:
-    """Rename or describe the project."""
+def update_project(
+    *, actor: User, project: Project, changes: dict[str, Any], made_from: str | None = None
+) -> Project:
+    """Rename or describe the project.
+
+    Args:
+        made_from: the ETag the changes were made from.
+
+    Raises:
+        Conflict: somebody changed it since.
+    """
     require(actor, Action.MANAGE, project)
+    project = lock_unchanged(project, made_from)
     before = {name: getattr(project, name) for name in changes}
     for name, value in changes.items():
         setattr(project, name, value)

@@ -17,6 +17,7 @@ from rest_framework.views import APIView
 from apps.accounts.models import User
 from apps.accounts.permissions import TokenScopes
 from apps.accounts.scopes import Scope
+from apps.core.etags import IF_MATCH, if_match, with_etag
 from apps.core.idempotency import answered_once
 from apps.core.schema import ErrorResponseSerializer
 from apps.core.views import IDEMPOTENT, VisibleViewSet, get_or_404
@@ -63,14 +64,22 @@ class ProjectViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleVi
         shown = ProjectSerializer(self._with_role().get(pk=project.pk))
         return Response(shown.data, status=status.HTTP_201_CREATED)
 
-    @extend_schema(request=ProjectUpdateSerializer, responses=ProjectSerializer)
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        """One project, with the ETag of its name and description."""
+        project = self.get_object()
+        return with_etag(project, ProjectSerializer(project).data)
+
+    @extend_schema(request=ProjectUpdateSerializer, responses=ProjectSerializer, parameters=IF_MATCH)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         """Rename or describe the project."""
         project = self.get_object()
         data = ProjectUpdateSerializer(project, data=request.data, partial=True)
         data.is_valid(raise_exception=True)
-        services.update_project(actor=self.actor, project=project, changes=data.validated_data)
-        return Response(ProjectSerializer(project).data)
+        services.update_project(
+            actor=self.actor, project=project, changes=data.validated_data, made_from=if_match(request)
+        )
+        project = self.get_object()
+        return with_etag(project, ProjectSerializer(project).data)
 
     @extend_schema(
         methods=["GET"], operation_id="projects_members_list", responses=MemberSerializer(many=True)

@@ -66,6 +66,8 @@ class LanguageModel(JobResult):
         INT8 = "int8"
         NF4 = "nf4"
 
+    EDITED = ("name",)
+
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="models")
     name = models.CharField(max_length=120)
     source = models.CharField(max_length=8, choices=Source.choices)
@@ -125,6 +127,8 @@ class Corpus(JobResult):
         UPLOAD = "upload"
         HUB_DATASET = "hub_dataset"
 
+    EDITED = ("name",)
+
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="corpora")
     name = models.CharField(max_length=120)
     kind = models.CharField(max_length=12, choices=Kind.choices)
@@ -160,6 +164,8 @@ class Recording(JobResult):
 
     One that was imported has no corpus here; what it was recorded on is told in its summary.
     """
+
+    EDITED = ("name",)
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="recordings")
     model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="recordings")

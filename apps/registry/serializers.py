@@ -8,11 +8,18 @@ from django.core.exceptions import ObjectDoesNotExist
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from apps.core.etags import EtagField
 from apps.core.views import VisibleField
 from apps.jobs.serializers import JobSerializer
 from apps.projects.models import Project
 from apps.registry.mixtures import MAX_PARTS
 from apps.registry.models import MIN_WEIGHT, Corpus, LanguageModel, Recording, RecordingPart
+
+
+class RenameSerializer(serializers.Serializer[Any]):
+    """Another name."""
+
+    name = serializers.CharField(max_length=120)
 
 
 class ResidentStateSerializer(serializers.Serializer[Any]):
@@ -34,6 +41,7 @@ class ModelSerializer(serializers.ModelSerializer[LanguageModel]):
     project = serializers.UUIDField(source="project_id", read_only=True)
     job = serializers.UUIDField(source="job_id", read_only=True, allow_null=True)
     facts = serializers.DictField(read_only=True)
+    etag = EtagField()
     resident = serializers.SerializerMethodField()
 
     class Meta:
@@ -52,6 +60,7 @@ class ModelSerializer(serializers.ModelSerializer[LanguageModel]):
             "wanted_loaded",
             "resident",
             "job",
+            "etag",
             "created_at",
         )
         read_only_fields = fields
@@ -91,6 +100,7 @@ class CorpusSerializer(serializers.ModelSerializer[Corpus]):
 
     project = serializers.UUIDField(source="project_id", read_only=True)
     job = serializers.UUIDField(source="job_id", read_only=True, allow_null=True)
+    etag = EtagField()
 
     class Meta:
         model = Corpus
@@ -105,6 +115,7 @@ class CorpusSerializer(serializers.ModelSerializer[Corpus]):
             "documents",
             "state",
             "job",
+            "etag",
             "created_at",
         )
         read_only_fields = fields
@@ -184,6 +195,7 @@ class RecordingSerializer(serializers.ModelSerializer[Recording]):
         child=serializers.CharField(), read_only=True, help_text="Which activations of each layer."
     )
     summary = serializers.DictField(read_only=True)
+    etag = EtagField()
 
     class Meta:
         model = Recording
@@ -205,6 +217,7 @@ class RecordingSerializer(serializers.ModelSerializer[Recording]):
             "artifact",
             "bytes",
             "job",
+            "etag",
             "created_at",
         )
         read_only_fields = fields

@@ -15,6 +15,7 @@ from apps.artifacts import uploads
 from apps.artifacts.models import Artifact, Upload
 from apps.audit import services as audit
 from apps.core.errors import Refused, refuse_if_in_use, refuse_taken_name
+from apps.core.etags import lock_unchanged
 from apps.jobs import services as jobs
 from apps.jobs.models import Job, Pipeline
 from apps.projects.models import Project
@@ -237,6 +238,31 @@ def _refuse_another_precision(model: LanguageModel, dtype: str) -> None:
             f"Add the model once more with the precision {dtype}, or leave the precision out.",
             attr="params",
         )
+
+
+@transaction.atomic
+def rename(*, actor: Any, row: Any, name: str, made_from: str | None = None) -> None:
+    """Give a model, corpus, recording or SAE another name.
+
+    Args:
+        made_from: the ETag the change was made from.
+
+    Raises:
+        Conflict: somebody changed it since.
+        Refused: ``name_taken``.
+    """
+    require(actor, Action.EDIT, row.project_id)
+    now = lock_unchanged(row, made_from)
+    before, now.name = now.name, name
+    with refuse_taken_name(name, str(now._meta.verbose_name)):
+        now.save(update_fields=["name"])
+    audit.record(
+        actor=actor,
+        action=f"{str(now._meta.verbose_name).rsplit(' ', 1)[-1].lower()}.renamed",
+        target=now,
+        project_id=now.project_id,
+        data={"before": before, "after": name},
+    )
 
 
 @transaction.atomic

@@ -13,6 +13,7 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from apps.core.etags import IF_MATCH, if_match, with_etag
 from apps.core.idempotency import answered_once
 from apps.core.views import IDEMPOTENT, VisibleViewSet, idempotency_key
 from apps.registry import imports, places, services
@@ -30,6 +31,7 @@ from apps.registry.serializers import (
     RecordingImportSerializer,
     RecordingJobSerializer,
     RecordingSerializer,
+    RenameSerializer,
 )
 
 
@@ -52,7 +54,30 @@ class RecordingFilter(StateFilter):
     corpus = django_filters.UUIDFilter(field_name="corpus_id")
 
 
-class ModelViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleViewSet):
+class NamedViewSet(mixins.ListModelMixin, VisibleViewSet):
+    """Rows of a project whose name people may change."""
+
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        """One of them, with its ETag."""
+        row = self.get_object()
+        return with_etag(row, self.get_serializer(row).data)
+
+    @extend_schema(request=RenameSerializer, parameters=IF_MATCH)
+    def partial_update(self, request: Request, pk: UUID) -> Response:
+        """Give it another name."""
+        data = RenameSerializer(data=request.data)
+        data.is_valid(raise_exception=True)
+        services.rename(
+            actor=self.actor,
+            row=self.get_object(),
+            name=data.validated_data["name"],
+            made_from=if_match(request),
+        )
+        row = self.get_object()
+        return with_etag(row, self.get_serializer(row).data)
+
+
+class ModelViewSet(NamedViewSet):
     """Language models of the user's projects."""
 
     model = LanguageModel
@@ -96,7 +121,7 @@ class ModelViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleView
         return Response(ModelSerializer(model).data, status=status.HTTP_202_ACCEPTED)
 
 
-class CorpusViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleViewSet):
+class CorpusViewSet(NamedViewSet):
     """Texts of the user's projects."""
 
     model = Corpus
@@ -148,7 +173,7 @@ class CorpusViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleVie
         return Response(BuiltinCorpusSerializer(rows, many=True).data)
 
 
-class RecordingViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleViewSet):
+class RecordingViewSet(NamedViewSet):
     """Recorded activations of the user's projects."""
 
     model = Recording

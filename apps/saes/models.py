@@ -20,6 +20,8 @@ class Sae(JobResult):
     ``fingerprint`` is the hash of its weights and configuration: edits name an SAE by it.
     """
 
+    EDITED = ("name",)
+
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="saes")
     model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="saes")
     recording = models.ForeignKey(

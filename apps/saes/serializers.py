@@ -8,6 +8,7 @@ from django.core.exceptions import ObjectDoesNotExist
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from apps.core.etags import EtagField
 from apps.core.views import VisibleField
 from apps.jobs.serializers import JobSerializer
 from apps.registry.models import LanguageModel, Recording
@@ -70,6 +71,7 @@ class SaeSerializer(serializers.ModelSerializer[Sae]):
     job = serializers.UUIDField(source="job_id", read_only=True, allow_null=True)
     params = serializers.DictField(read_only=True)
     summary = serializers.DictField(read_only=True)
+    etag = EtagField()
     evaluation = serializers.SerializerMethodField()
     analysis = serializers.SerializerMethodField()
 
@@ -96,6 +98,7 @@ class SaeSerializer(serializers.ModelSerializer[Sae]):
             "analysis",
             "artifact",
             "job",
+            "etag",
             "created_at",
         )
         read_only_fields = fields

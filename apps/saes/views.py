@@ -19,7 +19,7 @@ from apps.artifacts.services import send_file
 from apps.core.errors import NotVisible
 from apps.core.views import IDEMPOTENT, VisibleViewSet, idempotency_key
 from apps.projects.policies import Action, require
-from apps.registry.views import StateFilter
+from apps.registry.views import NamedViewSet, StateFilter
 from apps.saes import services
 from apps.saes.models import Evaluation, Sae
 from apps.saes.serializers import (
@@ -50,7 +50,7 @@ class EvaluationFilter(django_filters.FilterSet):  # type: ignore[misc]
     sae = django_filters.UUIDFilter(field_name="sae_id")
 
 
-class SaeViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleViewSet):
+class SaeViewSet(NamedViewSet):
     """SAEs of the user's projects."""
 
     model = Sae

@@ -210,6 +210,7 @@ ROUTES: dict[tuple[str, str], Call] = {
         scope=(Scope.WRITE, Scope.JOBS),  # a job looks at it
     ),
     ("model-detail", "get"): Call(Action.VIEW, _of("model")),
+    ("model-detail", "patch"): Call(Action.EDIT, _of("model"), lambda w: {"name": "Renamed"}),
     ("model-detail", "delete"): Call(Action.DELETE, _of("model")),
     ("model-load", "post"): Call(Action.LOAD_MODELS, _of("model")),
     ("model-unload", "post"): Call(Action.LOAD_MODELS, _of("model")),
@@ -229,6 +230,7 @@ ROUTES: dict[tuple[str, str], Call] = {
     ),
     ("corpus-builtin", "get"): Call(SIGNED_IN),
     ("corpus-detail", "get"): Call(Action.VIEW, _of("corpus")),
+    ("corpus-detail", "patch"): Call(Action.EDIT, _of("corpus"), lambda w: {"name": "Renamed"}),
     ("corpus-detail", "delete"): Call(Action.DELETE, _of("corpus")),
     # recordings
     ("recording-list", "get"): Call(SIGNED_IN),
@@ -250,6 +252,7 @@ ROUTES: dict[tuple[str, str], Call] = {
     ),
     ("recording-export", "post"): Call(Action.RUN_JOBS, _of("recording")),
     ("recording-detail", "get"): Call(Action.VIEW, _of("recording")),
+    ("recording-detail", "patch"): Call(Action.EDIT, _of("recording"), lambda w: {"name": "Renamed"}),
     ("recording-detail", "delete"): Call(Action.DELETE, _of("recording")),
     # SAEs
     ("sae-list", "get"): Call(SIGNED_IN),
@@ -259,6 +262,7 @@ ROUTES: dict[tuple[str, str], Call] = {
         hidden=400,
     ),
     ("sae-detail", "get"): Call(Action.VIEW, _of("sae")),
+    ("sae-detail", "patch"): Call(Action.EDIT, _of("sae"), lambda w: {"name": "Renamed"}),
     ("sae-detail", "delete"): Call(Action.DELETE, _of("sae")),
     ("sae-evaluate", "post"): Call(Action.RUN_JOBS, _of("sae"), lambda w: {"params": {}}),
     ("sae-analyse", "post"): Call(Action.RUN_JOBS, _of("sae"), lambda w: {"params": {}}),

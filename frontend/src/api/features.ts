@@ -1,5 +1,6 @@
 import { infiniteQueryOptions, queryOptions } from "@tanstack/react-query";
 import { api, body } from "./client";
+import { madeFrom, type Edited } from "./names";
 import type { operations } from "./schema";
 import type { FeatureDetail } from "./types";
 import type { Percentile } from "@/patches/plan";
@@ -50,8 +51,8 @@ export const featureAtQuery = (sae: string, index: number) =>
     enabled: index >= 0,
   });
 
-export const updateFeature = (id: string, changes: { label?: string; starred?: boolean }) =>
-  body(api.PATCH("/api/v1/features/{id}", { params: { path: { id } }, body: changes }));
+export const updateFeature = (feature: Edited, changes: { label?: string; starred?: boolean }) =>
+  body(api.PATCH("/api/v1/features/{id}", { params: madeFrom(feature), body: changes }));
 
 /** The feature's 99.9th percentile: as an activation, and as the length it adds to the residual stream. */
 export function percentileOf({ details }: FeatureDetail): Percentile {

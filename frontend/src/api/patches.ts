@@ -1,5 +1,6 @@
 import { queryOptions } from "@tanstack/react-query";
 import { api, body } from "./client";
+import { madeFrom, type Edited } from "./names";
 import type { EditPlan } from "./types";
 
 export const patchesQuery = (project: string) =>
@@ -23,10 +24,10 @@ export const patchVersionsQuery = (id: string) =>
 export const createPatch = (data: { model: string; name: string; description: string; plan: EditPlan; enabled: boolean }) =>
   body(api.POST("/api/v1/patches", { body: data }));
 
-/** Change a patch; refused with `version_conflict` when somebody else changed it since `version`. */
-export const updatePatch = (id: string, version: number, changes: { name?: string; description?: string; plan?: EditPlan }) =>
+/** Change a patch; refused with `version_conflict` when somebody else changed it since it was loaded. */
+export const updatePatch = (patch: Edited, changes: { name?: string; description?: string; plan?: EditPlan }) =>
   body(api.PATCH("/api/v1/patches/{id}", {
-    params: { path: { id }, header: { "If-Match": `"${version}"` } },
+    params: madeFrom(patch),
     body: changes,
   }));
 

@@ -1,5 +1,6 @@
 import { queryOptions } from "@tanstack/react-query";
 import { api, body } from "./client";
+import { madeFrom, type Edited } from "./names";
 import type { Role } from "./types";
 
 export const projectsQuery = queryOptions({
@@ -16,6 +17,9 @@ export const projectQuery = (id: string) =>
 
 export const createProject = (data: { name: string; description: string }) =>
   body(api.POST("/api/v1/projects", { body: data }));
+
+export const updateProject = (project: Edited, changes: { name?: string; description?: string }) =>
+  body(api.PATCH("/api/v1/projects/{id}", { params: madeFrom(project), body: changes }));
 
 export const membersQuery = (project: string) =>
   queryOptions({

@@ -116,7 +116,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** @description Texts of the user's projects. */
+        /** @description One of them, with its ETag. */
         get: operations["corpora_retrieve"];
         put?: never;
         post?: never;
@@ -124,7 +124,8 @@ export interface paths {
         delete: operations["corpora_destroy"];
         options?: never;
         head?: never;
-        patch?: never;
+        /** @description Give it another name. */
+        patch: operations["corpora_partial_update"];
         trace?: never;
     };
     "/api/v1/corpora/builtin": {
@@ -649,7 +650,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** @description Language models of the user's projects. */
+        /** @description One of them, with its ETag. */
         get: operations["models_retrieve"];
         put?: never;
         post?: never;
@@ -657,7 +658,8 @@ export interface paths {
         delete: operations["models_destroy"];
         options?: never;
         head?: never;
-        patch?: never;
+        /** @description Give it another name. */
+        patch: operations["models_partial_update"];
         trace?: never;
     };
     "/api/v1/models/{id}/load": {
@@ -979,7 +981,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** @description Projects the user is a member of; staff see all. */
+        /** @description One project, with the ETag of its name and description. */
         get: operations["projects_retrieve"];
         put?: never;
         post?: never;
@@ -1171,7 +1173,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** @description Recorded activations of the user's projects. */
+        /** @description One of them, with its ETag. */
         get: operations["recordings_retrieve"];
         put?: never;
         post?: never;
@@ -1179,7 +1181,8 @@ export interface paths {
         delete: operations["recordings_destroy"];
         options?: never;
         head?: never;
-        patch?: never;
+        /** @description Give it another name. */
+        patch: operations["recordings_partial_update"];
         trace?: never;
     };
     "/api/v1/recordings/{id}/export": {
@@ -1241,7 +1244,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** @description SAEs of the user's projects. */
+        /** @description One of them, with its ETag. */
         get: operations["saes_retrieve"];
         put?: never;
         post?: never;
@@ -1249,7 +1252,8 @@ export interface paths {
         delete: operations["saes_destroy"];
         options?: never;
         head?: never;
-        patch?: never;
+        /** @description Give it another name. */
+        patch: operations["saes_partial_update"];
         trace?: never;
     };
     "/api/v1/saes/{id}/analyse": {
@@ -1691,6 +1695,8 @@ export interface components {
             readonly state: "pending" | "ready" | "failed";
             /** Format: uuid */
             readonly job: string | null;
+            /** @description For If-Match. */
+            readonly etag: string;
             /** Format: date-time */
             readonly created_at: string;
         };
@@ -2018,6 +2024,8 @@ export interface components {
             readonly promoted: string[];
             readonly label: string;
             readonly starred: boolean;
+            /** @description For If-Match. */
+            readonly etag: string;
         };
         /** @description A feature with its examples, histogram and logit effects; ``related`` are the features these name. */
         FeatureDetail: {
@@ -2504,6 +2512,8 @@ export interface components {
             readonly resident: components["schemas"]["ResidentState"] | null;
             /** Format: uuid */
             readonly job: string | null;
+            /** @description For If-Match. */
+            readonly etag: string;
             /** Format: date-time */
             readonly created_at: string;
         };
@@ -2842,6 +2852,8 @@ export interface components {
             readonly plan: components["schemas"]["EditPlan"];
             readonly enabled: boolean;
             readonly version: number;
+            /** @description For If-Match. */
+            readonly etag: string;
             readonly fingerprint: string;
             readonly created_by: string | null;
             /** Format: date-time */
@@ -2927,6 +2939,10 @@ export interface components {
         PatchedProjectUpdateRequest: {
             name?: string;
             description?: string;
+        };
+        /** @description Another name. */
+        PatchedRenameRequest: {
+            name?: string;
         };
         /** @description Changes of a webhook. */
         PatchedWebhookUpdateRequest: {
@@ -3049,6 +3065,8 @@ export interface components {
              * @enum {string|null}
              */
             readonly role: "owner" | "editor" | "viewer" | null;
+            /** @description For If-Match. */
+            readonly etag: string;
             /** Format: date-time */
             readonly created_at: string;
         };
@@ -3155,6 +3173,8 @@ export interface components {
             readonly bytes: number | null;
             /** Format: uuid */
             readonly job: string | null;
+            /** @description For If-Match. */
+            readonly etag: string;
             /** Format: date-time */
             readonly created_at: string;
         };
@@ -3254,6 +3274,8 @@ export interface components {
             readonly artifact: string | null;
             /** Format: uuid */
             readonly job: string | null;
+            /** @description For If-Match. */
+            readonly etag: string;
             /** Format: date-time */
             readonly created_at: string;
         };
@@ -4258,6 +4280,114 @@ export interface operations {
                 };
             };
             409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    corpora_partial_update: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The ETag the change was made from; 412, with the ETag of now, when somebody changed it since. */
+                "If-Match"?: string;
+            };
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["PatchedRenameRequest"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Corpus"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            412: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -5439,7 +5569,10 @@ export interface operations {
     features_partial_update: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag the change was made from; 412, with the ETag of now, when somebody changed it since. */
+                "If-Match"?: string;
+            };
             path: {
                 id: string;
             };
@@ -7068,6 +7201,114 @@ export interface operations {
             };
         };
     };
+    models_partial_update: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The ETag the change was made from; 412, with the ETag of now, when somebody changed it since. */
+                "If-Match"?: string;
+            };
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["PatchedRenameRequest"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Model"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
     models_load_create: {
         parameters: {
             query?: never;
@@ -7894,7 +8135,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description The ETag the change was made from; 412 when somebody changed the patch since. */
+                /** @description The ETag the change was made from; 412, with the ETag of now, when somebody changed it since. */
                 "If-Match"?: string;
             };
             path: {
@@ -9018,7 +9259,10 @@ export interface operations {
     projects_partial_update: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag the change was made from; 412, with the ETag of now, when somebody changed it since. */
+                "If-Match"?: string;
+            };
             path: {
                 id: string;
             };
@@ -10437,6 +10681,114 @@ export interface operations {
             };
         };
     };
+    recordings_partial_update: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The ETag the change was made from; 412, with the ETag of now, when somebody changed it since. */
+                "If-Match"?: string;
+            };
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["PatchedRenameRequest"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Recording"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
     recordings_export_create: {
         parameters: {
             query?: never;
@@ -10892,6 +11244,114 @@ export interface operations {
                 };
             };
             409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    saes_partial_update: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The ETag the change was made from; 412, with the ETag of now, when somebody changed it since. */
+                "If-Match"?: string;
+            };
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["PatchedRenameRequest"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Sae"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            412: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -12626,7 +13086,10 @@ export interface operations {
     webhooks_partial_update: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag the change was made from; 412, with the ETag of now, when somebody changed it since. */
+                "If-Match"?: string;
+            };
             path: {
                 id: string;
             };

@@ -13,6 +13,7 @@ import { Loaded } from "@/components/Loaded";
 import { Page } from "@/components/Page";
 import { ExportProject } from "@/pages/ExportProject";
 import { Invitations } from "@/pages/Invitations";
+import { ProjectPanel } from "@/pages/ProjectPanel";
 import { UsagePanel } from "@/pages/UsagePanel";
 import { ago } from "@/science/format";
 
@@ -47,6 +48,7 @@ export function Members() {
 
   return (
     <Page title="Members" lead="Who may see this project, what they may do in it, and what it uses.">
+      {manage && <ProjectPanel id={project} />}
       {manage && <AddMember project={project} onAdded={() => void refresh()} />}
       <ErrorNote error={change.error ?? remove.error ?? transfer.error} doing="Changing the members" />
       <Loaded query={members} what="the members">

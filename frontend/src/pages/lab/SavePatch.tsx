@@ -4,6 +4,7 @@ import { useState, type SyntheticEvent } from "react";
 import { asApiError } from "@/api/errors";
 import { createPatch, patchQuery, togglePatch, updatePatch } from "@/api/patches";
 import type { EditPlan, Patch } from "@/api/types";
+import { ConflictNote } from "@/components/ConflictNote";
 import { ErrorNote } from "@/components/ErrorNote";
 import { ordered } from "@/patches/plan";
 
@@ -31,11 +32,10 @@ export function SavePatch({ model, patch, plan, edit, onCreated, onRevert, on, o
     for (const key of ["patches", "lineage"]) void queries.invalidateQueries({ queryKey: [key], refetchType: "active" });
   };
   const save = useMutation({
-    mutationFn: () => updatePatch(patch!.id, patch!.version, { plan }),
+    mutationFn: () => updatePatch(patch!, { plan }),
     onSuccess: stored,
   });
   const toggle = useMutation({ mutationFn: (enabled: boolean) => togglePatch(patch!.id, enabled), onSuccess: stored });
-  const conflict = save.error !== null && asApiError(save.error).code === "version_conflict";
   const dirty = patch !== undefined && !same(ordered(patch.plan), ordered(plan));
   const flip = (next: boolean) => {
     onSwitch(next);
@@ -71,8 +71,7 @@ export function SavePatch({ model, patch, plan, edit, onCreated, onRevert, on, o
           )}
         </Group>
       )}
-      <ErrorNote error={save.error} doing="Saving the patch" />
-      {conflict && <Button variant="default" onClick={() => void revert()}>Load the newer version instead of mine</Button>}
+      <ConflictNote error={save.error} doing="Saving the patch" onReload={() => void revert()} />
       <ErrorNote error={toggle.error} doing="Switching the saved patch" />
       {edit && (plan.edits.length > 0 || patch) && <SaveAs model={model} plan={plan} another={patch !== undefined} onCreated={onCreated} />}
     </Stack>

@@ -6,6 +6,7 @@ import { DeleteButton } from "@/components/DeleteButton";
 import { Facts, type Fact } from "@/components/Facts";
 import { JobOf, useJobAbout } from "@/components/JobOf";
 import { LinkButton } from "@/components/LinkButton";
+import { RenameButton } from "@/components/RenameButton";
 import { ResidentControls } from "@/components/ResidentControls";
 import { StateBadge } from "@/components/StateBadge";
 import { bytes, compact, integer } from "@/science/format";
@@ -57,6 +58,7 @@ export function ModelCard({ model, edit }: { model: Model; edit: boolean }) {
             {model.state === "ready" && (
               <LinkButton to="/projects/$project/lab" params={{ project }} search={{ model: model.id }} variant="default">Patch lab</LinkButton>
             )}
+            {edit && <RenameButton kind="models" row={model} />}
             {edit && (
               <DeleteButton what={model.name} remove={() => deleteModel(model.id)} onDeleted={() => void queries.invalidateQueries({ queryKey: ["models"] })} />
             )}

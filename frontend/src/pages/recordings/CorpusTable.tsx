@@ -1,9 +1,10 @@
-import { Table } from "@mantine/core";
+import { Group, Table } from "@mantine/core";
 import { useQueryClient } from "@tanstack/react-query";
 import { deleteCorpus } from "@/api/registry";
 import type { Corpus } from "@/api/types";
 import { DeleteButton } from "@/components/DeleteButton";
 import { JobOf, useJobAbout } from "@/components/JobOf";
+import { RenameButton } from "@/components/RenameButton";
 import { StateBadge } from "@/components/StateBadge";
 import { ago, bytes, integer } from "@/science/format";
 
@@ -39,7 +40,12 @@ function CorpusRow({ corpus, edit }: { corpus: Corpus; edit: boolean }) {
       <Table.Td>{ago(corpus.created_at)}</Table.Td>
       <Table.Td>{corpus.state === "ready" ? <StateBadge state="ready" /> : <JobOf job={job} />}</Table.Td>
       <Table.Td ta="right">
-        {edit && <DeleteButton what={corpus.name} remove={() => deleteCorpus(corpus.id)} onDeleted={() => void queries.invalidateQueries({ queryKey: ["corpora"] })} />}
+        {edit && (
+          <Group gap="xs" justify="flex-end" wrap="nowrap">
+            <RenameButton kind="corpora" row={corpus} />
+            <DeleteButton what={corpus.name} remove={() => deleteCorpus(corpus.id)} onDeleted={() => void queries.invalidateQueries({ queryKey: ["corpora"] })} />
+          </Group>
+        )}
       </Table.Td>
     </Table.Tr>
   );

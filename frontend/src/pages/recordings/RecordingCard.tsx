@@ -9,6 +9,7 @@ import { Exports } from "@/components/Exports";
 import { Facts } from "@/components/Facts";
 import { JobOf, useJobAbout } from "@/components/JobOf";
 import { LinkButton } from "@/components/LinkButton";
+import { RenameButton } from "@/components/RenameButton";
 import { StateBadge } from "@/components/StateBadge";
 import { ago, bytes, compact, duration, integer, number, percent, rate } from "@/science/format";
 
@@ -73,6 +74,7 @@ export function RecordingCard({ recording, edit }: { recording: Recording; edit:
             {recording.state === "ready" && (
               <LinkButton to="/projects/$project/saes" params={{ project }} search={{ add: true, recording: recording.id }} variant="default">Train an SAE</LinkButton>
             )}
+            <RenameButton kind="recordings" row={recording} />
             <DeleteButton what={recording.name} remove={() => deleteRecording(recording.id)} onDeleted={() => void queries.invalidateQueries({ queryKey: ["recordings"] })} />
           </Group>
         )}

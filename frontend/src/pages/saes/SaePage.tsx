@@ -14,6 +14,7 @@ import { JobOf } from "@/components/JobOf";
 import { LinkButton } from "@/components/LinkButton";
 import { Loaded } from "@/components/Loaded";
 import { Page } from "@/components/Page";
+import { RenameButton } from "@/components/RenameButton";
 import { StateBadge } from "@/components/StateBadge";
 import { ago, compact, integer, percent } from "@/science/format";
 import { Curves } from "../jobs/Curves";
@@ -60,6 +61,7 @@ function SaeView({ sae }: { sae: Sae }) {
       )}
       {sae.analysis && <LinkButton to="/projects/$project/saes/$sae/features" params={params} data-testid="browse-features">Browse features</LinkButton>}
       {edit && ready && <ExportButton sae={sae} />}
+      {edit && <RenameButton kind="saes" row={sae} />}
       {edit && <DeleteButton what={sae.name} remove={() => deleteSae(sae.id)} onDeleted={() => void navigate({ to: "/projects/$project/saes", params: { project } })} />}
     </>
   );
