@@ -131,6 +131,11 @@ class Upload(Record):
             return 0
 
     @property
+    def in_use(self) -> bool:
+        """Whether a job has taken it over."""
+        return self.used_by is not None
+
+    @property
     def complete(self) -> bool:
         """Whether all of it is there."""
         return self.offset == self.bytes

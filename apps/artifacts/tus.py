@@ -35,14 +35,15 @@ _LARGEST = 2**62
 
 
 class UploadSerializer(serializers.ModelSerializer[Upload]):
-    """A file on its way in. ``offset`` is how many bytes have arrived."""
+    """A file on its way in. ``offset`` is how many bytes have arrived; one ``in_use`` belongs to a job."""
 
     offset = serializers.IntegerField(read_only=True)
     complete = serializers.BooleanField(read_only=True)
+    in_use = serializers.BooleanField(read_only=True)
 
     class Meta:
         model = Upload
-        fields = ("id", "path", "bytes", "offset", "complete", "sha256", "expires_at", "created_at")
+        fields = ("id", "path", "bytes", "offset", "complete", "in_use", "sha256", "expires_at", "created_at")
         read_only_fields = fields
 
 

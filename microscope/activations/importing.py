@@ -20,6 +20,7 @@ from microscope.activations.manifest import (
     SiteRecord,
     read_manifest,
 )
+from microscope.activations.pages import MappedColumn, MappedShard
 from microscope.activations.reader import site_values
 from microscope.activations.recorder import summarise
 from microscope.activations.writer import ROW_GROUP, recording_fingerprint, shard_schema
@@ -195,6 +196,9 @@ def _check_shard(path: Path, rows: int, manifest: Manifest) -> Any:
     try:
         with pq.ParquetFile(path) as file:
             _check_columns(file, path.name, manifest.sites)
+            mapped = MappedShard(path)
+            for site in manifest.sites:  # training takes rows from where they lie
+                MappedColumn(mapped, site.column, site.width)
             if file.metadata.num_rows != rows:
                 _refuse(f"{path.name} has {file.metadata.num_rows} rows, the manifest says {rows}")
             for number in range(file.num_row_groups):

@@ -76,13 +76,14 @@ class Artifact(Struct, frozen=True):
 
 
 class Upload(Struct, frozen=True):
-    """A file on its way in; ``offset`` bytes have arrived."""
+    """A file on its way in; ``offset`` bytes have arrived. One ``in_use`` belongs to a job."""
 
     id: str
     path: str
     bytes: int
     offset: int
     complete: bool
+    in_use: bool = False
     sha256: str = ""
 
 

@@ -30,7 +30,7 @@ def upload(connection: Connection, path: Path, progress: Progress = SILENT) -> l
     """
     files = _files(path)
     sizes = {file: file.stat().st_size for file in files}
-    known = [msgspec.convert(row, Upload) for row in connection.pages("uploads")]
+    known = [msgspec.convert(row, Upload) for row in connection.pages("uploads") if not row["in_use"]]
     done, ids = 0, []
     with progress.phase("uploading", sum(sizes.values()), "bytes"):
         for file, name in files.items():

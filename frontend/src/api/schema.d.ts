@@ -3419,7 +3419,7 @@ export interface components {
         Unread: {
             unread: number;
         };
-        /** @description A file on its way in. ``offset`` is how many bytes have arrived. */
+        /** @description A file on its way in. ``offset`` is how many bytes have arrived; one ``in_use`` belongs to a job. */
         Upload: {
             /** Format: uuid */
             readonly id: string;
@@ -3427,6 +3427,7 @@ export interface components {
             readonly bytes: number;
             readonly offset: number;
             readonly complete: boolean;
+            readonly in_use: boolean;
             /** @description What the sender says the content is. */
             readonly sha256: string;
             /** Format: date-time */
