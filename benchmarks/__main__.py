@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import features, live, memory, page, quality, report, store, trace, train
+from benchmarks import features, live, memory, page, quality, report, store, trace, train, upload
 from benchmarks.contest import ROOT, Settings
 
 SUBJECTS: dict[str, Callable[[Settings], Iterator[report.Section]]] = {
@@ -18,11 +18,19 @@ SUBJECTS: dict[str, Callable[[Settings], Iterator[report.Section]]] = {
     "features": report.of_contests(features.contests),
     "memory": report.of_contests(memory.contests),
     "live": live.sections,
+    "upload": upload.sections,
     "quality": quality.sections,
 }
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 # What takes longer than all the others together is measured only when it is named.
 USUAL = [name for name in SUBJECTS if name != "quality"]
+
+
+def _bytes(text: str) -> int:
+    """``2GB``, ``500MB`` or a number of bytes."""
+    units = {"GB": 10**9, "MB": 10**6, "KB": 10**3}
+    factor = units.get(text[-2:].upper(), 1)
+    return int(float(text[:-2] if factor > 1 else text) * factor)
 
 
 def main() -> None:
@@ -34,6 +42,7 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="only tables whose title holds this")
     parser.add_argument("--quick", action="store_true", help="little data and two rounds: does it work?")
     parser.add_argument("--rounds", type=int, help="rounds of every contest; default 7")
+    parser.add_argument("--size", type=_bytes, help="of the file that is uploaded; default 2GB")
     parser.add_argument("--threads", type=int, help="of every contestant; default one per core")
     parser.add_argument(
         "--data", type=Path, default=ROOT / "var" / "benchmarks", help="where inputs are kept"
@@ -58,6 +67,7 @@ def main() -> None:
         quick=options.quick,
         peers=options.peers.absolute(),
         load=os.getloadavg()[0],
+        upload_bytes=options.size or (10**8 if options.quick else 2 * 10**9),
     )
     for name in options.subjects or USUAL:
         for section in SUBJECTS[name](settings):

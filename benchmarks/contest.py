@@ -36,7 +36,7 @@ class Settings:
 
     ``data`` caches inputs; ``peers`` is the Python of the environment with the peer packages;
     ``threads`` is what each contestant may compute with; ``load`` is how many processes others kept
-    running when the run began.
+    running when the run began; ``upload_bytes`` is the size of the file that is sent.
     """
 
     data: Path
@@ -45,6 +45,7 @@ class Settings:
     quick: bool
     peers: Path
     load: float = 0.0
+    upload_bytes: int = 2 * 10**9
 
 
 @dataclass(frozen=True)

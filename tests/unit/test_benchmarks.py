@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import page, report
+from benchmarks import page, report, upload
 from benchmarks.contest import Contest, Contestant, Settings, Spread, Standing, run
 
 
@@ -103,3 +104,13 @@ def test_the_readme_quotes_the_page():
     assert text.endswith("<!-- end of quoted -->\nrest\n")
     with pytest.raises(ValueError, match="no lines between"):
         page.quoted("# R\n", "")
+
+
+def test_a_generated_file_is_the_same_however_it_is_read():
+    source = upload.Source(3 * 2**20 + 12345)
+    whole = source.read(0, source.size)
+    assert len(whole) == source.size
+    assert hashlib.sha256(whole).hexdigest() == source.sha256()
+    for start, length in ((0, 1), (2**20 - 3, 7), (2**20, 2**21), (source.size - 5, 100)):
+        assert source.read(start, length) == whole[start : start + length]
+    assert whole[: 2**20] != whole[2**20 : 2**21]
