@@ -22,7 +22,7 @@ _DENSE = ("jumprelu", "gated", "standard", "batchtopk", "matryoshka")
 
 
 def needed_bytes(params: TrainParams, d_in: int, d_out: int, device: torch.device) -> int:
-    """About what a run needs beside the shuffling buffer, for all its SAEs."""
+    """About what a run needs for all its SAEs; what is shuffled lies in the system's file cache."""
     need = 0
     largest = 0
     for width, k, _ in params.members:
@@ -39,10 +39,8 @@ def refuse_what_does_not_fit(params: TrainParams, d_in: int, d_out: int, device:
     free = _free_bytes(device)
     if free is None:
         return
-    buffer = params.buffer_mb * 2**20 if device.type == "cpu" else 0
-    need = needed_bytes(params, d_in, d_out, device) + buffer
-    if need > free:
-        raise too_large(params, d_in, d_out, device, free - buffer)
+    if needed_bytes(params, d_in, d_out, device) > free:
+        raise too_large(params, d_in, d_out, device, free)
 
 
 def too_large(
