@@ -108,9 +108,15 @@ class TrainParams(JobParams, frozen=True):
     keep_outliers: Annotated[
         bool, meta("Train on attention sinks and special tokens too.", advanced=True)
     ] = False
-    buffer_mb: Annotated[int, meta("How much of the recording is mixed at a time, in the file cache.", unit="MB", advanced=True, ge=16)] = (
-        1024
-    )
+    buffer_mb: Annotated[
+        int,
+        meta(
+            "How much of the recording is mixed at a time, in the file cache.",
+            unit="MB",
+            advanced=True,
+            ge=16,
+        ),
+    ] = 1024
     checkpoint_seconds: Annotated[float, meta("Time between checkpoints.", unit="s", advanced=True, gt=0)] = (
         20.0
     )
