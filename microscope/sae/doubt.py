@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from microscope.sae.product import Bfloat16Product
+from microscope.sae.cpu.rounding import rounded_rows
 
 # bfloat16 has 8 significant bits: rounding moves a number by at most this share of the result.
 HALF_ULP = 2.0**-8
-# Matrices are looked at in pieces of this many rows, while those are in the cache.
-_PIECE_ROWS = 512
+
+
+class Rounded(NamedTuple):
+    """Rows in bfloat16 ``[rows, d]``, their norms before, and those of what rounding took from them: ``[rows]``."""
+
+    values: Tensor
+    norm: Tensor
+    lost: Tensor
+
+
+@torch.no_grad()
+def rounded(x: Tensor) -> Rounded:
+    """Round float32 rows ``[rows, d]`` to bfloat16."""
+    if x.device.type == "cpu":
+        return Rounded(*rounded_rows(x))
+    values = x.detach().bfloat16()
+    return Rounded(
+        values, torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(values.float() - x, dim=1)
+    )
 
 
 class Doubt:
@@ -22,9 +41,8 @@ class Doubt:
     once in bfloat16.
 
     Args:
-        weight: ``[latents, d]``.
+        weight: ``[latents, d]``, rounded.
         bias: ``[latents]``.
-        rough: the product with them that is rounded.
 
     Attributes:
         weight: ``‖w‖`` of each latent, ``[latents]``.
@@ -32,15 +50,14 @@ class Doubt:
         bias_lost: what the bias lost.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, rough: Bfloat16Product) -> None:
-        self.weight, self.weight_lost = _norms(weight.detach(), rough.weight)
-        self.bias_lost = (bias.detach() - rough.bias).abs()
+    def __init__(self, weight: Rounded, bias: Tensor) -> None:
+        self.weight, self.weight_lost = weight.norm, weight.lost
+        self.bias_lost = (bias.detach() - bias.detach().bfloat16()).abs()
         self._most = (self.weight.max(), self.weight_lost.max(), self.bias_lost.max())
 
-    def of_rows(self, x: Tensor, rounded: Tensor) -> tuple[Tensor, Tensor]:
-        """What rows ``[rows, d]`` lost, the sum's own rounding included, and at least ``‖x̃‖``: ``[rows]`` each."""
-        norm, lost = _norms(x, rounded)
-        return lost + x.shape[1] * 2.0**-23 * norm, norm + lost
+    def of_rows(self, x: Rounded) -> tuple[Tensor, Tensor]:
+        """What rows lost, the sum's own rounding included, and at least ``‖x̃‖``: ``[rows]`` each."""
+        return x.lost + x.values.shape[1] * 2.0**-23 * x.norm, x.norm + x.lost
 
     def at_most(self, lost: Tensor, norm: Tensor) -> Tensor:
         """The largest doubt in each of those rows, ``[rows]``."""
@@ -54,14 +71,3 @@ class Doubt:
         """
         doubt = lost * self.weight[latent] + norm * self.weight_lost[latent] + self.bias_lost[latent]
         return doubt + HALF_ULP * value.abs()
-
-
-@torch.no_grad()
-def _norms(exact: Tensor, rounded: Tensor) -> tuple[Tensor, Tensor]:
-    """The norms of rows, and of what rounding took from them: ``[rows]`` each."""
-    step = _PIECE_ROWS if exact.device.type == "cpu" else max(1, len(exact))
-    pieces = list(zip(exact.split(step), rounded.split(step), strict=True))
-    norms = torch.cat([torch.linalg.vector_norm(e, dim=1) for e, _ in pieces])
-    return norms, torch.cat(
-        [torch.linalg.vector_norm(r.to(e.dtype, copy=True).sub_(e), dim=1) for e, r in pieces]
-    )

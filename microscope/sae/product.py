@@ -29,19 +29,19 @@ class Bfloat16Product:
     """``x·weightᵀ + bias`` rounded to bfloat16, from rounded factors, summed in float32.
 
     Args:
-        weight: ``[latents, d]``.
+        weight: ``[latents, d]`` in bfloat16.
         bias: ``[latents]``.
         rows: how many will be multiplied in all.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, rows: int) -> None:
-        self.weight, self.bias = weight.detach().bfloat16(), bias.detach().bfloat16()
+        self.weight, self.bias = weight, bias.detach().bfloat16()
         self._laid_out: Tensor | None = None
         if rows >= _LAID_OUT_ROWS and weight.numel() >= _LAID_OUT_NUMBERS and _has_onednn(weight):
             self._laid_out = torch.ops.mkldnn._reorder_linear_weight(self.weight, _LAID_OUT_FOR)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = x.bfloat16()
+        """Of rows ``[rows, d]`` in bfloat16."""
         if self._laid_out is None:
             return F.linear(x, self.weight, self.bias)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._laid_out, self.bias, "none", [], "")

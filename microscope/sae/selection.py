@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from microscope.sae.cpu import search
-from microscope.sae.doubt import HALF_ULP, Doubt
+from microscope.sae.doubt import HALF_ULP, Doubt, rounded
 from microscope.sae.kernels import Winners, gather_dot
 from microscope.sae.product import Bfloat16Product, product
 from microscope.sae.team import ALONE, Team
@@ -63,8 +63,7 @@ def winners_of_rows(
             return best
         values, indices = product(centred, weight, bias).topk(k, dim=1, sorted=False)
         return values, indices
-    rough = Bfloat16Product(weight, bias, len(centred))
-    doubt = Doubt(weight, bias, rough)
+    rough, doubt = _rough_product(weight, bias, len(centred))
     if not _compiled(centred):
         return _rescored_wider(centred, weight, bias, k, rough, doubt)
     best = search.best_of_rounded_rows(centred, weight, bias, k, rough, doubt)
@@ -95,10 +94,9 @@ def winners_of_batch(
         found = _best_of_batch(pre, budget, k * team.size) if _compiled(pre) else None
         found = _all_of_batch(pre, budget) if found is None else found
     else:
-        rough = Bfloat16Product(weight, bias, rows)
-        doubt = Doubt(weight, bias, rough)
-        pre = rough(centred)
-        rounding = doubt.of_rows(centred, centred.bfloat16())
+        rough, doubt = _rough_product(weight, bias, rows)
+        x = rounded(centred)
+        pre, rounding = rough(x.values), doubt.of_rows(x)
         given = (centred, weight, bias, doubt, rounding)
         choose = _best_of_rounded_batch if _compiled(centred) else _rescored_wider_batch
         found = choose(pre, budget, k * team.size, *given)
@@ -120,6 +118,12 @@ def _share_of_budget(value: Tensor, budget: int, team: Team) -> tuple[Tensor, Te
     everyone = team.stack(best.values).reshape(-1).topk(budget)
     mine = int((everyone.indices // budget == team.rank).sum())
     return best.indices[:mine].sort().values, everyone.values[-1]
+
+
+def _rough_product(weight: Tensor, bias: Tensor, rows: int) -> tuple[Bfloat16Product, Doubt]:
+    """The product of so many rows in bfloat16, and how far it may be off."""
+    rounded_weight = rounded(weight.detach())
+    return Bfloat16Product(rounded_weight.values, bias, rows), Doubt(rounded_weight, bias)
 
 
 def _compiled(x: Tensor) -> bool:
@@ -220,14 +224,14 @@ def _rescored_wider(
 ) -> tuple[Tensor, Tensor]:
     """The k winners among twice as many of a bfloat16 product; rows where others could win are done anew."""
     wide = min(_WIDER * k, len(weight))
-    rounded = centred.bfloat16()
-    found, indices = rough(rounded).topk(wide, dim=1, sorted=False)
+    x = rounded(centred)
+    found, indices = rough(x.values).topk(wide, dim=1, sorted=False)
     exact = gather_dot(centred, Winners.of_indices(indices), weight).view(indices.shape) + bias[indices]
     values, place = exact.topk(k, dim=1, sorted=False)
     indices = indices.gather(1, place)
     if wide < len(weight):
         outside = found.float().amin(1)
-        limit = outside + HALF_ULP * outside.abs() + doubt.at_most(*doubt.of_rows(centred, rounded))
+        limit = outside + HALF_ULP * outside.abs() + doubt.at_most(*doubt.of_rows(x))
         again = (~(values.amin(1) >= limit)).nonzero()[:, 0]
         if len(again):
             redone = torch.addmm(bias, centred[again], weight.T).topk(k, dim=1, sorted=False)

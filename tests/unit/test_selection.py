@@ -8,7 +8,7 @@ import torch
 
 from microscope.sae import selection
 from microscope.sae.cpu import search
-from microscope.sae.doubt import HALF_ULP, Doubt
+from microscope.sae.doubt import HALF_ULP, Doubt, rounded
 from microscope.sae.product import Bfloat16Product, product
 from microscope.sae.selection import top_k, winners_of_batch, winners_of_rows
 
@@ -90,16 +90,30 @@ def test_winners_of_a_batch_are_exact_even_when_few_rows_win_everything(latents,
     assert (winners.row.diff() >= 0).all()
 
 
+def test_rounding_is_that_of_torch():
+    """Ties, subnormal numbers, both signs, and what became of each row."""
+    bits = np.arange(0, 2**31 - 2**23, 4099, dtype=np.int64).astype(np.int32)  # every exponent that is finite
+    ties = (np.arange(0x0080, 0x7F00, dtype=np.int32) << 16) | 0x8000
+    numbers = torch.from_numpy(np.concatenate((bits, ties)).view(np.float32))
+    x = torch.cat((numbers, -numbers))
+    x = x[: len(x) // 64 * 64].view(-1, 64)
+    assert torch.equal(rounded(x).values, x.bfloat16())
+    x = torch.randn(600, 50)
+    values, norm, lost = rounded(x)
+    torch.testing.assert_close(norm, x.norm(dim=1))
+    torch.testing.assert_close(lost, (values.float() - x).norm(dim=1))
+
+
 @pytest.mark.parametrize("aligned", [False, True])
 def test_the_doubt_about_a_bfloat16_product_is_a_true_bound(aligned):
     x, weight, bias = problem(512, d=300)
     if aligned:  # every number is rounded down by almost the most there is
         x, weight = torch.full_like(x, 1 + 0.99 * 2**-8), torch.full_like(weight, 1 + 0.99 * 2**-8)
-    product = Bfloat16Product(weight, bias, len(x))
-    rough = product(x).double()
+    rounded_weight, rounded_x = rounded(weight), rounded(x)
+    rough = Bfloat16Product(rounded_weight.values, bias, len(x))(rounded_x.values).double()
     exact = x.double() @ weight.double().T + bias.double()
-    doubt = Doubt(weight, bias, product)
-    lost, norm = doubt.of_rows(x, x.bfloat16())
+    doubt = Doubt(rounded_weight, bias)
+    lost, norm = doubt.of_rows(rounded_x)
     per_row = doubt.at_most(lost, norm).double()[:, None]
     assert bool(((rough - exact).abs() <= per_row + HALF_ULP * rough.abs()).all())
     row, latent = (torch.from_numpy(a) for a in np.divmod(np.arange(rough.numel()), rough.shape[1]))
@@ -117,14 +131,15 @@ def test_the_product_is_that_of_plain_arithmetic(dtype):
 
 def test_weights_laid_out_beforehand_give_the_same_winners(monkeypatch):
     x, weight, bias = problem(4096)
-    plain = Bfloat16Product(weight, bias, len(x))
+    narrow, x_narrow = weight.bfloat16(), x.bfloat16()
+    plain = Bfloat16Product(narrow, bias, len(x))
     expected = winners_of_rows(x, weight, bias, 32, bfloat16=True)
     monkeypatch.setattr("microscope.sae.product._LAID_OUT_ROWS", 1)
     monkeypatch.setattr("microscope.sae.product._LAID_OUT_NUMBERS", 1)
-    laid_out = Bfloat16Product(weight, bias, len(x))
+    laid_out = Bfloat16Product(narrow, bias, len(x))
     assert plain._laid_out is None
     assert laid_out._laid_out is not None
-    torch.testing.assert_close(laid_out(x), plain(x), rtol=2**-7, atol=1e-3)
+    torch.testing.assert_close(laid_out(x_narrow), plain(x_narrow), rtol=2**-7, atol=1e-3)
     got = winners_of_rows(x, weight, bias, 32, bfloat16=True)
     assert torch.equal(got[1].sort(1).values, expected[1].sort(1).values)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from microscope.sae.cpu.compiled import compiled, in_pieces
-from microscope.sae.doubt import HALF_ULP, Doubt
+from microscope.sae.doubt import HALF_ULP, Doubt, rounded
 from microscope.sae.product import Bfloat16Product, product
 
 # Rows that are looked at while they are in the cache, at most, and about how many entries.
@@ -77,14 +77,13 @@ def best_of_rounded_rows(
     of_latents = (doubt.weight.numpy(), doubt.weight_lost.numpy(), doubt.bias_lost.numpy())
 
     def piece(first: int, last: int) -> bool:
-        x = centred[first:last]
-        rounded = x.bfloat16()
-        lost, norm = doubt.of_rows(x, rounded)
+        x = rounded(centred[first:last])
+        lost, norm = doubt.of_rows(x)
         slack = 2 * doubt.at_most(lost, norm)
         return _best_of_rounded(
-            rough(rounded).view(torch.int16).numpy(),
+            rough(x.values).view(torch.int16).numpy(),
             k,
-            x.numpy(),
+            centred[first:last].numpy(),
             *exact,
             slack.numpy(),
             lost.numpy(),
