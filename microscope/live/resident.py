@@ -111,16 +111,27 @@ class ResidentModel:
         """Fingerprints of the attached SAEs."""
         return tuple(self._saes)
 
-    def attach(self, path: str | Path, *, expect: str = "") -> SparseAutoencoder:
-        """Load an SAE so that plans may refer to it by fingerprint.
+    def read_sae(self, path: str | Path, *, expect: str = "") -> tuple[str, SparseAutoencoder] | None:
+        """Read an SAE for :meth:`attach`, on any thread; None if it is attached already.
 
         Raises:
-            MicroscopeError: ``no_sae``, ``bad_sae``, ``sae_too_big``, ``wrong_sae`` (another fingerprint than
-                expected) or ``wrong_model`` (trained on a model with other weights).
+            MicroscopeError: ``no_sae``, ``bad_sae``, ``sae_too_big`` or ``wrong_sae`` (another fingerprint than
+                expected).
+        """
+        return None if expect and expect in self._saes else self._saes.load(Path(path), expect=expect)
+
+    def attach(
+        self, path: str | Path, *, expect: str = "", read: tuple[str, SparseAutoencoder] | None = None
+    ) -> SparseAutoencoder:
+        """Load an SAE, unless it is ``read`` already, so that plans may refer to it by fingerprint.
+
+        Raises:
+            MicroscopeError: what :meth:`read_sae` raises, or ``wrong_model`` (trained on a model with other
+                weights).
         """
         if expect and expect in self._saes:
             return self._saes[expect]
-        found, sae = self._saes.load(Path(path), expect=expect)
+        found, sae = read or self._saes.load(Path(path), expect=expect)
         trained_on = sae.config.model.get("fingerprint")
         if trained_on and trained_on != self.loaded.fingerprint:
             raise MicroscopeError(
@@ -136,16 +147,27 @@ class ResidentModel:
         """Fingerprints of the attached adapters."""
         return tuple(self._adapters)
 
-    def attach_adapter(self, path: str | Path, *, expect: str = "") -> LowRankAdapter:
-        """Load a low-rank adapter so that plans may refer to it by fingerprint.
+    def read_adapter(self, path: str | Path, *, expect: str = "") -> tuple[str, LowRankAdapter] | None:
+        """Read a low-rank adapter for :meth:`attach_adapter`, on any thread; None if it is attached already.
 
         Raises:
-            MicroscopeError: what :func:`load_adapter` raises, ``adapter_too_big``, ``wrong_adapter`` (another
-                fingerprint than expected), ``wrong_model``, ``no_such_module`` or ``wrong_adapter_shape``.
+            MicroscopeError: what :func:`load_adapter` raises, ``adapter_too_big`` or ``wrong_adapter`` (another
+                fingerprint than expected).
+        """
+        return None if expect and expect in self._adapters else self._adapters.load(Path(path), expect=expect)
+
+    def attach_adapter(
+        self, path: str | Path, *, expect: str = "", read: tuple[str, LowRankAdapter] | None = None
+    ) -> LowRankAdapter:
+        """Load a low-rank adapter, unless it is ``read`` already, so that plans may refer to it by fingerprint.
+
+        Raises:
+            MicroscopeError: what :meth:`read_adapter` raises, ``wrong_model``, ``no_such_module`` or
+                ``wrong_adapter_shape``.
         """
         if expect and expect in self._adapters:
             return self._adapters[expect]
-        found, adapter = self._adapters.load(Path(path), expect=expect)
+        found, adapter = read or self._adapters.load(Path(path), expect=expect)
         if adapter.model and adapter.model != self.loaded.fingerprint:
             raise MicroscopeError(
                 "wrong_model",

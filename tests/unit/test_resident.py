@@ -411,6 +411,32 @@ async def test_who_waits_is_told_how_many_come_first(llama, tmp_path):
         client.writer.close()
 
 
+async def test_nobody_waits_while_an_autoencoder_is_read(llama, sae, sae_folder, tmp_path, monkeypatch):
+    resident, gate = ResidentModel(llama), threading.Event()
+    read = resident.read_sae
+
+    def slowly(*args, **kwargs):
+        assert gate.wait(60)
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr(resident, "read_sae", slowly)
+    listening, address = await ResidentServer(resident).listen(f"unix:{tmp_path}/r.sock")
+    async with listening:
+        waits, works = [await Client.connect(address.removeprefix("unix:")) for _ in range(2)]
+        waits.send(p.AttachSae(id=1, sae=sae.config.fingerprint, path=str(sae_folder)))
+        try:
+            assert isinstance(await works.ask(p.OpenSession(id=2, session="s", prompt=PROMPT)), p.Opened)
+            off = await works.ask(p.Apply(id=3, session="s", rev=1, plan=EditPlan()))
+            assert isinstance(off, p.Result)
+        finally:
+            gate.set()
+        assert isinstance(await waits.receive(), p.Attached)
+        on = await works.ask(p.Apply(id=4, session="s", rev=2, plan=add(sae, 5.0)))
+        assert isinstance(on, p.Result)
+        for client in (waits, works):
+            client.writer.close()
+
+
 async def test_places_in_the_queue_count_everybodys_turns():
     loop, turns = asyncio.get_running_loop(), Turns()
     works = {

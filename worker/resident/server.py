@@ -40,6 +40,8 @@ class ResidentServer:
         self._resident, self._token = resident, token
         self._turns = Turns()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
+        # Files are read beside the compute thread, so that nobody's turn waits for a disk.
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
         self._process = psutil.Process()
         self._connections = itertools.count(1)
         self._compute: asyncio.Task[None] | None = None
@@ -153,20 +155,21 @@ class ResidentServer:
             idle_seconds=time.monotonic() - self._asked_at,
         )
 
+    async def attach(self, request: p.AttachSae | p.AttachAdapter, queue: str) -> p.Reply:
+        """Read an SAE or adapter, then take it over when it is this queue's turn."""
+        loop, resident, number = asyncio.get_running_loop(), self._resident, request.id
+        if isinstance(request, p.AttachSae):
+            path, name = request.path, request.sae
+            sae = await loop.run_in_executor(self._reader, lambda: resident.read_sae(path, expect=name))
+            kept = await self.submit(queue, lambda: resident.attach(path, expect=name, read=sae)).done
+            return p.Attached(id=number, sae=name, site=kept.config.site, n_latents=kept.config.n_latents)
+        path, name = request.path, request.adapter
+        adapter = await loop.run_in_executor(self._reader, lambda: resident.read_adapter(path, expect=name))
+        kept = await self.submit(queue, lambda: resident.attach_adapter(path, expect=name, read=adapter)).done
+        rank = max(len(pair.a) for pair in kept.factors.values())
+        return p.AdapterAttached(id=number, adapter=kept.fingerprint, modules=len(kept.factors), rank=rank)
+
     # --- calls that run on the compute thread ---------------------------------------------------------
-
-    def attach(self, request: p.AttachSae) -> p.Reply:
-        sae = self._resident.attach(request.path, expect=request.sae)
-        return p.Attached(
-            id=request.id, sae=request.sae, site=sae.config.site, n_latents=sae.config.n_latents
-        )
-
-    def attach_adapter(self, request: p.AttachAdapter) -> p.Reply:
-        adapter = self._resident.attach_adapter(request.path, expect=request.adapter)
-        rank = max(len(pair.a) for pair in adapter.factors.values())
-        return p.AdapterAttached(
-            id=request.id, adapter=adapter.fingerprint, modules=len(adapter.factors), rank=rank
-        )
 
     def open(self, request: p.OpenSession, session: str) -> p.Reply:
         started = time.perf_counter()
@@ -293,6 +296,9 @@ class _Connection:
             if isinstance(request, p.Generate):
                 self._spawn(self._generate(request, self._begin(request)))
                 continue
+            if isinstance(request, p.AttachSae | p.AttachAdapter):
+                self._spawn(self._attach(request))
+                continue
             # The call is queued here, in the order of arrival; only waiting for it is left to a task.
             self._spawn(self._answer(request, self._queue(request)))
 
@@ -311,10 +317,6 @@ class _Connection:
     def _queue(self, request: p.AnyRequest) -> Work | None:
         server = self._server
         match request:
-            case p.AttachSae():
-                return server.submit(f"{self._number}", lambda: server.attach(request))
-            case p.AttachAdapter():
-                return server.submit(f"{self._number}", lambda: server.attach_adapter(request))
             case p.OpenSession():
                 name = self._name(request.session)
                 self._halt(name, "stopped")
@@ -371,6 +373,15 @@ class _Connection:
         finally:
             if self._generating.get(name) is running:
                 del self._generating[name]
+
+    async def _attach(self, request: p.AttachSae | p.AttachAdapter) -> None:
+        try:
+            reply = await self._server.attach(request, f"{self._number}")
+        except asyncio.CancelledError:
+            return
+        except Exception as error:
+            reply = _failure(request.id, error)
+        await self._send(reply)
 
     async def _answer(self, request: p.AnyRequest, work: Work | None) -> None:
         reply: p.Reply = p.Done(id=request.id)
