@@ -112,7 +112,8 @@ def test_train_evaluate_export_and_bring_back(signed_in: Any, lab: Lab, tmp_path
     sae = lab.alice.get(f"/saes/{back['subject']}")
     assert (sae["width"], sae["k"], sae["summary"]["smoke_test"]["passed"]) == (96, 8, True)
     assert {"From afar", "And back"} <= {row["name"] for row in signed_in("list", "saes")}
-    assert {job["state"] for job in signed_in("jobs")} == {"succeeded"}
+    states = {job["id"]: job["state"] for job in signed_in("jobs")}
+    assert states[trained["id"]] == states[back["id"]] == "succeeded"
 
 
 def test_several_corpora_are_mixed(signed_in: Any, lab: Lab) -> None:
