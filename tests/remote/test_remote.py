@@ -113,7 +113,7 @@ def test_train_evaluate_export_and_bring_back(signed_in: Any, lab: Lab, tmp_path
     assert (sae["width"], sae["k"], sae["summary"]["smoke_test"]["passed"]) == (96, 8, True)
     assert {"From afar", "And back"} <= {row["name"] for row in signed_in("list", "saes")}
     states = {job["id"]: job["state"] for job in signed_in("jobs")}
-    assert states[trained["id"]] == states[back["id"]] == "succeeded"
+    assert states[trained["job"]] == states[back["job"]] == "succeeded"
 
 
 def test_several_corpora_are_mixed(signed_in: Any, lab: Lab) -> None:
