@@ -118,10 +118,9 @@ def _complete(site: Site) -> bool:
 
 
 def _strays(folder: Path) -> Iterator[psutil.Process]:
-    """Processes that name the folder."""
+    """Processes that name the folder, other than this one and who started it."""
+    ours = {psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.pid != psutil.Process().pid and any(
-                str(folder) in word for word in process.cmdline()[1:]
-            ):
+            if process.pid not in ours and any(str(folder) in word for word in process.cmdline()[1:]):
                 yield process
