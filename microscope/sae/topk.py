@@ -26,8 +26,8 @@ class TopKSae(SparseAutoencoder):
         if len(x) < MANY or wants_gradient:
             return super().encode(x)
         fast = self.W_enc.dtype == torch.float32 and has_fast_bfloat16(x.device)
-        weights = (self.W_enc, self.encoder_bias(), self.config.k)
-        values, indices = winners_of_rows(self.scaled(x), *weights, bfloat16=fast)
+        centred = self.centred(self.scaled(x))
+        values, indices = winners_of_rows(centred, self.W_enc, self.b_enc, self.config.k, bfloat16=fast)
         return Codes(values.relu(), indices)
 
     def activate(self, pre: Tensor) -> Codes:
