@@ -19,6 +19,7 @@ from apps.patches.models import Adapter, Patch
 from apps.patches.services import create_patch
 from apps.projects.policies import Action, require
 from apps.registry.models import LanguageModel, ResultState
+from apps.registry.readiness import model_not_ready
 from microscope.params import EditPlan
 
 WANTED = {"adapter_config.json", "adapter_model.safetensors"}
@@ -39,12 +40,7 @@ def start_import(
 
     def make() -> Job:
         if model.state != ResultState.READY:
-            raise Refused(
-                "model_not_ready",
-                f"The model is {model.state}.",
-                "Wait until it has been looked at.",
-                status=409,
-            )
+            raise model_not_ready(model)
         job = jobs.submit(
             actor=actor,
             project=model.project,

@@ -19,6 +19,7 @@ from apps.patches.plans import check_plan, sae_map, with_modules
 from apps.patches.services import stored_plan
 from apps.projects.policies import Action, require
 from apps.registry.models import LanguageModel, Recording, ResultState
+from apps.registry.readiness import model_not_ready
 from microscope.params import ExportTarget, ModelTraits, Verdict, verdict, verdicts
 
 
@@ -30,9 +31,7 @@ def traits_of(model: LanguageModel) -> ModelTraits:
     """
     facts = model.facts
     if model.n_layers is None:
-        raise Refused(
-            "model_not_ready", f"The model is {model.state}.", "Wait until it has been looked at.", status=409
-        )
+        raise model_not_ready(model)
     return ModelTraits(
         model_type=str(facts.get("model_type") or facts.get("family")),
         n_layers=model.n_layers,

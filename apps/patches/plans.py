@@ -7,6 +7,7 @@ import msgspec
 from apps.core.errors import Refused
 from apps.patches.models import Adapter
 from apps.registry.models import LanguageModel, ResultState
+from apps.registry.readiness import model_not_ready
 from apps.saes.models import Sae
 from microscope.params import Edit, EditPlan, Site, validate_plan
 
@@ -49,9 +50,7 @@ def check_plan(plan: EditPlan, model: LanguageModel) -> None:
         MicroscopeError: what :func:`microscope.params.validate_plan` raises.
     """
     if model.n_layers is None:
-        raise Refused(
-            "model_not_ready", f"The model is {model.state}.", "Wait until it has been looked at.", status=409
-        )
+        raise model_not_ready(model)
     validate_plan(plan, n_layers=model.n_layers)
     if plan.adapters():
         _check_adapters(plan, model)

@@ -8,12 +8,12 @@ from typing import Any
 
 from apps.artifacts import uploads
 from apps.artifacts.models import Artifact
-from apps.core.errors import Refused
 from apps.jobs.kinds import OUT, CloneRequest, JobKind, engine_command
 from apps.jobs.models import Job
 from apps.projects.quotas import room_bytes
 from apps.registry.kinds import rounded_model_place, set_state
 from apps.registry.models import Corpus, Recording, ResultState
+from apps.registry.readiness import recording_not_ready
 from microscope.params import Site
 from microscope.params.files import ImportCorpusParams, ImportRecordingParams, PackRecordingParams
 
@@ -113,7 +113,7 @@ IMPORT_RECORDING = JobKind(
 def _prepare_pack(job: Job, workdir: Path) -> dict[str, Any]:
     recording = Recording.objects.select_related("artifact").get(pk=job.subject_id)
     if recording.artifact is None:
-        raise Refused("recording_not_ready", f"The recording is {recording.state}.", status=409)
+        raise recording_not_ready(recording)
     return {**job.params, "activations": str(recording.artifact.folder), "out": str(workdir / OUT)}
 
 

@@ -8,12 +8,13 @@ from uuid import UUID
 
 from apps.artifacts import uploads
 from apps.audit import services as audit
-from apps.core.errors import Refused, refuse_taken_name
+from apps.core.errors import refuse_taken_name
 from apps.jobs import services as jobs
 from apps.jobs.models import Job
 from apps.projects.models import Project
 from apps.projects.policies import Action, require
 from apps.registry.models import Corpus, LanguageModel, Recording, ResultState
+from apps.registry.readiness import model_not_ready, recording_not_ready
 from apps.registry.services import add_corpus
 
 
@@ -74,12 +75,7 @@ def import_recording(
 
     def make() -> Job:
         if model.state != ResultState.READY:
-            raise Refused(
-                "model_not_ready",
-                f"The model is {model.state}.",
-                "Wait until it has been looked at.",
-                status=409,
-            )
+            raise model_not_ready(model)
         job = jobs.submit(
             actor=actor,
             project=model.project,
@@ -114,12 +110,7 @@ def export_recording(*, actor: Any, recording: Recording, idempotency_key: str =
 
     def make() -> Job:
         if recording.artifact is None:
-            raise Refused(
-                "recording_not_ready",
-                f"The recording is {recording.state}.",
-                "Wait until it is ready.",
-                status=409,
-            )
+            raise recording_not_ready(recording)
         job = jobs.submit(
             actor=actor,
             project=recording.project,

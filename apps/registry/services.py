@@ -23,6 +23,7 @@ from apps.projects.policies import Action, require
 from apps.registry import places
 from apps.registry.mixtures import check_parts, store_parts
 from apps.registry.models import Corpus, LanguageModel, Recording, ResultState
+from apps.registry.readiness import model_not_ready
 from microscope.params.precisions import QUANTISED
 
 
@@ -191,12 +192,7 @@ def start_recording(
 
     def make() -> Job:
         if model.state != ResultState.READY or model.n_layers is None:
-            raise Refused(
-                "model_not_ready",
-                f"The model is {model.state}.",
-                "Wait until it has been looked at.",
-                status=409,
-            )
+            raise model_not_ready(model)
         job = jobs.submit(
             actor=actor,
             project=model.project,

@@ -18,6 +18,7 @@ from apps.jobs import services as jobs
 from apps.jobs.models import Job, Pipeline
 from apps.projects.policies import Action, require
 from apps.registry.models import LanguageModel, Recording, ResultState
+from apps.registry.readiness import recording_not_ready
 from apps.registry.services import delete_files, files_about
 from apps.saes.models import Sae
 
@@ -100,12 +101,7 @@ def start_training(
 
     def make() -> Job:
         if after is None and recording.state != ResultState.READY:
-            raise Refused(
-                "recording_not_ready",
-                f"The recording is {recording.state}.",
-                "Wait until it is ready.",
-                status=409,
-            )
+            raise recording_not_ready(recording)
         job = jobs.submit(
             actor=actor,
             project=recording.project,
@@ -225,13 +221,7 @@ def check_recording(recording: Recording, *, model_id: UUID) -> None:
     if recording.model_id != model_id:
         raise unknown_reference("recording")
     if recording.state != ResultState.READY:
-        raise Refused(
-            "recording_not_ready",
-            f"The recording is {recording.state}.",
-            "Wait until it is ready.",
-            status=409,
-            attr="recording",
-        )
+        raise recording_not_ready(recording, "recording")
 
 
 def import_sae(
