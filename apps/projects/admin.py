@@ -10,9 +10,14 @@ from django.db.models import Count, OuterRef, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
+from django.utils.html import format_html_join
+from django.utils.safestring import SafeString
 
+from apps.accounts.admin import UserAdmin
+from apps.accounts.models import User
 from apps.audit import services as audit
 from apps.core.admin import ReadOnlyAdmin, ReadOnlyInline, RecordAdmin
+from apps.projects import quotas
 from apps.projects.models import Invitation, Membership, Project, Quota
 
 
@@ -104,3 +109,41 @@ class QuotaAdmin(_QuotaAdmin):
         """One by one, so that each is audited."""
         for obj in queryset:
             self.delete_model(request, obj)
+
+
+admin.site.unregister(User)  # accounts know nothing of quotas; here the page of a person gains what they use
+
+
+@admin.register(User)
+class MeteredUserAdmin(UserAdmin):
+    """People, with what they use of their limits."""
+
+    def get_fieldsets(self, request: HttpRequest, obj: User | None = None) -> Any:
+        """The page of an existing person ends with their use."""
+        fieldsets = super().get_fieldsets(request, obj)
+        return fieldsets if obj is None else (*fieldsets, ("Use and limits", {"fields": ("usage",)}))
+
+    def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> Any:
+        """Use is measured, not entered; limits are changed among the quotas."""
+        return (*super().get_readonly_fields(request, obj), "usage")
+
+    @admin.display(description="in all projects")
+    def usage(self, person: User) -> SafeString:
+        """One line for every resource."""
+        rows = quotas.usage_of(quotas.Holder("user", person.pk))
+        return format_html_join("", "<div>{}: {}</div>", ((row["title"], _use(row)) for row in rows))
+
+
+def _use(row: dict[str, Any]) -> str:
+    used, limit = (_amount(row[key], row["unit"]) for key in ("used", "limit"))
+    unit = row["unit"] if row["unit"] not in ("bytes", "seconds") else ""
+    return f"{used} of {limit} {unit}".rstrip() if row["limit"] else f"{used}, no limit"
+
+
+def _amount(value: int, unit: str) -> str:
+    match unit:
+        case "bytes":
+            return filesizeformat(value)
+        case "seconds":
+            return f"{value // 3600}:{value // 60 % 60:02}:{value % 60:02} h"
+    return f"{value:,}"

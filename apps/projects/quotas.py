@@ -166,19 +166,25 @@ def room_bytes(project_id: UUID | None, user_id: UUID | None) -> int:
     return max(1, min(left, default=2**62))
 
 
-def usage(project_id: UUID, user: Any) -> list[dict[str, Any]]:
-    """Every resource with what the project and the reader use of it, and their limits (0: none)."""
-    project, reader = Holder("project", project_id), Holder("user", user.pk)
-    of_project, of_reader = limits_of(project), limits_of(reader)
+def usage_of(holder: Holder) -> list[dict[str, Any]]:
+    """Every resource with what the holder uses of it and may use (0: no limit)."""
+    limits = limits_of(holder)
     return [
         {
             "resource": name,
             "title": resource.title,
             "unit": resource.unit,
-            "used": used_by(name, project),
-            "limit": of_project[name],
-            "own_used": used_by(name, reader),
-            "own_limit": of_reader[name],
+            "used": used_by(name, holder),
+            "limit": limits[name],
         }
         for name, resource in RESOURCES.items()
+    ]
+
+
+def usage(project_id: UUID, user: Any) -> list[dict[str, Any]]:
+    """Every resource with what the project and the reader use of it, and their limits (0: none)."""
+    of_project, of_reader = usage_of(Holder("project", project_id)), usage_of(Holder("user", user.pk))
+    return [
+        {**row, "own_used": own["used"], "own_limit": own["limit"]}
+        for row, own in zip(of_project, of_reader, strict=True)
     ]

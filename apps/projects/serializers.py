@@ -109,13 +109,18 @@ class TransferSerializer(serializers.Serializer[Any]):
     user = serializers.UUIDField()
 
 
-class UsageSerializer(serializers.Serializer[Any]):
-    """What is used of a resource; limits of 0 are none. ``own_`` is the reader's, over all projects."""
+class OwnUsageSerializer(serializers.Serializer[Any]):
+    """What the reader uses of a resource, over all projects; a limit of 0 is none."""
 
     resource = serializers.ChoiceField(choices=list(RESOURCES))
     title = serializers.CharField()
     unit = serializers.CharField()
     used = serializers.IntegerField()
     limit = serializers.IntegerField()
+
+
+class UsageSerializer(OwnUsageSerializer):
+    """What a project uses of a resource; limits of 0 are none. ``own_`` is the reader's, over all projects."""
+
     own_used = serializers.IntegerField()
     own_limit = serializers.IntegerField()

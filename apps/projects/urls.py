@@ -7,6 +7,7 @@ from apps.projects.views import (
     InvitationAcceptView,
     InvitationDeclineView,
     InvitationLookView,
+    MyUsageView,
     ProjectViewSet,
 )
 
@@ -14,6 +15,7 @@ routes = Routes()
 routes.register("projects", ProjectViewSet, basename="project")
 urlpatterns = [
     *routes.urls,
+    path("me/usage", MyUsageView.as_view(), name="me-usage"),
     path("invitations/look", InvitationLookView.as_view(), name="invitation-look"),
     path("invitations/accept", InvitationAcceptView.as_view(), name="invitation-accept"),
     path("invitations/decline", InvitationDeclineView.as_view(), name="invitation-decline"),

@@ -33,6 +33,7 @@ from apps.projects.serializers import (
     MemberAddSerializer,
     MemberRoleSerializer,
     MemberSerializer,
+    OwnUsageSerializer,
     ProjectSerializer,
     ProjectUpdateSerializer,
     TransferSerializer,
@@ -181,6 +182,16 @@ class ProjectViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleVi
             actor=self.actor, invitation=get_or_404(project.invitations.all(), pk=invitation_id)
         )
         return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class MyUsageView(APIView):
+    """What the reader uses, over all projects."""
+
+    @extend_schema(operation_id="me_usage", responses=OwnUsageSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        """What you use of every limited resource, in all projects, and your limits (0: none)."""
+        mine = quotas.usage_of(quotas.Holder("user", cast("User", request.user).pk))
+        return Response(OwnUsageSerializer(mine, many=True).data)
 
 
 def _text(request: Request) -> str:

@@ -98,6 +98,7 @@ ROUTES: dict[tuple[str, str], Call] = {
     ("docs", "get"): Call(PUBLIC),
     ("me", "get"): Call(SIGNED_IN),
     ("me", "patch"): Call(SIGNED_IN, body=lambda w: {"first_name": "Ada"}, scope=SESSION),
+    ("me-usage", "get"): Call(SIGNED_IN),
     ("me-totp-qr", "get"): Call(SIGNED_IN, scope=SESSION),  # nothing is being set up: 409
     ("token-list", "get"): Call(SIGNED_IN, scope=SESSION),
     ("token-list", "post"): Call(SIGNED_IN, body=lambda w: {"name": "n", "scopes": ["write"]}, scope=SESSION),

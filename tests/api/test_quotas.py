@@ -153,6 +153,53 @@ def test_usage_is_shown(world, client_of, settings) -> None:
     assert rows["storage_bytes"]["used"] == sum(a.bytes for a in world.project.artifacts.all())
 
 
+def test_own_usage_is_shown(world, client_of, settings) -> None:
+    """Of the reader alone, over all their projects, with their own limits."""
+    editor = world.people["editor"]
+    QuotaFactory(user=editor, queued_jobs=5)
+    for _ in range(2):  # two projects
+        JobFactory(created_by=editor)
+    JobFactory(project=world.project)  # somebody else's
+    take_seat(user=editor, project_id=world.project.pk)
+    UploadFactory(created_by=editor, path="a.txt", content=b"1234567")
+    rows = {row["resource"]: row for row in client_of("editor").get("/api/v1/me/usage").json()}
+    assert set(rows) == set(RESOURCES)
+    assert {name: row["used"] for name, row in rows.items()} == {
+        "storage_bytes": 7,
+        "queued_jobs": 2,
+        "running_jobs": 0,
+        "compute_seconds": 0,
+        "live_sessions": 1,
+    }
+    assert rows["queued_jobs"]["limit"] == 5
+    assert rows["live_sessions"]["limit"] == settings.WORKBENCH_QUOTAS["user"]["live_sessions"]
+    of_project = client_of("editor").get(f"/api/v1/projects/{world.project.pk}/usage").json()
+    assert {row["resource"]: (row["own_used"], row["own_limit"]) for row in of_project} == {
+        name: (row["used"], row["limit"]) for name, row in rows.items()
+    }
+    nobody = {row["resource"]: row["used"] for row in client_of("outsider").get("/api/v1/me/usage").json()}
+    assert set(nobody.values()) == {0}
+
+
+def test_staff_see_what_a_person_uses(world, client_of) -> None:
+    editor = world.people["editor"]
+    QuotaFactory(user=editor, queued_jobs=5, compute_seconds=7200, storage_bytes=0)
+    now = timezone.now()
+    JobFactory(created_by=editor)
+    JobFactory(
+        created_by=editor, state="succeeded", started_at=now - timedelta(seconds=3661), finished_at=now
+    )
+    page = client_of("staff").get(reverse("admin:accounts_user_change", args=[editor.pk])).content.decode()
+    page = page.replace("\N{NO-BREAK SPACE}", " ")
+    for line in (
+        "Waiting jobs: 1 of 5 jobs",
+        "Compute in 30 days: 1:01:01 h of 2:00:00 h",
+        "Storage: 0 bytes, no limit",
+    ):
+        assert f"<div>{line}</div>" in page
+    assert client_of("staff").get(reverse("admin:accounts_user_add")).status_code == 200
+
+
 def test_staff_change_limits(world, client_of) -> None:
     staff = client_of("staff")
     body = {"project": str(world.project.pk), "queued_jobs": "3"}

@@ -83,6 +83,11 @@ export const revokeInvitation = (project: string, invitation: string) =>
 export const transferProject = (project: string, user: string) =>
   body(api.POST("/api/v1/projects/{id}/transfer", { params: { path: { id: project } }, body: { user } }));
 
+export const myUsageQuery = queryOptions({
+  queryKey: ["me", "usage"],
+  queryFn: () => body(api.GET("/api/v1/me/usage")),
+});
+
 export const usageQuery = (project: string) =>
   queryOptions({
     queryKey: ["projects", project, "usage"],

@@ -625,6 +625,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/me/usage": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** @description What you use of every limited resource, in all projects, and your limits (0: none). */
+        get: operations["me_usage"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/models": {
         parameters: {
             query?: never;
@@ -2593,6 +2610,22 @@ export interface components {
         OverrideRequest: {
             reason: string;
         };
+        /** @description What the reader uses of a resource, over all projects; a limit of 0 is none. */
+        OwnUsage: {
+            /**
+             * @description * `storage_bytes` - storage_bytes
+             *     * `queued_jobs` - queued_jobs
+             *     * `running_jobs` - running_jobs
+             *     * `compute_seconds` - compute_seconds
+             *     * `live_sessions` - live_sessions
+             * @enum {string}
+             */
+            resource: "storage_bytes" | "queued_jobs" | "running_jobs" | "compute_seconds" | "live_sessions";
+            title: string;
+            unit: string;
+            used: number;
+            limit: number;
+        };
         PaginatedAdapterList: {
             /** @example 123 */
             count: number;
@@ -3443,7 +3476,7 @@ export interface components {
             /** @description Checked when all of it is there. */
             sha256?: string;
         };
-        /** @description What is used of a resource; limits of 0 are none. ``own_`` is the reader's, over all projects. */
+        /** @description What a project uses of a resource; limits of 0 are none. ``own_`` is the reader's, over all projects. */
         Usage: {
             /**
              * @description * `storage_bytes` - storage_bytes
@@ -6879,6 +6912,57 @@ export interface operations {
                 };
             };
             409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    me_usage: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OwnUsage"][];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -1,7 +1,7 @@
 import { Progress, Table, Text } from "@mantine/core";
 import { useQuery } from "@tanstack/react-query";
-import { usageQuery } from "@/api/account";
-import type { Usage } from "@/api/types";
+import { myUsageQuery, usageQuery } from "@/api/account";
+import type { OwnUsage } from "@/api/types";
 import { Loaded } from "@/components/Loaded";
 import { bytes, duration, integer } from "@/science/format";
 
@@ -40,7 +40,32 @@ export function UsagePanel({ project, resources }: { project: string; resources?
   );
 }
 
-function Share({ used, limit, row, whose }: { used: number; limit: number; row: Usage; whose: string }) {
+/** What the reader uses of their own limits, over all projects. */
+export function MyUsagePanel() {
+  const usage = useQuery(myUsageQuery);
+  return (
+    <section className="panel" aria-labelledby="my-usage" data-testid="my-usage">
+      <h2 id="my-usage">Use and limits</h2>
+      <p>What you use in all projects together. Staff can raise a limit.</p>
+      <Loaded query={usage} what="what you use">
+        {(rows) => (
+          <Table>
+            <Table.Tbody>
+              {rows.map((row) => (
+                <Table.Tr key={row.resource} data-testid="usage-row" data-resource={row.resource}>
+                  <Table.Th scope="row" fw="normal">{row.title}</Table.Th>
+                  <Table.Td><Share used={row.used} limit={row.limit} row={row} whose="you" /></Table.Td>
+                </Table.Tr>
+              ))}
+            </Table.Tbody>
+          </Table>
+        )}
+      </Loaded>
+    </section>
+  );
+}
+
+function Share({ used, limit, row, whose }: { used: number; limit: number; row: OwnUsage; whose: string }) {
   const share = limit > 0 ? Math.min(100, (100 * used) / limit) : 0;
   return (
     <>

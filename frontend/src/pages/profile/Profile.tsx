@@ -8,6 +8,7 @@ import frame from "@/app/Shell.module.css";
 import { ErrorNote } from "@/components/ErrorNote";
 import { Loaded } from "@/components/Loaded";
 import { Page } from "@/components/Page";
+import { MyUsagePanel } from "@/pages/UsagePanel";
 import { PasswordPanel } from "./PasswordPanel";
 import { SecondFactor } from "./SecondFactor";
 import { Tokens } from "./Tokens";
@@ -24,6 +25,7 @@ export function Profile() {
                 <Names me={who} />
                 <PasswordPanel />
                 <SecondFactor />
+                <MyUsagePanel />
                 <Tokens />
               </Stack>
             )
