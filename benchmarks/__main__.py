@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import features, live, memory, page, quality, report, store, trace, train, upload
+from benchmarks import features, live, memory, page, portal, quality, report, store, trace, train, upload
 from benchmarks.contest import ROOT, Settings
 
 SUBJECTS: dict[str, Callable[[Settings], Iterator[report.Section]]] = {
@@ -19,6 +19,7 @@ SUBJECTS: dict[str, Callable[[Settings], Iterator[report.Section]]] = {
     "memory": report.of_contests(memory.contests),
     "live": live.sections,
     "upload": upload.sections,
+    "portal": portal.sections,
     "quality": quality.sections,
 }
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"

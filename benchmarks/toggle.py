@@ -30,7 +30,7 @@ from workbench.supervisor import Supervisor, free_port, wait_for_web
 
 LAYER, WIDTH = 15, 576
 # Milliseconds: round trip with most people (p95), overhead (p50, p95), compute of a seen state.
-_ROUND_TRIP, _OVERHEAD, _SEEN = 400.0, (8.0, 20.0), 3.0
+ROUND_TRIP, _OVERHEAD, _SEEN = 400.0, (8.0, 20.0), 3.0
 _WARM_UP = 3
 _PASSWORD = "only-for-this-benchmark"
 _WORDS = " ".join([patching.PROMPT] * 8).split()
@@ -160,7 +160,7 @@ def goals(rows: Rows) -> Iterator[str]:
     """Whether the bounds on round trips, on what the way adds, and on seen states hold."""
     most = max(users for users, _ in rows)
     crowd, alone = rows[most, True], rows[min(users for users, _ in rows), True]
-    yield goal(f"{most} people, round trip p95 in ms", quantile(crowd.total, 0.95), most=_ROUND_TRIP)
+    yield goal(f"{most} people, round trip p95 in ms", quantile(crowd.total, 0.95), most=ROUND_TRIP)
     yield goal("1 person, overhead p50 in ms", quantile(alone.overhead, 0.5), most=_OVERHEAD[0])
     yield goal("1 person, overhead p95 in ms", quantile(alone.overhead, 0.95), most=_OVERHEAD[1])
     for (_, new), times in rows.items():

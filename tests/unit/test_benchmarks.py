@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time
 from pathlib import Path
+from random import Random
+from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import pytest
 
-from benchmarks import page, report, upload
+from benchmarks import page, portal, portal_people, report, upload
 from benchmarks.contest import Contest, Contestant, Settings, Spread, Standing, run
 
 
@@ -114,3 +118,96 @@ def test_a_generated_file_is_the_same_however_it_is_read():
     for start, length in ((0, 1), (2**20 - 3, 7), (2**20, 2**21), (source.size - 5, 100)):
         assert source.read(start, length) == whole[start : start + length]
     assert whole[: 2**20] != whole[2**20 : 2**21]
+
+
+def reader(
+    answers: dict[str, httpx.Response], log: portal_people.Log
+) -> tuple[portal_people.Reader, list[str]]:
+    """Somebody who browses a portal that knows these addresses, and what they asked for."""
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return answers.get(request.url.path, httpx.Response(404, text="nothing there"))
+
+    lab = portal_people.Lab(project="p", sae="s", saes=["s"], jobs=["j"], patches=["q"], words=["w"])
+    made = portal_people.Reader("http://portal", "key", lab, portal_people.Scripts({}), log, Random(0))
+    made._http = httpx.AsyncClient(base_url="http://portal", transport=httpx.MockTransport(answer))
+    return made, asked
+
+
+async def test_readers_ask_again_only_for_what_is_old_or_failed():
+    log = portal_people.Log()
+    query, old = portal_people.Query("/me", 60.0), portal_people.Query("/notifications", 0.0)
+    known = {f"/api/v1{path}": httpx.Response(200, content=b"{}") for path in ("/me", "/notifications")}
+    person, asked = reader(known, log)
+    for _ in range(2):
+        await person.ask(query, old)
+        await person.ask(portal_people.Query("/gone", 60.0))
+    assert sorted(asked) == ["/api/v1/gone"] * 2 + ["/api/v1/me"] + ["/api/v1/notifications"] * 2
+    assert log.errors == ["GET /gone: 404 nothing there"] * 2
+    assert {name: len(times) for name, times in log.requests.items()} == {
+        "GET /gone": 2,
+        "GET /me": 1,
+        "GET /notifications": 2,
+    }
+    await person.close()
+
+
+def test_pages_that_began_while_readers_came_in_do_not_count():
+    log = portal_people.Log(begin=time.perf_counter())
+    log.page("before", log.begin - 0.1)
+    log.page("after", log.begin)
+    assert list(log.pages) == ["after"]
+
+
+def test_a_page_brings_its_scripts_and_their_styles(tmp_path):
+    assets = tmp_path / "assets"
+    assets.mkdir()
+    for name, text in {
+        "Home-abcdefgh.js": 'import{a as b}from"./Box-12345678.js";import"./side-abcd-fgh.js";',
+        "Home-bcdefghi.css": "",
+        "Box-12345678.js": 'import{c}from"./Home-abcdefgh.js"',
+        "Box-23456789.css": "",
+        "side-abcd-fgh.js": "",
+        "Other-abcdefgh.js": "",
+        "Other-abcdefgh.css": "",
+    }.items():
+        (assets / name).write_text(text)
+    found = {Path(file).name for file in portal_people.Scripts.of(tmp_path).needs["Home"]}
+    assert found == {path.name for path in assets.iterdir() if not path.name.startswith("Other")}
+    assert portal_people.Scripts.of(tmp_path / "nowhere").needs == {}
+
+
+def test_requests_are_counted_by_what_they_ask_for():
+    job = "0190f2b4-7c3a-7b1e-9f00-000000000001"
+    assert portal_people.shape(f"/api/v1/jobs/{job}/events?after=3") == "/jobs/{id}/events"
+    assert portal_people.shape("/static/assets/index-BdH8O8Z1.js") == "/static/…"
+    query = parse_qs(urlsplit(portal_people.filtered("s", Random(1))).query)
+    assert 0 < float(query["min_density"][0]) < float(query["max_density"][0])
+    assert query["dead"] == ["false"]
+
+
+def test_the_load_test_judges_all_pages_together():
+    run = portal.Run()
+    run.web = portal.Web(starts=[1.0, 2.0, 9.0], before=100, after=140)
+    run.together.pages = {"home": [100.0] * 90, "jobs": [290.0] * 9 + [900.0]}
+    run.alone.pages = {"feature": [120.0]}
+    lines = list(portal.goals(run))
+    assert "- goal met: 50 people browsing, page p95 in ms 290 (≤ 300)" in lines
+    assert "- goal met: errors 0 (≤ 0)" in lines
+    assert "- goal **missed**: alone, feature, p95 in ms 120 (≤ 100)" in lines
+    assert "- goal met: web process, median start in s 2 (≤ 3)" in lines
+    assert "- goal met: web process, MB 140 (≤ 150)" in lines
+    run.together.errors += ["GET /me: 500"] * 3
+    run.web.torch.append("libtorch.so")
+    run.late.append(1.0)
+    lines = list(portal.goals(run))
+    assert "- goal **missed**: errors 3 (≤ 0)" in lines
+    assert "- goal **missed**: web process, files of torch loaded 1 (≤ 0)" in lines
+    assert "- 3 × GET /me: 500" in list(portal.text(run))
+    assert list(portal.table(run.together.pages, "pages"))[2:] == [
+        "| home | 90 | 100 | 100 | 100 | 100 |",
+        "| jobs | 10 | 290 | 900 | 900 | 900 |",
+        "| all pages | 100 | 100 | 290 | 900 | 900 |",
+    ]
