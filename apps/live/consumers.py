@@ -15,10 +15,10 @@ from apps.jobs.models import Job
 from apps.jobs.summary import EventSummary, JobSummary, summarise, summarise_event
 from apps.live import messages as m
 from apps.live.resident_client import pool
-from apps.live.seats import keep_seat, leave_seat, take_seat
+from apps.live.seats import keeper, leave_seat, take_seat
 from apps.live.services import Places, Resident, live_places, resident_of, visible_model
 from apps.live.session import LiveSession
-from apps.live.sockets import FORBIDDEN, NOT_FOUND, TOO_MANY, Socket
+from apps.live.sockets import FORBIDDEN, NOT_FOUND, SEAT_LOST, TOO_MANY, Socket
 from apps.projects.models import Project
 from apps.projects.quotas import QuotaExceeded
 from apps.registry.models import LanguageModel
@@ -39,11 +39,22 @@ class UnknownRoute(Socket):
 
 
 class LiveConsumer(Socket):
-    """``/ws/live/<model>/``: prompts and plans in, distributions out."""
+    """``/ws/live/<model>/``: prompts and plans in, distributions out.
+
+    ``?page=<uuid>`` names the page, so that it gets its place back at once when it connects again.
+    """
 
     requests = m.LiveRequest
     session: LiveSession | None = None
     seat: UUID | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one connection; however it ends, its seat is renewed no more."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if self.seat is not None:
+                keeper.release(self.seat)
 
     async def admit(self) -> int | None:
         """People who may hold live sessions with the model."""
@@ -52,10 +63,16 @@ class LiveConsumer(Socket):
         if code is not None:
             return code
         try:
-            self.seat = await self._take_seat()
+            page = UUID(named[0]) if (named := self.asked("page")) else None
+        except ValueError:
+            await self.fail("bad_page", f"page is {named[0][:40]!r}, which is no UUID.", "Make one up.")
+            return NOT_FOUND
+        try:
+            self.seat = await self._take_seat(page)
         except QuotaExceeded as error:
             await self.fail(error.code, error.message, error.hint)
             return TOO_MANY
+        keeper.hold(self.seat, lambda: self.spawn(self._lose_seat()))
         LIVE_SESSIONS.inc()
         self.session = LiveSession(
             model_id=self.model_id,
@@ -96,6 +113,12 @@ class LiveConsumer(Socket):
         if self.seat is not None:
             await database_sync_to_async(leave_seat)(self.seat)
 
+    async def _lose_seat(self) -> None:
+        await self.fail(
+            "seat_lost", "Another connection of the same page took the place of this one.", "Use that one."
+        )
+        await self.shut(SEAT_LOST)
+
     async def resident_changed(self, event: dict[str, Any]) -> None:
         """The agent saw something change."""
         if self.session is not None:
@@ -110,14 +133,12 @@ class LiveConsumer(Socket):
             return FORBIDDEN
         except NotVisible:
             return NOT_FOUND
-        if self.seat is not None:
-            keep_seat(self.seat)
         return None
 
     @database_sync_to_async  # type: ignore[untyped-decorator]
-    def _take_seat(self) -> UUID:
+    def _take_seat(self, page: UUID | None) -> UUID:
         project = LanguageModel.objects.values_list("project_id", flat=True).get(pk=self.model_id)
-        return take_seat(user=self.user, project_id=project).pk
+        return take_seat(user=self.user, project_id=project, page=page).pk
 
     @database_sync_to_async  # type: ignore[untyped-decorator]
     def _look(self) -> Resident:
@@ -141,8 +162,7 @@ class JobsConsumer(Socket):
 
     async def admit(self) -> int | None:
         """Anybody signed in; a project in the address must be theirs."""
-        query = self.scope.get("query_string", b"").decode(errors="replace")
-        wanted = [part.removeprefix("project=") for part in query.split("&") if part.startswith("project=")]
+        wanted = self.asked("project")
         if not wanted:
             return None
         try:

@@ -269,6 +269,21 @@ JobsRequest = Subscribe | Unsubscribe | Watch | Unwatch | Ping
 JobsAnswer = Snapshot | JobChanged | JobEvents | Failure | Pong
 
 
+TICKET = "a ticket of POST /api/v1/ws-tickets, for clients with an API token"
+LIVE_QUERY = {
+    "ticket": TICKET,
+    "page": "a UUID the client makes up: connecting again under it takes over the place it had, however full it is",
+}
+JOBS_QUERY = {"ticket": TICKET, "project": "id of a project to subscribe to at once"}
+CLOSE_CODES = {
+    "4401": "not signed in, or no longer",
+    "4403": "your role does not allow it",
+    "4404": "no such model or project, or not for you",
+    "4408": "another connection of the same page took the place of this one",
+    "4429": "all live sessions of the person or of the project are open; the failure before says how many",
+}
+
+
 def schema() -> dict[str, Any]:
     """JSON Schema of both sockets: what each side may say, and the components."""
     unions = {
@@ -283,8 +298,9 @@ def schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "WebSocket messages of the portal",
         "sockets": {
-            "/ws/live/{model}/": {"request": "LiveRequest", "answer": "LiveAnswer"},
-            "/ws/jobs/": {"request": "JobsRequest", "answer": "JobsAnswer"},
+            "/ws/live/{model}/": {"request": "LiveRequest", "answer": "LiveAnswer", "query": LIVE_QUERY},
+            "/ws/jobs/": {"request": "JobsRequest", "answer": "JobsAnswer", "query": JOBS_QUERY},
         },
+        "close_codes": CLOSE_CODES,
         "$defs": dict(sorted(definitions.items())),
     }

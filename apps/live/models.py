@@ -49,10 +49,11 @@ class ResidentWorker(Record):
 
 
 class LiveSeat(Record):
-    """An open live session, counted against quotas."""
+    """An open live session, counted against quotas as long as its web process renews it."""
 
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+")
+    page = models.UUIDField(null=True, blank=True)
     expires_at = models.DateTimeField(db_index=True)
 
     class Meta:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 from typing import Any, ClassVar
+from urllib.parse import parse_qs
 
 import msgspec
 import structlog
@@ -26,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 MAX_FRAME = 512 * 1024
 RECHECK_SECONDS = 30.0
-NOT_SIGNED_IN, FORBIDDEN, NOT_FOUND, TOO_MANY = 4401, 4403, 4404, 4429
+NOT_SIGNED_IN, FORBIDDEN, NOT_FOUND, SEAT_LOST, TOO_MANY = 4401, 4403, 4404, 4408, 4429
 
 _encoder = msgspec.json.Encoder()
 
@@ -107,6 +108,10 @@ class Socket(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.close(code=code)
 
     # --- for subclasses -------------------------------------------------------------------------------
+
+    def asked(self, name: str) -> list[str]:
+        """What the address says after ``?`` under a name."""
+        return parse_qs(self.scope.get("query_string", b"").decode(errors="replace")).get(name, [])
 
     async def admit(self) -> int | None:
         """Called once after accepting; a close code refuses."""

@@ -5,7 +5,6 @@ import { begun, endedWith, extended, progressWords, sharedLength } from "@/live/
 import { JobsFeed } from "@/live/jobsFeed";
 import { addEvents, JobsLedger, NO_EVENTS, withJob } from "@/live/jobsLedger";
 import { LiveSession, strongestFirst } from "@/live/liveSession";
-import { backoff, ReconnectingSocket } from "@/live/socket";
 import { FakeSocket } from "./socketRig";
 
 beforeEach(() => {
@@ -13,68 +12,6 @@ beforeEach(() => {
   FakeSocket.made = [];
 });
 afterEach(() => vi.useRealTimers());
-
-describe("a reconnecting socket", () => {
-  const rig = () => {
-    const seen: string[] = [];
-    const socket = new ReconnectingSocket<{ type: string }, { type: string }>(
-      "ws://x/",
-      { onOpen: () => seen.push("ready"), onMessage: (message) => seen.push(message.type), onConnection: (state) => seen.push(state) },
-      () => ({ type: "ping" }),
-      { connect: FakeSocket.connect, random: () => 0.5 },
-    );
-    return { seen, socket };
-  };
-
-  it("waits longer after every failure, up to a limit, with jitter", () => {
-    const middle = [0, 1, 2, 3].map((attempt) => backoff(attempt, 0.5));
-    expect(middle).toEqual([300, 600, 1200, 2400]);
-    expect(backoff(30, 1)).toBeLessThanOrEqual(15_000);
-    expect(backoff(3, 0)).toBeLessThan(backoff(3, 1));
-  });
-
-  it("comes back after it was lost, and starts afresh with its patience", () => {
-    const { seen } = rig();
-    FakeSocket.last.open();
-    FakeSocket.last.drop();
-    expect(FakeSocket.made).toHaveLength(1);
-    vi.advanceTimersByTime(300);
-    expect(FakeSocket.made).toHaveLength(2);
-    FakeSocket.last.drop();
-    vi.advanceTimersByTime(599);
-    expect(FakeSocket.made).toHaveLength(2);
-    vi.advanceTimersByTime(1);
-    FakeSocket.last.open();
-    FakeSocket.last.drop();
-    vi.advanceTimersByTime(300);
-    expect(FakeSocket.made).toHaveLength(4);
-    expect(seen.slice(0, 4)).toEqual(["connecting", "open", "ready", "lost"]);
-  });
-
-  it("does not come back when it was told to stay away", () => {
-    const { seen } = rig();
-    FakeSocket.last.open();
-    FakeSocket.last.drop(4401);
-    vi.advanceTimersByTime(60_000);
-    expect(FakeSocket.made).toHaveLength(1);
-    expect(seen.at(-1)).toBe("ended");
-  });
-
-  it("asks whether anybody is there, and leaves when nobody answers", () => {
-    rig();
-    const first = FakeSocket.last;
-    first.open();
-    vi.advanceTimersByTime(20_000);
-    expect(first.of("ping")).toHaveLength(1);
-    first.say({ type: "pong" });
-    vi.advanceTimersByTime(15_000);
-    expect(first.readyState).toBe(WebSocket.OPEN);
-    vi.advanceTimersByTime(15_000);
-    expect(first.readyState).toBe(WebSocket.CLOSED);
-    vi.advanceTimersByTime(1000);
-    expect(FakeSocket.made).toHaveLength(2);
-  });
-});
 
 const plan = (strength: number): EditPlan => ({
   version: 1,
@@ -227,6 +164,39 @@ describe("a live session", () => {
     expect(second.of("apply")[0]!.rev).toBeGreaterThan(2);
     expect(second.of("read_features")).toMatchObject([{ sae: "s", indices: [1, 2] }]);
     expect(shown(session)).toMatchObject({ connection: "open", reconnected: true });
+  });
+
+  it("names itself, so that its place is given back when it connects again", () => {
+    const uuid = /\?page=[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
+    start();
+    const first = FakeSocket.last;
+    expect(first.url).toMatch(uuid);
+    first.drop();
+    vi.advanceTimersByTime(1000);
+    expect(FakeSocket.last).not.toBe(first);
+    expect(FakeSocket.last.url).toBe(first.url);
+    start();
+    expect(FakeSocket.last.url).not.toBe(first.url);
+  });
+
+  it("waits outside while all live sessions are taken, and comes in by itself", () => {
+    const session = start();
+    const failure = { type: "failure", code: "quota_live_sessions", message: "1 of 1.", hint: "", rev: null };
+    for (let time = 1; time <= 3; time++) {
+      FakeSocket.last.say(failure);
+      FakeSocket.last.drop(4429);
+      expect(shown(session)).toMatchObject({ connection: "lost", crowded: true, failure: { message: "1 of 1." } });
+      vi.advanceTimersByTime(3000); // it opens before it is refused, which says nothing about how soon to ask again
+      expect(FakeSocket.made).toHaveLength(time);
+      vi.advanceTimersByTime(1000);
+      expect(FakeSocket.made).toHaveLength(time + 1);
+      FakeSocket.last.open();
+      expect(shown(session)).toMatchObject({ crowded: true });
+    }
+    FakeSocket.last.say(ready);
+    expect(shown(session)).toMatchObject({ crowded: false });
+    FakeSocket.last.say(opened);
+    expect(shown(session)).toMatchObject({ crowded: false, failure: null });
   });
 
   it("starts over by itself when the model's process died and came back", () => {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 from django.urls import reverse
@@ -13,7 +14,7 @@ from apps.jobs import leases
 from apps.jobs.models import Job
 from apps.jobs.transitions import ABANDONED
 from apps.live.models import LiveSeat
-from apps.live.seats import take_seat
+from apps.live.seats import LIFETIME, RENEW_SECONDS, keep_seats, take_seat
 from apps.projects.models import Quota
 from apps.projects.quotas import RESOURCES, Holder, QuotaExceeded, limits_of, used_by
 from tests.factories import ArtifactFactory, JobFactory, QuotaFactory, UploadFactory, WorkerNodeFactory
@@ -138,6 +139,41 @@ def test_live_sessions(world) -> None:
     take_seat(user=world.people["editor"], project_id=world.project.pk)
     LiveSeat.objects.filter(pk=seat.pk).update(expires_at=timezone.now() - timedelta(seconds=1))
     take_seat(user=world.people["viewer"], project_id=world.project.pk)
+
+
+def test_a_page_gets_its_live_session_back_however_full_it_is(world) -> None:
+    QuotaFactory(project=world.project, live_sessions=2)
+    here = {"project_id": world.project.pk}
+    viewer, editor, page = world.people["viewer"], world.people["editor"], uuid4()
+    first = take_seat(user=viewer, page=page, **here)
+    other = take_seat(user=editor, page=uuid4(), **here)
+    with pytest.raises(QuotaExceeded):
+        take_seat(user=viewer, page=uuid4(), **here)  # another window
+    with pytest.raises(QuotaExceeded):
+        take_seat(user=world.people["owner"], page=page, **here)  # somebody else who says the same
+    again = take_seat(user=viewer, page=page, **here)
+    assert keep_seats([first.pk, other.pk, again.pk]) == {first.pk}
+    assert used_by("live_sessions", Holder("project", world.project.pk)) == 2
+
+
+def test_live_sessions_end_with_the_process_that_renews_them(world, django_assert_num_queries) -> None:
+    seats = [take_seat(user=world.people["owner"], project_id=world.project.pk).pk for _ in range(5)]
+    holder = Holder("user", world.people["owner"].pk)
+    LiveSeat.objects.update(expires_at=timezone.now() + timedelta(seconds=1))
+    with django_assert_num_queries(1):  # however many they are
+        assert keep_seats(seats) == set()
+    assert 2 * RENEW_SECONDS <= LIFETIME.total_seconds() <= 15
+    left = LiveSeat.objects.values_list("expires_at", flat=True)
+    assert min(left) > timezone.now() + LIFETIME - timedelta(seconds=5)
+    # a process that was held up for longer finds its seats again; long after that they are gone
+    LiveSeat.objects.update(expires_at=timezone.now() - timedelta(seconds=30))
+    assert used_by("live_sessions", holder) == 0
+    take_seat(user=world.people["viewer"], project_id=world.project.pk)
+    assert keep_seats(seats) == set()
+    assert used_by("live_sessions", holder) == 5
+    LiveSeat.objects.filter(pk__in=seats[:2]).update(expires_at=timezone.now() - timedelta(hours=1))
+    take_seat(user=world.people["viewer"], project_id=world.project.pk)
+    assert keep_seats(seats) == set(seats[:2])
 
 
 def test_usage_is_shown(world, client_of, settings) -> None:

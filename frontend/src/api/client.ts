@@ -34,7 +34,14 @@ export async function body<Data>(answer: Promise<{ data?: Data; response: Respon
   return data as Data;
 }
 
-/** A key that makes a POST safe to repeat. */
-export function idempotencyKey(): string {
-  return crypto.randomUUID();
+/** A UUID nobody else makes up. Browsers have `crypto.randomUUID` on HTTPS and localhost only. */
+export function randomId(): string {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  bytes[6] = (bytes[6]! & 0x0f) | 0x40;
+  bytes[8] = (bytes[8]! & 0x3f) | 0x80;
+  const digits = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return digits.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
 }
+
+/** A key that makes a POST safe to repeat. */
+export const idempotencyKey = randomId;

@@ -24,8 +24,16 @@ function ended(code: number | null): Trouble {
   return { state: "failed", title: "This model is gone", text: "It was removed, or you may no longer see it." };
 }
 
-function troubleOf({ connection, endedWith, resident }: LiveState): Trouble | null {
+const CROWDED: Trouble = {
+  state: "lost",
+  title: "All live sessions are taken",
+  text: "You or the project have as many open as the limits allow. Close another window with a live model; this one goes on by itself as soon as there is room.",
+  hurry: true,
+};
+
+function troubleOf({ connection, endedWith, crowded, resident }: LiveState): Trouble | null {
   if (connection === "ended") return ended(endedWith);
+  if (crowded) return CROWDED;
   if (connection === "lost") {
     return { state: "lost", title: "Connection lost", text: "Trying again; the prompt and the edits will be restored.", hurry: true };
   }

@@ -1,10 +1,11 @@
 /** A session with a resident model: a prompt, a plan of edits, and the answers to both. */
 
+import { randomId } from "@/api/client";
 import type { EditPlan } from "@/api/types";
 import { LatestWins } from "./latestWins";
 import { begun, endedWith, extended, type Continuation, type Wishes } from "./continuation";
 import type { Failure, FeatureValues, Generated, GenerationEnded, LiveAnswer, LiveRequest, Opened, PositionShifts, ResidentMessage, Result } from "./messages";
-import { ReconnectingSocket, socketUrl, type Connection, type SocketOptions } from "./socket";
+import { CLOSED_TOO_MANY, ReconnectingSocket, socketUrl, type Connection, type SocketOptions } from "./socket";
 import { FrameStore } from "./store";
 
 /** How long an answer may take before the wait is given up, so that a lost one cannot block the lab. */
@@ -14,6 +15,8 @@ export interface LiveState {
   connection: Connection;
   /** Why the socket closed for good, when it did. */
   endedWith: number | null;
+  /** All live sessions that the limits allow are open elsewhere; known until the portal lets this one in. */
+  crowded: boolean;
   /** The socket was lost at least once and is back. */
   reconnected: boolean;
   resident: ResidentMessage | null;
@@ -42,6 +45,7 @@ export interface LiveState {
 export const IDLE: LiveState = {
   connection: "connecting",
   endedWith: null,
+  crowded: false,
   reconnected: false,
   resident: null,
   opened: null,
@@ -78,6 +82,8 @@ export class LiveSession {
   private readings: Reading[] = [];
   private plan: EditPlan = { version: 2, edits: [] };
   private runs = 0;
+  /** Names this session to the portal, which gives its place back when it connects again. */
+  private readonly page = randomId();
 
   /** @param top how many next tokens to ask for. */
   constructor(private readonly model: string, private readonly top = 12, private readonly options: SocketOptions = {}) {
@@ -87,7 +93,7 @@ export class LiveSession {
   /** Connect, until the returned function is called; can be started again after that. */
   start(): () => void {
     this.socket = new ReconnectingSocket<LiveAnswer, LiveRequest>(
-      socketUrl(`/ws/live/${this.model}/`),
+      socketUrl(`/ws/live/${this.model}/?page=${this.page}`),
       {
         // The portal says at once how the model is; that starts the session.
         onOpen: () => undefined,
@@ -204,6 +210,7 @@ export class LiveSession {
     this.store.set({
       connection,
       endedWith: connection === "ended" ? (code ?? 0) : null,
+      crowded: code === CLOSED_TOO_MANY || (this.store.value.crowded && connection !== "ended"),
       reconnected: connection === "open" && (before === "lost" || this.store.value.reconnected),
     });
   }
@@ -246,7 +253,7 @@ export class LiveSession {
   }
 
   private residentChanged(resident: ResidentMessage): void {
-    this.store.set({ resident, ahead: 0 });
+    this.store.set({ resident, ahead: 0, crowded: false });
     if (resident.state === "ready") {
       this.sendOpen();
     } else {

@@ -6,12 +6,13 @@ export type Connection = "connecting" | "open" | "lost" | "ended";
 export const CLOSED_SIGNED_OUT = 4401;
 export const CLOSED_FORBIDDEN = 4403;
 export const CLOSED_NOT_FOUND = 4404;
-/** As many live sessions as the limits allow are open already. */
+const FINAL = new Set([CLOSED_SIGNED_OUT, CLOSED_FORBIDDEN, CLOSED_NOT_FOUND]);
+/** As many live sessions as the limits allow are open already; that changes when somebody leaves. */
 export const CLOSED_TOO_MANY = 4429;
-const FINAL = new Set([CLOSED_SIGNED_OUT, CLOSED_FORBIDDEN, CLOSED_NOT_FOUND, CLOSED_TOO_MANY]);
 
 const FIRST_DELAY = 400;
 const LONGEST_DELAY = 15_000;
+const CROWDED_DELAY = 4000;
 const HEARTBEAT = 20_000;
 const PATIENCE = 10_000;
 
@@ -108,7 +109,8 @@ export class ReconnectingSocket<In, Out> {
       return;
     }
     this.events.onConnection("lost", code);
-    const delay = backoff(this.attempt, (this.options.random ?? Math.random)());
+    const random = (this.options.random ?? Math.random)();
+    const delay = code === CLOSED_TOO_MANY ? CROWDED_DELAY * (0.75 + random / 2) : backoff(this.attempt, random);
     this.attempt += 1;
     this.retry = setTimeout(this.hurryWhenHiddenToo, delay);
   }
