@@ -39,12 +39,12 @@ def toggle(
     *, model: str, text: str, ids: list[int], dtype: str, layer: int, start: int, strength: float, times: int
 ) -> Turn:
     """An ``add`` from one position on with a strength not seen before, to the next token's distribution."""
-    resident, sae = _resident(model, text, ids, dtype, layer)
+    resident, plan = _resident(model, text, ids, dtype, layer)
     strengths = itertools.count(1)
     where = Positions(mode="from", start=start, include_sinks=True)
 
     def work() -> None:
-        applied = resident.apply(SESSION, _plan(sae, strength * (1 + next(strengths) / 1000), where))
+        applied = resident.apply(SESSION, plan(strength * (1 + next(strengths) / 1000), where))
         assert applied.reused == "computed"
 
     return repeated(work, times, 1)
@@ -54,8 +54,8 @@ def seen(
     *, model: str, text: str, ids: list[int], dtype: str, layer: int, strength: float, times: int
 ) -> Turn:
     """Back to a state seen before: a patch off and on again."""
-    resident, sae = _resident(model, text, ids, dtype, layer)
-    states = itertools.cycle((EditPlan(), _plan(sae, strength, Positions(include_sinks=True))))
+    resident, plan = _resident(model, text, ids, dtype, layer)
+    states = itertools.cycle((EditPlan(), plan(strength, Positions(include_sinks=True))))
     for _ in range(2):
         resident.apply(SESSION, next(states))
 
@@ -65,16 +65,20 @@ def seen(
     return repeated(work, times, 1)
 
 
-def _resident(
-    model: str, text: str, ids: list[int], dtype: str, layer: int
-) -> tuple[ResidentModel, SparseAutoencoder]:
+def _resident(model: str, text: str, ids: list[int], dtype: str, layer: int) -> tuple[ResidentModel, _Edits]:
     sae = stand_in(576, layer)
     resident = opened(model, text, dtype, sae)
     assert resident._session(SESSION).tokens.tolist() == ids, "all contestants run the same tokens"
-    return resident, sae
+    return resident, _Edits(sae)
 
 
-def _plan(sae: SparseAutoencoder, strength: float, where: Positions) -> EditPlan:
-    feature = FeatureRef(sae=sae.content_fingerprint(), index=FEATURE)
-    edit = Edit(kind="add", site=sae.config.site, feature=feature, strength=strength, positions=where)
-    return EditPlan(edits=(edit,))
+class _Edits:
+    """Plans of one edit. Who holds an autoencoder knows its fingerprint; making it reads all weights."""
+
+    def __init__(self, sae: SparseAutoencoder) -> None:
+        self._feature = FeatureRef(sae=sae.content_fingerprint(), index=FEATURE)
+        self._site = sae.config.site
+
+    def __call__(self, strength: float, where: Positions) -> EditPlan:
+        edit = Edit(kind="add", site=self._site, feature=self._feature, strength=strength, positions=where)
+        return EditPlan(edits=(edit,))

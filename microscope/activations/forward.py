@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from microscope.models import LoadedModel, module_at
 from microscope.params import Site
+from microscope.threads import in_pieces
 
 _FLOAT16_MAX = float(torch.finfo(torch.float16).max)
 
@@ -45,7 +47,7 @@ class SiteReader:
 
     def __init__(self, loaded: LoadedModel, sites: Sequence[Site]) -> None:
         self._loaded, self._sites = loaded, list(sites)
-        self._caught: dict[str, Tensor] = {}
+        self._here = threading.local()  # what the pass of this thread has caught
         self._handles: list[Any] = []
 
     def __enter__(self) -> SiteReader:
@@ -77,19 +79,33 @@ class SiteReader:
         options: dict[str, Any] = {"use_cache": False}
         if not loaded.family.causal:
             options = {"attention_mask": real.long().to(loaded.device)}
-        self._caught = {}
+        caught: dict[str, Tensor] = {}
+        self._here.caught = caught
         with contextlib.suppress(_Reached):
             loaded.model.base_model(tokens.to(loaded.device, non_blocking=True), **options)
-        return self._caught
+        return caught
 
     def read_windows(self, windows: Sequence[np.ndarray]) -> dict[str, list[SiteRows]]:
-        """Rows of every site for a batch of token windows, ready to be stored: per site, one per window."""
-        caught = self.read(*pad(windows))
-        return {name: _stored(values, [len(w) for w in windows]) for name, values in caught.items()}
+        """Rows of every site for a batch of token windows, ready to be stored: per site, one per window.
+
+        On a CPU each thread runs windows of its own through the whole model. Threads that divide every
+        operation among them wait for each other after each of hundreds, most of all on a busy machine.
+        """
+
+        def some(first: int, last: int) -> dict[str, list[SiteRows]]:
+            part = windows[first:last]
+            caught = self.read(*pad(part))
+            return {name: _stored(values, [len(w) for w in part]) for name, values in caught.items()}
+
+        if self._loaded.device.type != "cpu" or self._loaded.spread or self._loaded.quantisation is not None:
+            return some(0, len(windows))
+        parts = in_pieces(some, len(windows), -(-len(windows) // torch.get_num_threads()))
+        return {name: [rows for part in parts for rows in part[name]] for name in parts[0]}
 
     def _catch(self, name: str, value: Tensor | tuple[Tensor, ...]) -> None:
-        self._caught[name] = value[0] if isinstance(value, tuple) else value
-        if len(self._caught) == len(self._sites):
+        caught: dict[str, Tensor] = self._here.caught
+        caught[name] = value[0] if isinstance(value, tuple) else value
+        if len(caught) == len(self._sites):
             raise _Reached
 
     def _output_hook(self, name: str) -> Any:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from microscope.sae import SparseAutoencoder
-from microscope.sae.cpu.compiled import in_pieces
 from microscope.sae.cpu.latents import adam
 from microscope.sae.kernels import LatentGradients
+from microscope.threads import in_pieces
 
 # So many numbers of each matrix are updated at once: fewer do not pay for their calls, more leave the cache.
 _PIECE = 2**17

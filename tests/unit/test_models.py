@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from microscope.activations.forward import SiteReader
 from microscope.errors import MicroscopeError
 from microscope.models import inspect_model, load_model, memory, runner_for
 from microscope.models.runner import GrowingKeyValue, run_blocks
+from microscope.models.runner.product import _mkl, _onednn
 from microscope.params import SITE_KINDS, Site
 from tests.tiny_models import make_model
 
@@ -85,7 +88,7 @@ def test_parallel_blocks_have_no_middle(model_folders):
 
 
 def test_reading_a_low_site_runs_nothing_above_it(llama):
-    ran = []
+    ran, hooks = [], dict(llama.model.model.layers[1]._forward_hooks)
     handles = [
         layer.register_forward_hook(lambda *_, n=n: ran.append(n))
         for n, layer in enumerate(llama.model.model.layers)
@@ -95,7 +98,32 @@ def test_reading_a_low_site_runs_nothing_above_it(llama):
     for handle in handles:
         handle.remove()
     assert ran[-1] <= 1
-    assert not llama.model.model.layers[1]._forward_hooks
+    assert dict(llama.model.model.layers[1]._forward_hooks) == hooks  # transformers may have some of its own
+
+
+def test_windows_that_several_threads_read_are_what_each_is_alone(tiny):
+    windows = [
+        w[:length].numpy() for w, length in zip(tokens(7, 24), (24, 24, 19, 12, 12, 5, 1), strict=True)
+    ]
+    sites = [Site("resid_post", 0), Site("mlp_out", tiny.n_layers - 1)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with SiteReader(tiny, sites) as reader:
+            together = [reader.read_windows(windows) for _ in range(5)]
+    finally:
+        torch.set_num_threads(before)
+    with SiteReader(tiny, sites) as reader:
+        for number, window in enumerate(windows):
+            ids = torch.from_numpy(window)[None]
+            for name, alone in reader.read(ids, torch.ones_like(ids, dtype=torch.bool)).items():
+                for found in together:
+                    np.testing.assert_allclose(
+                        found[name][number].values, alone[0].numpy(), rtol=2e-3, atol=2e-3
+                    )
+                    np.testing.assert_allclose(
+                        found[name][number].norm, alone[0].norm(dim=1).numpy(), rtol=1e-5, atol=1e-6
+                    )
 
 
 def test_runner_equals_the_hugging_face_forward(tiny):
@@ -172,6 +200,27 @@ def test_packed_weights_compute_the_same(family, dtype, model_folders):
     runner.block(0, x, 0, None)[0].float().sum().backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("packer", [_onednn, _mkl])
+def test_each_layout_of_a_weight_serves_any_number_of_rows(packer):
+    generator = torch.Generator().manual_seed(0)
+    try:
+        packer(torch.ones(2, 2), None)
+    except (AttributeError, RuntimeError):
+        pytest.skip("these kernels are missing here")
+    with torch.inference_mode():
+        for out, into in ((5, 3), (96, 64), (300, 129)):
+            weight, bias = (torch.randn(*s, generator=generator) for s in ((out, into), (out,)))
+            for given in (bias, None):
+                packed = packer(weight, given)
+                for rows in (1, 2, 3, 8, 17, 64, 129, 500):
+                    x = torch.randn(2, rows, into, generator=generator)
+                    for some in (x, x[:, -1:], x[1:, ::2]):
+                        expected = F.linear(
+                            some.double(), weight.double(), None if given is None else given.double()
+                        )
+                        torch.testing.assert_close(packed(some).double(), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_fusing_weights_leaves_the_model_as_it_was(model_folders):

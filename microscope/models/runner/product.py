@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Rows ``[…, in]`` times a packed weight, plus a bias.
+_Packed = Callable[[Tensor], Tensor]
+_Packer = Callable[[Tensor, Tensor | None], _Packed]
+# Layouts are compared on this many rows, about what a toggle recomputes, and the best of so many times.
+_TRIAL_ROWS, _TRIALS = 32, 5
 
 
 class Product:
@@ -17,7 +27,7 @@ class Product:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
-        self._packed: Tensor | None = None
+        self._packed: _Packed | None = None
 
     @property
     def nbytes(self) -> int:
@@ -26,25 +36,66 @@ class Product:
 
     def pack(self) -> int:
         """Keep the weight in the kernels' layout, too, where there are such kernels; returns the bytes added."""
-        if self._packed is not None or not can_pack(self.weight):
+        if self._packed is not None:
             return 0
-        # The number of rows is a hint: the layout serves any.
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().contiguous(), 128)
+        packer = _packer(self.weight)
+        if packer is None:
+            return 0
+        self._packed = packer(self.weight.detach().contiguous(), self.bias)
         return self.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._packed is None or (torch.is_grad_enabled() and x.requires_grad):
             return F.linear(x, self.weight, self.bias)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-        return out
+        return self._packed(x)
 
 
-def can_pack(weight: Tensor) -> bool:
-    """Whether the kernels that read packed weights are there for this one."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    )
+def _packer(weight: Tensor) -> _Packer | None:
+    """The way to pack weights like this one, or None where kernels for it are missing."""
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    onednn = _onednn if _has("mkldnn", "_linear_pointwise", "_reorder_linear_weight") else None
+    if weight.dtype == torch.bfloat16 or not _has("mkl", "_mkl_linear", "_mkl_reorder_linear_weight"):
+        return onednn
+    if onednn is None:
+        return _mkl
+    return _mkl if _mkl_is_faster() else onednn
+
+
+def _has(library: str, *operations: str) -> bool:
+    there = torch.backends.mkldnn.is_available() if library == "mkldnn" else torch.backends.mkl.is_available()
+    return there and all(hasattr(getattr(torch.ops, library), name) for name in operations)
+
+
+def _onednn(weight: Tensor, bias: Tensor | None) -> _Packed:
+    # The number of rows is a hint: the layout serves any.
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 128)
+    linear = torch.ops.mkldnn._linear_pointwise
+    return lambda x: linear(x, packed, bias, "none", [], "")
+
+
+def _mkl(weight: Tensor, bias: Tensor | None) -> _Packed:
+    # Here, too, the layout serves any number of rows; told another number than there are, the operation
+    # would fall back to the plain weight.
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, 128)
+    linear = torch.ops.mkl._mkl_linear
+    return lambda x: linear(x, packed, weight, bias, x.numel() // x.shape[-1])
+
+
+@cache
+def _mkl_is_faster() -> bool:
+    """Which of two libraries multiplies few float32 rows faster differs from processor to processor: tried once."""
+    weight = torch.ones(2048, 512)
+    x = torch.ones(_TRIAL_ROWS, 512)
+    with torch.no_grad():
+        return _shortest(_mkl(weight, None), x) < _shortest(_onednn(weight, None), x)
+
+
+def _shortest(product: _Packed, x: Tensor) -> float:
+    product(x)
+    times = []
+    for _ in range(_TRIALS):
+        started = time.perf_counter()
+        product(x)
+        times.append(time.perf_counter() - started)
+    return min(times)

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microscope.sae.cpu.compiled import compiled, in_pieces
+from microscope.sae.cpu.compiled import compiled
+from microscope.threads import in_pieces
 
 _PAIRS, _ROWS = 8192, 256
 

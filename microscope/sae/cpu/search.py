@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microscope.sae.cpu.compiled import compiled, in_pieces
+from microscope.sae.cpu.compiled import compiled
 from microscope.sae.doubt import HALF_ULP, Doubt, rounded
 from microscope.sae.product import Bfloat16Product, product
+from microscope.threads import in_pieces
 
 # Rows that are looked at while they are in the cache, at most, and about how many entries.
 _PIECE_ROWS, _PIECE = 256, 2**21
