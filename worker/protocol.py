@@ -14,7 +14,7 @@ import msgspec
 
 from microscope.params import EditPlan
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_FRAME_BYTES = 16 * 2**20
 
 
@@ -39,10 +39,15 @@ class Hello(Request, tag="hello"):
 
 
 class AttachSae(Request, tag="attach_sae"):
-    """Load an SAE from a folder the worker can read; ``sae`` is the fingerprint it must have."""
+    """Load an SAE from a folder the worker can read; ``sae`` is the fingerprint it must have.
+
+    After ``patience`` seconds it is answered with ``attaching``, the reading goes on whoever hangs up, and its end is
+    told to every connection. Without patience the answer comes at the end.
+    """
 
     sae: str
     path: str
+    patience: float | None = None
 
 
 class AttachAdapter(Request, tag="attach_adapter"):
@@ -147,6 +152,22 @@ class Attached(Reply, tag="attached"):
     sae: str
     site: str
     n_latents: int
+
+
+class Attaching(Reply, tag="attaching"):
+    """The SAE is still being read."""
+
+    sae: str
+
+
+class AttachEnded(Reply, tag="attach_ended"):
+    """To every connection, with an ``id`` of 0: an SAE somebody was told to wait for is there, or ``code`` says why
+    not."""
+
+    sae: str
+    code: str = ""
+    message: str = ""
+    hint: str = ""
 
 
 class AdapterAttached(Reply, tag="adapter_attached"):
@@ -328,6 +349,8 @@ AnyRequest = (
 AnyReply = (
     Welcome
     | Attached
+    | Attaching
+    | AttachEnded
     | AdapterAttached
     | Opened
     | Result

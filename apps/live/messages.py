@@ -122,6 +122,15 @@ class ResidentState(Message, tag="state", frozen=True):
     model: ModelInfo | None = None
 
 
+class Attached(Message, tag="attached", frozen=True):
+    """An SAE that ``POST /saes/{id}/attach`` left being read is there; if it failed, ``code`` says why."""
+
+    sae: str
+    code: str = ""
+    message: str = ""
+    hint: str = ""
+
+
 class Opened(Message, tag="opened", frozen=True):
     """The session is open. ``reopened`` when the portal did it by itself after the worker came back."""
 
@@ -254,6 +263,7 @@ class JobEvents(Message, tag="events", frozen=True):
 LiveRequest = Open | Apply | ReadFeatures | ReadPositions | Generate | StopGeneration | Ping
 LiveAnswer = (
     ResidentState
+    | Attached
     | Opened
     | Result
     | Queued

@@ -37,6 +37,7 @@ class ResidentClient:
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[p.Reply]] = {}
         self._on_loss: set[Callable[[], None]] = set()
+        self._on_attached: set[Callable[[p.AttachEnded], None]] = set()
         self._reading: asyncio.Task[None] | None = None
         self.closed = False
         self._on_queued: dict[int, Callable[[int], None]] = {}
@@ -157,6 +158,11 @@ class ResidentClient:
         finally:
             self._streams.pop(request, None)
 
+    def on_attached(self, call: Callable[[p.AttachEnded], None]) -> Callable[[], None]:
+        """Call something whenever an SAE that took long to read is there, or failed; returns how to take that back."""
+        self._on_attached.add(call)
+        return lambda: self._on_attached.discard(call)
+
     def on_loss(self, call: Callable[[], None]) -> Callable[[], None]:
         """Call something once when the connection ends; returns how to take that back."""
         self._on_loss.add(call)
@@ -176,6 +182,10 @@ class ResidentClient:
                 if isinstance(reply, p.Queued):
                     if (told := self._on_queued.get(reply.id)) is not None:
                         told(reply.ahead)
+                    continue
+                if isinstance(reply, p.AttachEnded):
+                    for call in tuple(self._on_attached):
+                        call(reply)
                     continue
                 stream = self._streams.get(reply.id)
                 if stream is not None:

@@ -48,8 +48,9 @@ class InferenceSerializer(serializers.Serializer[Any]):
 
 
 class AttachedSerializer(serializers.Serializer[Any]):
-    """An SAE the resident worker has loaded."""
+    """An SAE the resident worker has loaded, or is loading."""
 
+    state = serializers.ChoiceField(choices=("attached", "attaching"))
     sae = serializers.CharField(help_text="Fingerprint.")
     site = serializers.CharField()
     n_latents = serializers.IntegerField()

@@ -19,7 +19,7 @@ from apps.core.ids import uuid7
 from apps.core.publish import publish_on_commit, resident_group
 from apps.live.messages import ResidentState
 from apps.live.models import ResidentWorker
-from apps.live.resident_client import ResidentClient, ResidentLost
+from apps.live.resident_client import ResidentClient, ResidentLost, checked
 from apps.patches.models import Patch
 from apps.patches.plans import adapter_map, check_plan, sae_map
 from apps.patches.services import stored_plan
@@ -32,6 +32,8 @@ from worker import protocol as p
 T = TypeVar("T")
 # How long after its last sign of life another host may take over a model.
 CLAIM_LASTS = timedelta(seconds=30)
+# How long a request waits for an SAE to be read.
+ATTACH_SECONDS = 2.0
 
 
 class SaePlace(NamedTuple):
@@ -171,8 +173,11 @@ def ready_address(model: LanguageModel) -> str:
     return resident.address
 
 
-def attach_sae(*, actor: Any, sae: Sae) -> p.Attached:
+def attach_sae(*, actor: Any, sae: Sae) -> p.Attached | p.Attaching:
     """Have the worker of the SAE's model load it now, instead of at its first use.
+
+    A large one takes longer than a request should: then it is still attaching, the live sockets of the model are told
+    when it is there, and asking again waits for the same reading.
 
     Raises:
         Refused: ``sae_not_ready`` or the model is not in memory.
@@ -182,10 +187,12 @@ def attach_sae(*, actor: Any, sae: Sae) -> p.Attached:
         raise Refused("sae_not_ready", f"The SAE is {sae.state}.", "Wait until it is trained.", status=409)
     address, folder = ready_address(sae.model), str(sae.artifact.folder)
 
-    async def ask() -> p.Attached:
+    async def ask() -> p.Attached | p.Attaching:
         client = await ResidentClient.connect(address)
+        question = p.AttachSae(id=0, sae=sae.fingerprint, path=folder, patience=ATTACH_SECONDS)
         try:
-            return await client.request(p.AttachSae(id=0, sae=sae.fingerprint, path=folder), p.Attached)
+            reply = await client.request(question, p.Reply)
+            return reply if isinstance(reply, p.Attaching) else checked(reply, p.Attached)
         finally:
             client.close()
 

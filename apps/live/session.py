@@ -62,7 +62,7 @@ class LiveSession:
         self._places = Places({}, {})
         self._run: int | None = None  # the generation that is wanted
         self._client: ResidentClient | None = None
-        self._forget_loss: Callable[[], None] = lambda: None
+        self._forget: list[Callable[[], None]] = []  # what the client would call
         self._session = ""
         self._prompt: m.Open | None = None
         self._newest: m.Apply | None = None  # asked for last
@@ -96,8 +96,24 @@ class LiveSession:
     async def _connect(self, address: str) -> None:
         self._client = await self._pool.get(self._model_id, address)
         self._session = ""
-        self._forget_loss()
-        self._forget_loss = self._client.on_loss(self._lost)
+        self._part()
+        self._forget = [self._client.on_loss(self._lost), self._client.on_attached(self._attach_ended)]
+
+    def _part(self) -> None:
+        """Hear no more of the worker."""
+        for forget in self._forget:
+            forget()
+        self._forget = []
+
+    def _attach_ended(self, ended: p.AttachEnded) -> None:
+        self._spawn(self._tell_attached(ended))
+
+    async def _tell_attached(self, ended: p.AttachEnded) -> None:
+        with contextlib.suppress(Refused):  # of another project: the worker is shared
+            await self._place(ended.sae)
+            await self._say(
+                m.Attached(sae=ended.sae, code=ended.code, message=ended.message, hint=ended.hint)
+            )
 
     def _lost(self) -> None:
         self._session = ""
@@ -124,7 +140,7 @@ class LiveSession:
 
     def end(self) -> None:
         """The socket is gone: end the session, keep the connection for others."""
-        self._forget_loss()
+        self._part()
         self._close_session()
 
     def _close_session(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from drf_spectacular.utils import extend_schema
+from rest_framework import status
 from rest_framework.generics import get_object_or_404
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -13,6 +14,7 @@ from rest_framework.views import APIView
 from apps.live import services
 from apps.live.serializers import AttachedSerializer, InferenceRequestSerializer, InferenceSerializer
 from apps.saes.models import Sae
+from worker.protocol import Attached
 
 
 class InferenceView(APIView):
@@ -47,9 +49,28 @@ class InferenceView(APIView):
 class AttachView(APIView):
     """Loads an SAE beside its model."""
 
-    @extend_schema(operation_id="saes_attach", request=None, responses=AttachedSerializer)
+    @extend_schema(
+        operation_id="saes_attach",
+        request=None,
+        responses={200: AttachedSerializer, 202: AttachedSerializer},
+    )
     def post(self, request: Request, pk: UUID) -> Response:
-        """Have the resident worker of the SAE's model load it now; live sessions also do it by themselves."""
+        """Have the resident worker of the SAE's model load it now; live sessions also do it by themselves.
+
+        200 when it is there. 202 when it is still being read after two seconds: the live socket of the model says
+        ``attached`` when that has ended, and the same request may be sent again until then.
+        """
         rows = Sae.objects.visible_to(request.user).select_related("artifact", "model")
-        attached = services.attach_sae(actor=request.user, sae=get_object_or_404(rows, pk=pk))
-        return Response(AttachedSerializer(attached).data)
+        sae = get_object_or_404(rows, pk=pk)
+        found = services.attach_sae(actor=request.user, sae=sae)
+        attached = isinstance(found, Attached)
+        shown = {
+            "state": "attached" if attached else "attaching",
+            "sae": sae.fingerprint,
+            "site": sae.site,
+            "n_latents": sae.width,
+        }
+        return Response(
+            AttachedSerializer(shown).data,
+            status=status.HTTP_200_OK if attached else status.HTTP_202_ACCEPTED,
+        )

@@ -21,6 +21,7 @@ from microscope.live import Applied, Comparison, Piece, PromptView, ResidentMode
 from microscope.models import dtype_name
 from microscope.params import EditPlan
 from worker import protocol as p
+from worker.resident.attachments import Attachments
 from worker.resident.turns import Overtaken, Turns, Work
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class ResidentServer:
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
         self._process = psutil.Process()
         self._connections = itertools.count(1)
+        self._peers: set[_Connection] = set()
+        self._attachments = Attachments(self._read_and_attach, self._announce)
         self._compute: asyncio.Task[None] | None = None
         self._asked_at = time.monotonic()
 
@@ -96,6 +99,7 @@ class ResidentServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(self, next(self._connections), writer)
+        self._peers.add(connection)
         try:
             await connection.run(reader)
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -104,6 +108,7 @@ class ResidentServer:
             # Framing is lost, so nothing more can be understood on this stream.
             log.warning("closing a connection: %s", error)
         finally:
+            self._peers.discard(connection)
             connection.end()
             writer.close()
 
@@ -155,14 +160,31 @@ class ResidentServer:
             idle_seconds=time.monotonic() - self._asked_at,
         )
 
-    async def attach(self, request: p.AttachSae | p.AttachAdapter, queue: str) -> p.Reply:
-        """Read an SAE or adapter, then take it over when it is this queue's turn."""
+    async def attach_sae(self, request: p.AttachSae) -> p.Reply:
+        """Attach an SAE, or say that it takes longer than the request's patience."""
+        return await self._attachments.attach(request)
+
+    async def _read_and_attach(self, name: str, path: str) -> p.Attached:
+        """Read an SAE beside the compute thread, then take it over when it is its turn."""
+        loop, resident = asyncio.get_running_loop(), self._resident
+        sae = await loop.run_in_executor(self._reader, lambda: resident.read_sae(path, expect=name))
+        kept = await self.submit("attach", lambda: resident.attach(path, expect=name, read=sae)).done
+        return p.Attached(id=0, sae=name, site=kept.config.site, n_latents=kept.config.n_latents)
+
+    def _announce(self, sae: str, error: Exception | None) -> None:
+        """Tell everybody that an attachment somebody was told to wait for has ended."""
+        ended = p.AttachEnded(id=0, sae=sae)
+        if error is not None:
+            failure = _failure(0, error)
+            ended = p.AttachEnded(
+                id=0, sae=sae, code=failure.code, message=failure.message, hint=failure.hint
+            )
+        for peer in self._peers:
+            peer.announce(ended)
+
+    async def attach_adapter(self, request: p.AttachAdapter, queue: str) -> p.Reply:
+        """Read an adapter, then take it over when it is this queue's turn."""
         loop, resident, number = asyncio.get_running_loop(), self._resident, request.id
-        if isinstance(request, p.AttachSae):
-            path, name = request.path, request.sae
-            sae = await loop.run_in_executor(self._reader, lambda: resident.read_sae(path, expect=name))
-            kept = await self.submit(queue, lambda: resident.attach(path, expect=name, read=sae)).done
-            return p.Attached(id=number, sae=name, site=kept.config.site, n_latents=kept.config.n_latents)
         path, name = request.path, request.adapter
         adapter = await loop.run_in_executor(self._reader, lambda: resident.read_adapter(path, expect=name))
         kept = await self.submit(queue, lambda: resident.attach_adapter(path, expect=name, read=adapter)).done
@@ -271,6 +293,7 @@ class _Connection:
 
     def __init__(self, server: ResidentServer, number: int, writer: asyncio.StreamWriter) -> None:
         self._server, self._number, self._writer = server, number, writer
+        self._welcome = False
         self._sessions: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._generating: dict[str, Generating] = {}
@@ -283,6 +306,7 @@ class _Connection:
         await self._send(reply)
         if isinstance(reply, p.Failure):
             return
+        self._welcome = True
         while True:
             frame = await p.read_frame(reader)
             try:
@@ -301,6 +325,11 @@ class _Connection:
                 continue
             # The call is queued here, in the order of arrival; only waiting for it is left to a task.
             self._spawn(self._answer(request, self._queue(request)))
+
+    def announce(self, message: p.Reply) -> None:
+        """Tell the peer something it did not ask for, unless it has not been welcomed yet."""
+        if self._welcome:
+            self._spawn(self._send(message))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
@@ -376,7 +405,10 @@ class _Connection:
 
     async def _attach(self, request: p.AttachSae | p.AttachAdapter) -> None:
         try:
-            reply = await self._server.attach(request, f"{self._number}")
+            if isinstance(request, p.AttachSae):
+                reply = await self._server.attach_sae(request)
+            else:
+                reply = await self._server.attach_adapter(request, f"{self._number}")
         except asyncio.CancelledError:
             return
         except Exception as error:

@@ -1299,7 +1299,12 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** @description Have the resident worker of the SAE's model load it now; live sessions also do it by themselves. */
+        /**
+         * @description Have the resident worker of the SAE's model load it now; live sessions also do it by themselves.
+         *
+         *     200 when it is there. 202 when it is still being read after two seconds: the live socket of the model says
+         *     ``attached`` when that has ended, and the same request may be sent again until then.
+         */
         post: operations["saes_attach"];
         delete?: never;
         options?: never;
@@ -1651,8 +1656,14 @@ export interface components {
             /** Format: date-time */
             readonly created_at: string;
         };
-        /** @description An SAE the resident worker has loaded. */
+        /** @description An SAE the resident worker has loaded, or is loading. */
         Attached: {
+            /**
+             * @description * `attached` - attached
+             *     * `attaching` - attaching
+             * @enum {string}
+             */
+            state: "attached" | "attaching";
             /** @description Fingerprint. */
             sae: string;
             site: string;
@@ -11590,6 +11601,14 @@ export interface operations {
         requestBody?: never;
         responses: {
             200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Attached"];
+                };
+            };
+            202: {
                 headers: {
                     [name: string]: unknown;
                 };

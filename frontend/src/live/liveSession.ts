@@ -247,6 +247,7 @@ export class LiveSession {
       case "failure":
         this.failed(message);
         break;
+      case "attached": // asked for by a program; what this page needs is attached by its own questions
       case "pong":
         break;
     }

@@ -19,6 +19,21 @@ export interface components {
             type: "apply";
         };
         /**
+         * Attached
+         * @description An SAE that ``POST /saes/{id}/attach`` left being read is there; if it failed, ``code`` says why.
+         */
+        Attached: {
+            /** @default  */
+            code: string;
+            /** @default  */
+            hint: string;
+            /** @default  */
+            message: string;
+            sae: string;
+            /** @enum {unknown} */
+            type: "attached";
+        };
+        /**
          * Edit
          * @description One change, at one residual site or in what modules write.
          *
@@ -305,7 +320,7 @@ export interface components {
         };
         JobsAnswer: components["schemas"]["Snapshot"] | components["schemas"]["JobChanged"] | components["schemas"]["JobEvents"] | components["schemas"]["Failure"] | components["schemas"]["Pong"];
         JobsRequest: components["schemas"]["Subscribe"] | components["schemas"]["Unsubscribe"] | components["schemas"]["Watch"] | components["schemas"]["Unwatch"] | components["schemas"]["Ping"];
-        LiveAnswer: components["schemas"]["ResidentState"] | components["schemas"]["Opened"] | components["schemas"]["Result"] | components["schemas"]["Queued"] | components["schemas"]["Superseded"] | components["schemas"]["Features"] | components["schemas"]["PositionShifts"] | components["schemas"]["Generated"] | components["schemas"]["GenerationEnded"] | components["schemas"]["Failure"] | components["schemas"]["Pong"];
+        LiveAnswer: components["schemas"]["ResidentState"] | components["schemas"]["Attached"] | components["schemas"]["Opened"] | components["schemas"]["Result"] | components["schemas"]["Queued"] | components["schemas"]["Superseded"] | components["schemas"]["Features"] | components["schemas"]["PositionShifts"] | components["schemas"]["Generated"] | components["schemas"]["GenerationEnded"] | components["schemas"]["Failure"] | components["schemas"]["Pong"];
         LiveRequest: components["schemas"]["Open"] | components["schemas"]["Apply"] | components["schemas"]["ReadFeatures"] | components["schemas"]["ReadPositions"] | components["schemas"]["Generate"] | components["schemas"]["StopGeneration"] | components["schemas"]["Ping"];
         /**
          * ModelInfo
