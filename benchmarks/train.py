@@ -10,7 +10,7 @@ from benchmarks.contest import Contest, Contestant, Settings
 K = 32
 _ABOUT = (
     "One optimiser step on batches of {batch:,} activations (d 576, block 15) that are in memory already, "
-    "k {k}. Ours includes AuxK, the count of dead latents and the choice of winners. “bfloat16 search” looks "
+    "k {k}; every round begins with a step that is not counted. Ours includes AuxK, the count of dead latents and the choice of winners. “bfloat16 search” looks "
     "for winners in bfloat16, decides by float32, and so selects what float32 selects."
 )
 

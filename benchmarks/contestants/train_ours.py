@@ -48,4 +48,4 @@ def topk(
         u = next(source)
         member.step(next(number), u, u, variance(u))
 
-    return repeated(step, steps, batch)
+    return repeated(step, steps, batch, loop=True)

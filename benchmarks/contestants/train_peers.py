@@ -18,7 +18,7 @@ def encoder_product(*, rows: str, width: int, batch: int, steps: int, dtype: str
     source, mean = training_batches(rows, batch)
     kind = getattr(torch, dtype)
     x, weight = next(source).to(kind), torch.randn(width, len(mean)).to(kind)
-    return repeated(lambda: torch.nn.functional.linear(x, weight), steps, batch)
+    return repeated(lambda: torch.nn.functional.linear(x, weight), steps, batch, loop=True)
 
 
 def sparsify(*, rows: str, width: int, k: int, batch: int, steps: int) -> Turn:
@@ -39,7 +39,7 @@ def sparsify(*, rows: str, width: int, k: int, batch: int, steps: int) -> Turn:
         optimiser.zero_grad()
         coder.set_decoder_norm_to_unit_norm()
 
-    return repeated(step, steps, batch)
+    return repeated(step, steps, batch, loop=True)
 
 
 def saelens(*, rows: str, width: int, k: int, batch: int, steps: int, autocast: bool) -> Turn:
@@ -67,7 +67,7 @@ def saelens(*, rows: str, width: int, k: int, batch: int, steps: int, autocast: 
         trainer.step(next(source))
         trainer.n_training_steps += 1
 
-    return repeated(step, steps, batch)
+    return repeated(step, steps, batch, loop=True)
 
 
 def dictionary_learning(*, rows: str, width: int, k: int, batch: int, steps: int) -> Turn:
@@ -88,4 +88,4 @@ def dictionary_learning(*, rows: str, width: int, k: int, batch: int, steps: int
         lr=_RATE,
     )
     number = itertools.count(1)  # at step 0 it looks for its geometric median first
-    return repeated(lambda: trainer.update(next(number), next(source)), steps, batch)
+    return repeated(lambda: trainer.update(next(number), next(source)), steps, batch, loop=True)
