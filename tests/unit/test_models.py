@@ -177,7 +177,7 @@ def test_keys_that_grow_in_place_are_the_same_and_leave_what_they_began_with(tin
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["llama", "llama-bias", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "llama-bias", "gpt2", "gemma2", "gemma3", "gpt_neox"])
 def test_packed_weights_compute_the_same(family, dtype, model_folders):
     loaded = load_model(str(model_folders[family]), dtype=dtype, device="cpu")
     runner, ids = runner_for(loaded), tokens(1, 17)

@@ -6,17 +6,18 @@ tables, and a stand-in for the cache that joins given keys and values with new o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microscope.models.families import family_of
 from microscope.models.runner.base import BlockRunner, KeyValue, Past
 from microscope.models.runner.llama import check_rope, full_attention_within
 from microscope.models.runner.patch import BlockPatch
+from microscope.models.runner.product import Product
 
 # The patch of the block that is running now; None otherwise, and then the taps do nothing.
 _running: ContextVar[BlockPatch | None] = ContextVar("running_patch", default=None)
@@ -56,6 +57,16 @@ class ModuleRunner(BlockRunner):
         self._window = getattr(config, "sliding_window", None)
         self._softcap = getattr(config, "final_logit_softcapping", None)
         _install_taps(model, blocks)
+        self._products = [
+            _as_product(module)
+            for owner in (*reversed(blocks), self._head)
+            for module in owner.modules()
+            if type(module) is nn.Linear  # rounded weights are of other types and compute themselves
+        ]
+
+    @property
+    def products(self) -> Iterable[Product]:
+        return self._products
 
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
         out: Tensor = self._embedding(tokens)
@@ -115,6 +126,21 @@ class ModuleRunner(BlockRunner):
             allowed &= key > query - self._window
         mask = torch.zeros(rows, end, dtype=x.dtype, device=x.device)
         return mask.masked_fill_(~allowed, torch.finfo(x.dtype).min)[None, None]
+
+
+def _as_product(linear: nn.Linear) -> Product:
+    """A product that the layer computes by from now on, as long as it keeps its weights."""
+    made = getattr(linear, "_product", None)
+    if isinstance(made, Product):  # another runner of the same model
+        return made
+    product, plain = Product(linear.weight, linear.bias), linear.forward
+
+    def forward(x: Tensor) -> Tensor:
+        kept = linear.weight is product.weight and linear.bias is product.bias
+        return product(x) if kept else plain(x)
+
+    linear._product, linear.forward = product, forward  # type: ignore[assignment, method-assign]
+    return product
 
 
 def _install_taps(model: Any, blocks: Any) -> None:
@@ -188,6 +214,3 @@ class GPTNeoXRunner(ModuleRunner):
 
     def _cache_arguments(self, seen: _Past) -> dict[str, Any]:
         return {"layer_past": seen, "use_cache": True}
-
-    def head(self, x: Tensor) -> Tensor:
-        return F.linear(self.normalise(x), self.unembedding)
