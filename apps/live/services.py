@@ -26,6 +26,7 @@ from apps.patches.services import stored_plan
 from apps.projects.policies import Action, require
 from apps.registry.models import LanguageModel, ResultState
 from apps.saes.models import Sae
+from apps.saes.readiness import sae_not_ready
 from microscope.params import EditPlan
 from worker import protocol as p
 
@@ -184,7 +185,7 @@ def attach_sae(*, actor: Any, sae: Sae) -> p.Attached | p.Attaching:
     """
     require(actor, Action.USE_LIVE, sae.project_id)
     if sae.state != ResultState.READY or sae.artifact is None:
-        raise Refused("sae_not_ready", f"The SAE is {sae.state}.", "Wait until it is trained.", status=409)
+        raise sae_not_ready(sae)
     address, folder = ready_address(sae.model), str(sae.artifact.folder)
 
     async def ask() -> p.Attached | p.Attaching:

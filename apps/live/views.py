@@ -67,7 +67,7 @@ class AttachView(APIView):
         shown = {
             "state": "attached" if attached else "attaching",
             "sae": sae.fingerprint,
-            "site": sae.site,
+            "site": f"{sae.site}.{sae.layer}",
             "n_latents": sae.width,
         }
         return Response(

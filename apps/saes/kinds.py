@@ -14,7 +14,9 @@ from apps.jobs.models import Job
 from apps.registry.file_kinds import laid_out
 from apps.registry.kinds import rounded_model_place, set_state
 from apps.registry.models import ResultState
+from apps.registry.readiness import recording_not_ready
 from apps.saes.models import Evaluation, Sae
+from apps.saes.readiness import sae_not_ready
 from microscope.params import EvaluateParams, ExportParams, ImportParams, Site, TrainParams
 
 
@@ -22,12 +24,10 @@ def sae_places(sae: Sae) -> dict[str, str]:
     """The engine's parameters that say where an SAE and its recording are.
 
     Raises:
-        Refused: ``sae_not_ready`` or ``recording_gone``.
+        Refused: ``sae_not_ready``, ``no_recording`` or ``recording_not_ready``.
     """
     if sae.artifact is None:
-        raise Refused(
-            "sae_not_ready", f"The SAE “{sae.name}” is {sae.state}.", "Wait until it is trained.", status=409
-        )
+        raise sae_not_ready(sae)
     return {"sae_path": str(sae.artifact.folder), "activations": recording_folder(sae)}
 
 
@@ -45,9 +45,7 @@ def recording_folder(sae: Sae) -> str:
             status=409,
         )
     if sae.recording.artifact is None:
-        raise Refused(
-            "recording_not_ready", f"The recording “{sae.recording}” is {sae.recording.state}.", status=409
-        )
+        raise recording_not_ready(sae.recording)
     return str(sae.recording.artifact.folder)
 
 
@@ -210,7 +208,7 @@ IMPORT = JobKind(
 def _prepare_export(job: Job, workdir: Path) -> dict[str, Any]:
     sae = load_sae(job)
     if sae.artifact is None:
-        raise Refused("sae_not_ready", f"The SAE “{sae.name}” is {sae.state}.", status=409)
+        raise sae_not_ready(sae)
     config = {**job.params, "sae_path": str(sae.artifact.folder), "out": str(workdir / OUT)}
     analysis = getattr(sae, "analysis", None)
     return config if analysis is None else {**config, "analysis": str(analysis.artifact.folder)}

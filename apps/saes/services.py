@@ -21,6 +21,7 @@ from apps.registry.models import LanguageModel, Recording, ResultState
 from apps.registry.readiness import recording_not_ready
 from apps.registry.services import delete_files, files_about
 from apps.saes.models import Sae
+from apps.saes.readiness import sae_not_ready
 
 # Parameters of training that may have several values, and how names show them.
 _VARIED = {"width": "w", "k": "k", "seed": "s"}
@@ -172,7 +173,7 @@ def start_sae_job(
 
     def make() -> Job:
         if after is None and sae.state != ResultState.READY:
-            raise Refused("sae_not_ready", f"The SAE is {sae.state}.", "Wait until it is ready.", status=409)
+            raise sae_not_ready(sae)
         if recording is not None:
             _measure_on(sae, recording)
         return jobs.submit(

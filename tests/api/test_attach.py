@@ -127,7 +127,7 @@ def test_a_large_sae_is_attached_after_the_answer(world, client_of, worker) -> N
         assert answer.json() == {
             "state": "attaching",
             "sae": sae.fingerprint,
-            "site": sae.site,
+            "site": "resid_post.2",
             "n_latents": sae.width,
         }
     assert here.attached == []

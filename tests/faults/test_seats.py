@@ -13,7 +13,7 @@ import websockets
 from apps.live.seats import LIFETIME
 from tests.faults.test_training import process_with
 from tests.running import Lab, Person, kill, wait_for
-from tests.ws.conftest import talk
+from tests.ws.talking import talk
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(600)]
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from tests.running import Lab
-from tests.ws.conftest import talk
+from tests.ws.talking import talk
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(600)]
 
