@@ -20,6 +20,14 @@ def in_pieces(task: Callable[[int, int], T], total: int, size: int) -> list[T]:
     Each piece is worked on by one thread, torch's operations in it included, so that what it needs stays in that
     processor's cache, and results do not depend on the number of threads. Gradients are not recorded.
     """
+    return begun_in_pieces(task, total, size)()
+
+
+def begun_in_pieces(task: Callable[[int, int], T], total: int, size: int) -> Callable[[], list[T]]:
+    """As :func:`in_pieces`, at once; what is returned waits for the results, once.
+
+    With one thread or one piece nothing is gained by it: then it is waiting that does the work.
+    """
     pieces = [(first, min(first + size, total)) for first in range(0, total, size)]
     threads = torch.get_num_threads()
 
@@ -28,8 +36,10 @@ def in_pieces(task: Callable[[int, int], T], total: int, size: int) -> list[T]:
             return task(*piece)
 
     if threads == 1 or len(pieces) == 1:
-        return [run(piece) for piece in pieces]
-    return list(_pool(threads, os.getpid()).map(run, pieces))
+        return lambda: [run(piece) for piece in pieces]
+    pool = _pool(threads, os.getpid())
+    futures = [pool.submit(run, piece) for piece in pieces]
+    return lambda: [future.result() for future in futures]
 
 
 @cache

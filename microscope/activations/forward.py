@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from microscope.models import LoadedModel, module_at
 from microscope.params import Site
-from microscope.threads import in_pieces
+from microscope.threads import begun_in_pieces
 
 _FLOAT16_MAX = float(torch.finfo(torch.float16).max)
 
@@ -32,6 +32,10 @@ class SiteRows(NamedTuple):
     def joined(cls, parts: Sequence[SiteRows]) -> SiteRows:
         """Several runs of rows as one."""
         return cls._make(np.concatenate(columns) for columns in zip(*parts, strict=True))
+
+
+# Per site, the rows of each window.
+SitesRows = dict[str, list[SiteRows]]
 
 
 class _Reached(Exception):
@@ -85,22 +89,32 @@ class SiteReader:
             loaded.model.base_model(tokens.to(loaded.device, non_blocking=True), **options)
         return caught
 
-    def read_windows(self, windows: Sequence[np.ndarray]) -> dict[str, list[SiteRows]]:
-        """Rows of every site for a batch of token windows, ready to be stored: per site, one per window.
+    def read_windows(self, windows: Sequence[np.ndarray]) -> SitesRows:
+        """Rows of every site for a batch of token windows, ready to be stored: per site, one per window."""
+        return self.begin_windows(windows)()
+
+    def begin_windows(self, windows: Sequence[np.ndarray]) -> Callable[[], SitesRows]:
+        """As :meth:`read_windows`, at once; what is returned waits for the rows.
 
         On a CPU each thread runs windows of its own through the whole model. Threads that divide every
         operation among them wait for each other after each of hundreds, most of all on a busy machine.
         """
 
-        def some(first: int, last: int) -> dict[str, list[SiteRows]]:
+        def some(first: int, last: int) -> SitesRows:
             part = windows[first:last]
             caught = self.read(*pad(part))
             return {name: _stored(values, [len(w) for w in part]) for name, values in caught.items()}
 
-        if self._loaded.device.type != "cpu" or self._loaded.spread or self._loaded.quantisation is not None:
-            return some(0, len(windows))
-        parts = in_pieces(some, len(windows), -(-len(windows) // torch.get_num_threads()))
-        return {name: [rows for part in parts for rows in part[name]] for name in parts[0]}
+        loaded, count = self._loaded, len(windows)
+        if loaded.device.type != "cpu" or loaded.spread or loaded.quantisation is not None:
+            return lambda: some(0, count)
+        begun = begun_in_pieces(some, count, -(-count // torch.get_num_threads()))
+
+        def joined() -> SitesRows:
+            parts = begun()
+            return {name: [rows for part in parts for rows in part[name]] for name in parts[0]}
+
+        return joined
 
     def _catch(self, name: str, value: Tensor | tuple[Tensor, ...]) -> None:
         caught: dict[str, Tensor] = self._here.caught

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -12,14 +13,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from microscope.activations.forward import SiteReader, SiteRows
+from microscope.activations.forward import SiteReader, SitesRows
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, is_out_of_memory
 from microscope.params import Site
 from microscope.processes import die_with_parent
 
 Batch = Sequence[np.ndarray]  # token windows
-Results = dict[str, list[SiteRows]]
 Label = TypeVar("Label")
 
 # Batches handed out per process, so that none waits while another's result is being stored.
@@ -32,7 +32,7 @@ class Forward:
     """Runs batches of token windows through a model up to the highest site.
 
     With several processes each is a fork that shares the weights and computes with its part of the
-    cores. Results come in the order of the batches, so what is stored does not depend on who was
+    cores. One process computes a batch while the one before it is being stored. Results come in the order of the batches, so what is stored does not depend on who was
     faster. Use as a context manager.
     """
 
@@ -46,6 +46,7 @@ class Forward:
         self._processes = processes
         self._reader = SiteReader(loaded, sites)
         self._pool: ProcessPoolExecutor | None = None
+        self._begun: Callable[[], SitesRows] | None = None
 
     def __enter__(self) -> Forward:
         global _inherited
@@ -64,21 +65,23 @@ class Forward:
     def __exit__(self, *_: object) -> None:
         global _inherited
         _inherited = None
+        if self._begun is not None:  # without the hooks it would run on to the end of the model
+            with contextlib.suppress(Exception):
+                self._begun()
         self._reader.__exit__()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def run(self, batches: Iterable[tuple[Label, Batch]]) -> Iterator[tuple[Label, Results]]:
+    def run(self, batches: Iterable[tuple[Label, Batch]]) -> Iterator[tuple[Label, SitesRows]]:
         """Results of labelled batches, in their order.
 
         Raises:
             MicroscopeError: ``out_of_memory`` naming a batch that fits, or ``process_died``.
         """
         if self._pool is None:
-            for label, batch in batches:
-                yield label, _read(self._reader, batch)
+            yield from self._one_ahead(batches)
             return
-        waiting: deque[tuple[Label, Future[Results]]] = deque()
+        waiting: deque[tuple[Label, Future[SitesRows]]] = deque()
         try:
             for label, batch in batches:
                 waiting.append((label, self._pool.submit(_run, batch)))
@@ -95,20 +98,38 @@ class Forward:
                 "Use fewer --processes or a smaller --batch-tokens, and continue with --resume.",
             ) from error
 
+    def _one_ahead(self, batches: Iterable[tuple[Label, Batch]]) -> Iterator[tuple[Label, SitesRows]]:
+        before: tuple[Label, Batch] | None = None
+        for label, batch in batches:
+            # Begun when the one before is there: two at a time would take twice the memory.
+            done = None if before is None else (before[0], self._finished(before[1]))
+            self._begun, before = self._reader.begin_windows(batch), (label, batch)
+            if done is not None:
+                yield done
+        if before is not None:
+            yield before[0], self._finished(before[1])
+
+    def _finished(self, batch: Batch) -> SitesRows:
+        begun, self._begun = self._begun, None
+        assert begun is not None
+        return _or_remedy(begun, self._reader, batch)
+
 
 def _start(threads: int) -> None:
     die_with_parent()
     torch.set_num_threads(threads)
 
 
-def _run(batch: Batch) -> Results:
+def _run(batch: Batch) -> SitesRows:
     assert _inherited is not None
-    return _read(_inherited, batch)
+    reader = _inherited
+    return _or_remedy(lambda: reader.read_windows(batch), reader, batch)
 
 
-def _read(reader: SiteReader, batch: Batch) -> Results:
+def _or_remedy(read: Callable[[], SitesRows], reader: SiteReader, batch: Batch) -> SitesRows:
+    """The rows of a batch; when memory is short, an error that says what fits."""
     try:
-        return reader.read_windows(batch)
+        return read()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -15,10 +15,10 @@ import numpy as np
 
 from microscope.activations.contexts import TokenisedDocument, Tokeniser, mixed
 from microscope.activations.corpus import Corpus
-from microscope.activations.forward import SiteRows, batches_of
+from microscope.activations.forward import SiteRows, SitesRows, batches_of
 from microscope.activations.manifest import Manifest, write_manifest
 from microscope.activations.opening import open_corpora, open_manifest
-from microscope.activations.parallel import Forward, Results
+from microscope.activations.parallel import Forward
 from microscope.activations.writer import (
     SHARD_ROWS,
     RecordingWriter,
@@ -197,7 +197,7 @@ class _Recording:
             for picks in batches:
                 yield (group, picks), [windows[i] for i in picks]
 
-    def _collect(self, group: _Group, picks: list[int], results: Results) -> None:
+    def _collect(self, group: _Group, picks: list[int], results: SitesRows) -> None:
         for name, rows in results.items():
             for i, row in zip(picks, rows, strict=True):
                 group.results[i][name] = row

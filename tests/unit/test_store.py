@@ -122,14 +122,14 @@ def test_a_dead_tracing_process_is_an_error_with_a_remedy(llama):
 
 
 def test_out_of_memory_names_a_batch_that_fits(tmp_path, model_folders, corpus, monkeypatch):
-    whole = SiteReader.read_windows
+    read = SiteReader.read
 
-    def little_memory(self, windows):
-        if len(windows) > 3:
+    def little_memory(self, ids, real):
+        if len(ids) > 3:
             raise torch.OutOfMemoryError("out of memory")
-        return whole(self, windows)
+        return read(self, ids, real)
 
-    monkeypatch.setattr(SiteReader, "read_windows", little_memory)
+    monkeypatch.setattr(SiteReader, "read", little_memory)
     with pytest.raises(MicroscopeError) as caught:
         record(trace(tmp_path / "r", model_folders["llama"], corpus))
     assert caught.value.code == "out_of_memory"
