@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 _PR_SET_PDEATHSIG = 1
+_NICE = 10
 
 
 def die_with_parent() -> None:
@@ -25,7 +27,12 @@ def die_with_parent() -> None:
 def yield_to_people() -> None:
     """Lower this process's priority: a job may take longer, a click may not."""
     if hasattr(os, "nice"):
-        os.nice(10)
+        os.nice(_NICE)
+    # Where Linux groups processes by session, niceness counts only within one: the session must yield as a whole.
+    # That is asked for a session that is this process's own, never for a terminal's.
+    if sys.platform == "linux" and os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):  # no such grouping here
+            Path("/proc/self/autogroup").write_text(str(_NICE))
 
 
 def event_stream(target: str) -> IO[str]:
