@@ -31,7 +31,7 @@ from apps.artifacts import storage  # noqa: E402
 from apps.artifacts.models import Artifact  # noqa: E402
 from apps.core.ids import uuid7  # noqa: E402
 from apps.features.details import DETAILS, rows_of  # noqa: E402
-from apps.features.kinds import BATCH  # noqa: E402
+from apps.features.kinds import BATCH, learn_what_is_common  # noqa: E402
 from apps.features.models import Analysis, Feature  # noqa: E402
 from apps.jobs.models import Job, JobEvent  # noqa: E402
 from apps.notifications.models import Notification  # noqa: E402
@@ -277,6 +277,7 @@ def _wide(sae: Sae, width: int, words: list[str], random: Random) -> None:
     Analysis.objects.create(
         sae=sae, artifact=artifact, n_features=width, dead=dead, tokens=1_000_000, manifest=manifest
     )
+    learn_what_is_common()
     sae.width = width
     sae.save()
 

@@ -37,6 +37,9 @@ class KeysetPages(BasePagination):
     The view says in ``ordering_fields`` what may be sorted by; each must be a number that is never
     null, and ``tie_breaker`` a whole number that is unique in the list. The REST framework's own cursor
     gives up when more than a thousand rows share a value, as the dead features of an SAE do.
+
+    With a parameter of the view's ``scanning_filters`` every row is read, whatever the order: then it is read
+    once, in the order of ``tie_breaker``, for the count and the page together.
     """
 
     page_size = 100
@@ -64,19 +67,11 @@ class KeysetPages(BasePagination):
         self.ordering, self.name = ordering, name
         size = self._size(request)
         cursor = self._decode(request.query_params.get(self.cursor_query_param), ordering)
-        self.count = queryset.count()
-
         descending = ordering.startswith("-") != (cursor is not None and cursor.backwards)
-        if cursor is not None:
-            queryset = queryset.filter(self._beyond(cursor, descending))
-        order = F(name).desc() if descending else F(name).asc()
-        # Ties always follow the sort direction, so that one index serves both.
-        tie = F(self.tie).desc() if descending else F(self.tie).asc()
-        rows = list(
-            queryset.order_by(order, tie)[: size + 1]
-            if name != self.tie
-            else queryset.order_by(order)[: size + 1]
-        )
+        if any(request.query_params.get(name) for name in getattr(view, "scanning_filters", ())):
+            rows = self._scan(queryset, cursor, descending, size + 1)
+        else:
+            rows = self._seek(queryset, cursor, descending, size + 1)
         more = len(rows) > size
         rows = rows[:size]
         backwards = cursor is not None and cursor.backwards
@@ -87,6 +82,27 @@ class KeysetPages(BasePagination):
         self.next = self._encode(rows[-1], backwards=False) if rows and has_next else None
         self.previous = self._encode(rows[0], backwards=True) if rows and has_previous else None
         return rows
+
+    def _seek(self, queryset: Any, cursor: _Cursor | None, descending: bool, most: int) -> list[Any]:
+        """The rows from the cursor on, by an index in their order."""
+        self.count = queryset.count()
+        if cursor is not None:
+            queryset = queryset.filter(self._beyond(cursor, descending))
+        # Ties always follow the sort direction, so that one index serves both.
+        names = dict.fromkeys((self.name, self.tie))
+        order = [F(name).desc() if descending else F(name).asc() for name in names]
+        return list(queryset.order_by(*order)[:most])
+
+    def _scan(self, queryset: Any, cursor: _Cursor | None, descending: bool, most: int) -> list[Any]:
+        """The same from one pass over all rows; only those of the page are fetched whole."""
+        keys = list(queryset.order_by(self.tie).values_list(self.name, self.tie))
+        self.count = len(keys)
+        if cursor is not None:
+            start = (cursor.value, cursor.index)
+            keys = [key for key in keys if (key < start if descending else key > start)]
+        chosen = [tie for _, tie in sorted(keys, reverse=descending)[:most]]
+        rows = {getattr(row, self.tie): row for row in queryset.filter(**{f"{self.tie}__in": chosen})}
+        return [rows[tie] for tie in chosen if tie in rows]
 
     def _beyond(self, cursor: _Cursor, descending: bool) -> Q:
         way = "lt" if descending else "gt"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from django.db import connection
+
 from apps.artifacts import services as artifacts
 from apps.artifacts.models import Artifact
 from apps.core.errors import Refused
@@ -50,8 +52,18 @@ def _analysed(job: Job, result: dict[str, Any], rows: list[Feature]) -> None:
     Feature.objects.bulk_create(
         rows, batch_size=BATCH, update_conflicts=True, unique_fields=["sae", "index"], update_fields=columns
     )
+    learn_what_is_common()
     if previous is not None:
         artifacts.delete_artifact(previous.artifact)
+
+
+def learn_what_is_common() -> None:
+    """Let SQLite look at how the features' values are spread, without which it chooses indexes blindly; PostgreSQL does
+    so by itself.
+    """
+    if connection.vendor == "sqlite":
+        with connection.cursor() as cursor:
+            cursor.execute(f"ANALYZE {Feature._meta.db_table}")
 
 
 ANALYSE = JobKind(

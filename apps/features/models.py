@@ -65,10 +65,11 @@ class Feature(Record):
         ordering = ("sae", "index")
         constraints = (models.UniqueConstraint(fields=("sae", "index"), name="feature_unique"),)
         indexes = (
-            # Each serves a sort in both directions, ties included.
-            models.Index(fields=("sae", "density", "index"), name="feature_by_density"),
-            models.Index(fields=("sae", "max_activation", "index"), name="feature_by_max"),
-            models.Index(fields=("sae", "p999", "index"), name="feature_by_p999"),
+            # Each serves a sort in both directions, ties included. What lists filter by stands behind that, so that
+            # counting needs no row at all and a page only its own rows.
+            models.Index(fields=("sae", "density", "index", "dead"), name="feature_by_density"),
+            models.Index(fields=("sae", "max_activation", "index", "dead", "density"), name="feature_by_max"),
+            models.Index(fields=("sae", "p999", "index", "dead", "density"), name="feature_by_p999"),
             models.Index(fields=("sae", "index"), name="feature_starred", condition=Q(starred=True)),
         )
 

@@ -35,6 +35,10 @@ class ResidentStateSerializer(serializers.Serializer[Any]):
     heartbeat_at = serializers.DateTimeField(allow_null=True)
 
 
+# One for all rows: a serializer of its own for every row would mostly copy fields.
+_resident = ResidentStateSerializer()
+
+
 class ModelSerializer(serializers.ModelSerializer[LanguageModel]):
     """A language model. ``facts`` is empty until it has been looked at."""
 
@@ -72,7 +76,7 @@ class ModelSerializer(serializers.ModelSerializer[LanguageModel]):
             resident = model.resident
         except ObjectDoesNotExist:
             return None
-        return dict(ResidentStateSerializer(resident).data)
+        return _resident.to_representation(resident)
 
 
 class ModelCreateSerializer(serializers.Serializer[Any]):

@@ -57,6 +57,10 @@ class AnalysisSummarySerializer(serializers.Serializer[Any]):
     created_at = serializers.DateTimeField()
 
 
+# One of each for all rows: a serializer of its own for every row would mostly copy fields.
+_evaluation, _analysis = EvaluationSerializer(), AnalysisSummarySerializer()
+
+
 class SaeSerializer(serializers.ModelSerializer[Sae]):
     """An SAE with its newest evaluation and its analysis, when there are."""
 
@@ -107,13 +111,13 @@ class SaeSerializer(serializers.ModelSerializer[Sae]):
     def get_evaluation(self, sae: Sae) -> Any:
         """The newest evaluation."""
         newest = getattr(sae, "evaluations_newest_first", [])
-        return EvaluationSerializer(newest[0]).data if newest else None
+        return _evaluation.to_representation(newest[0]) if newest else None
 
     @extend_schema_field(AnalysisSummarySerializer(allow_null=True))
     def get_analysis(self, sae: Sae) -> Any:
         """The analysis of its features."""
         try:
-            return AnalysisSummarySerializer(sae.analysis).data
+            return _analysis.to_representation(sae.analysis)
         except ObjectDoesNotExist:
             return None
 
