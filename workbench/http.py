@@ -9,6 +9,7 @@ slow each other down wait for their turn instead.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import re
 from collections.abc import Callable
@@ -19,7 +20,9 @@ from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.core.handlers.asgi import ASGIHandler
 
 # Those used last go first, so that few are used at all while little is asked.
-THREADS = 8
+THREADS = 4
+# When none has become free for so long they do not compute but wait for something, and others get threads of their own.
+PATIENCE_SECONDS = 2.0
 # What waits for a model computes nothing meanwhile, and must not make others wait with it.
 WAITING = re.compile(r"/api/v1/(?:inference|saes/[^/]+/attach)/?")
 
@@ -41,10 +44,10 @@ class Handler(ASGIHandler):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve a request when a thread is free; one that waits for a model has a thread of its own."""
-        if WAITING.fullmatch(scope.get("path", "")):
+        thread = None if WAITING.fullmatch(scope.get("path", "")) else await self._free_thread()
+        if thread is None:
             await super().__call__(scope, receive, send)
             return
-        thread = await self._idle.get()
         taken = True
 
         def done() -> None:
@@ -59,6 +62,11 @@ class Handler(ASGIHandler):
                 await self.handle(scope, receive, send)
         finally:
             done()
+
+    async def _free_thread(self) -> ThreadPoolExecutor | None:
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(self._idle.get(), PATIENCE_SECONDS)
+        return None
 
     async def get_response_async(self, request: Any) -> Any:
         """The answer; its thread is free again before the answer goes out, which may take a slow reader long."""

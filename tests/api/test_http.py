@@ -118,6 +118,17 @@ async def test_a_slow_reader_holds_no_thread(handler) -> None:
     await reader.channel.wait(20)
 
 
+async def test_when_all_threads_wait_for_something_others_get_their_own(handler, monkeypatch) -> None:
+    monkeypatch.setattr("workbench.http.PATIENCE_SECONDS", 0.1)
+    waiting = await call(handler, "/waits")
+    status, thread = await (await call(handler, "/name")).whole()
+    assert status == 200
+    assert not thread.startswith("http-")
+    slow.set()
+    assert (await waiting.whole())[1].startswith("http-0")
+    assert (await (await call(handler, "/name")).whole())[1].startswith("http-0")
+
+
 async def test_requests_that_wait_for_a_model_leave_the_thread_to_others(handler) -> None:
     waiting = [await call(handler, "/api/v1/inference") for _ in range(3)]
     status, thread = await (await call(handler, "/name")).whole()
