@@ -13,7 +13,7 @@ const dark: MantineColorsTuple = [
 
 export const theme = createTheme({
   primaryColor: "ink",
-  primaryShade: { light: 7, dark: 5 },
+  primaryShade: { light: 7, dark: 6 },
   colors: { ink, dark },
   defaultRadius: "sm",
   fontFamily: 'Inter, "Segoe UI", system-ui, -apple-system, "Helvetica Neue", Arial, sans-serif',
@@ -40,6 +40,6 @@ export const theme = createTheme({
 
 export const cssVariablesResolver: CSSVariablesResolver = () => ({
   variables: {},
-  light: { ...cssVariables(LIGHT), "--mantine-color-dimmed": "#59636e", "--panel": "#ffffff", "--page": "#f5f7f9" },
-  dark: { ...cssVariables(DARK), "--mantine-color-dimmed": "#9aa4b0", "--panel": "#15191f", "--page": "#0f1215" },
+  light: { ...cssVariables(LIGHT), "--mantine-color-dimmed": "#59636e", "--mantine-color-placeholder": "#6a737d", "--mantine-color-orange-light-color": "#a33b06", "--mantine-color-orange-outline": "#b8420b", "--panel": "#ffffff", "--page": "#f5f7f9" },
+  dark: { ...cssVariables(DARK), "--mantine-color-dimmed": "#9aa4b0", "--mantine-color-placeholder": "#8b95a1", "--panel": "#15191f", "--page": "#0f1215" },
 });

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Response, expect, sync_playwright
 
-from tests.running import PASSWORD, Site
+from tests.running import PASSWORD, ROOT, Site
 
 FLAGS = [
     "--no-sandbox",
@@ -25,6 +25,8 @@ FLAGS = [
     "--disable-sync",
 ]
 PATIENCE = 30_000  # milliseconds; the machine may be busy
+AXE = ROOT / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 380, "height": 780}
 
 # The question who is signed in is answered with 401 when nobody is; Chromium reports that as an error.
@@ -78,6 +80,16 @@ class Watched:
         folder = os.environ.get("SCREENSHOTS")
         if folder:
             self.page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+    def barriers(self) -> list[str]:
+        """What axe finds on the page as it stands that breaks a rule of WCAG 2.2, level AA."""
+        self.page.evaluate(AXE.read_text(encoding="utf-8"))
+        found: list[str] = self.page.evaluate(
+            """async tags => (await axe.run({ runOnly: tags })).violations.flatMap(({ id, nodes }) =>
+                nodes.map(node => `${id}: ${node.html.slice(0, 200)} ${node.failureSummary.slice(0, 300)}`))""",
+            WCAG,
+        )
+        return found
 
     def sign_in(self, name: str) -> None:
         """Through the form."""

@@ -82,6 +82,20 @@ def test_the_project_says_what_it_uses(open_page: Open, lab: Lab) -> None:
     watched.shot("home-usage")
 
 
+def test_people_see_what_they_use(open_page: Open, lab: Lab) -> None:
+    watched = open_page()
+    watched.sign_in("alice")
+    watched.page.goto(f"{lab.site.url}/profile")
+    rows = watched.page.get_by_test_id("my-usage").get_by_test_id("usage-row")
+    expect(rows).to_have_count(5)
+    shown = {row.get_attribute("data-resource"): row.inner_text() for row in rows.all()}
+    used = {row["resource"]: row for row in lab.alice.get("/me/usage")}
+    assert {*shown} == {*used}
+    assert used["storage_bytes"]["used"] > 0
+    assert f"of {used['live_sessions']['limit']}" in shown["live_sessions"]
+    assert f"of {used['queued_jobs']['limit']}" in shown["queued_jobs"]
+
+
 def test_a_token_is_shown_once_and_works_until_it_is_revoked(open_page: Open, site: Site) -> None:
     watched = open_page()
     page = watched.page

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -35,13 +37,41 @@ def pages(lab: Lab) -> dict[str, str]:
         "jobs": f"{project}/jobs",
         "job": f"/jobs/{lab.sae['job']}",
         "members": f"{project}/members",
+        "corpora-add": f"{project}/recordings?corpus=true",
+        "recordings-import": f"{project}/recordings?import=true",
+        "saes-import": f"{sae.rsplit('/', 1)[0]}/import",
+        "adapters-add": f"{project}/patches?add=true",
+        "profile": "/profile",
     }
 
 
+def rename_recording(page: Page) -> None:
+    page.get_by_test_id("recording-card").first.get_by_test_id("rename").click()
+
+
+def rename_corpus(page: Page) -> None:
+    page.get_by_role("tab", name="Corpora").click()
+    page.get_by_role("table").get_by_test_id("rename").first.click()
+
+
+def rename_first(page: Page) -> None:
+    page.get_by_test_id("rename").first.click()
+
+
+# Forms that a click opens, by the page they are on.
+RENAMES: dict[str, tuple[str, Callable[[Page], None]]] = {
+    "rename-recording": ("recordings", rename_recording),
+    "rename-corpus": ("recordings", rename_corpus),
+    "rename-sae": ("sae", rename_first),
+    "rename-model": ("models", rename_first),
+}
+
+
 def settled(page: Page) -> None:
-    """Nothing loads any more and a heading is there."""
+    """Nothing loads any more, a heading is there, and nothing is fading in."""
     expect(page.get_by_role("heading").first).to_be_visible()
     page.wait_for_load_state("networkidle")
+    page.wait_for_function("() => document.getAnimations().every(one => one.playState !== 'running')")
 
 
 def overflow(page: Page) -> list[str]:
@@ -64,15 +94,45 @@ def overflow(page: Page) -> list[str]:
 def test_every_page_fits_and_complains_of_nothing(
     open_page: Open, lab: Lab, screen: dict[str, int], scheme: str
 ) -> None:
+    """With their forms open; every one is also free of what axe knows to keep people out."""
     watched = open_page(screen, color_scheme=scheme)
     watched.sign_in("alice")
-    too_wide = {}
-    for name, path in pages(lab).items():
-        watched.page.goto(lab.site.url + path)
-        settled(watched.page)
+    page, addresses = watched.page, pages(lab)
+    too_wide, barriers = {}, {}
+
+    def look(name: str) -> None:
+        settled(page)
         watched.shot(f"{scheme}-{screen['width']}-{name}")
-        too_wide[name] = overflow(watched.page)
+        too_wide[name], barriers[name] = overflow(page), watched.barriers()
+
+    for name, path in addresses.items():
+        page.goto(lab.site.url + path)
+        look(name)
+    for name, (place, unfold) in RENAMES.items():
+        page.goto(lab.site.url + addresses[place])
+        unfold(page)
+        expect(page.get_by_role("textbox", name="Name")).to_be_visible()
+        look(name)
     assert {name: found for name, found in too_wide.items() if found} == {}
+    assert {name: found for name, found in barriers.items() if found} == {}
+
+
+def test_buttons_stay_in_their_boxes(open_page: Open, lab: Lab) -> None:
+    """On the home of a project, whose columns are narrow before there is room for none beside another."""
+    watched = open_page()
+    watched.sign_in("alice")
+    page = watched.page
+    for width in (1020, 1280, 1600):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(lab.site.url + pages(lab)["home"])
+        settled(page)
+        sticking_out = page.evaluate(
+            """() => [...document.querySelectorAll('[data-testid=lineage] section a, [data-testid=lineage] dd')]
+                .filter(one => one.getBoundingClientRect().right > one.closest('section').getBoundingClientRect().right + 1
+                    || one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).display !== 'inline')
+                .map(one => one.textContent)"""
+        )
+        assert sticking_out == [], width
 
 
 def test_the_lab_works_on_a_phone(open_page: Open, lab: Lab) -> None:

@@ -14,15 +14,15 @@ export function Bell() {
   const label = unread === 0 ? "Notifications, none unread" : `Notifications, ${unread} unread`;
   return (
     <Popover opened={open} onChange={setOpen} position="bottom-end" width={360} trapFocus returnFocus>
-      <Popover.Target>
-        <Indicator label={unread > 99 ? "99+" : unread} disabled={unread === 0} size={16} color="orange">
-          <ActionIcon variant="subtle" color="gray" size="md" onClick={() => setOpen(!open)} aria-label={label} title={label} aria-expanded={open} data-testid="bell" data-unread={unread}>
+      <Indicator label={unread > 99 ? "99+" : unread} disabled={unread === 0} size={16} offset={4} color="orange">
+        <Popover.Target>
+          <ActionIcon variant="subtle" color="gray" size="md" onClick={() => setOpen(!open)} aria-label={label} title={label} data-testid="bell" data-unread={unread}>
             <svg aria-hidden="true" width="16" height="16" viewBox="0 0 16 16" fill="none" stroke="currentColor" strokeWidth="1.4" strokeLinecap="round" strokeLinejoin="round">
               <path d="M8 2a4 4 0 0 0-4 4v3l-1.5 2.5h11L12 9V6a4 4 0 0 0-4-4Z M6.6 13.5a1.5 1.5 0 0 0 2.8 0" />
             </svg>
           </ActionIcon>
-        </Indicator>
-      </Popover.Target>
+        </Popover.Target>
+      </Indicator>
       <Popover.Dropdown>{open && <Newest onFollow={() => setOpen(false)} />}</Popover.Dropdown>
     </Popover>
   );

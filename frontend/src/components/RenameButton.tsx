@@ -9,7 +9,7 @@ import { ConflictNote } from "./ConflictNote";
 export function RenameButton({ kind, row }: { kind: Renamed; row: Edited & { name: string } }) {
   const [opened, setOpened] = useState(false);
   return (
-    <Popover opened={opened} onChange={setOpened} width={320} position="bottom-end" trapFocus withinPortal>
+    <Popover opened={opened} onChange={setOpened} width={320} position="bottom-end" shadow="md" trapFocus withinPortal>
       <Popover.Target>
         <Button variant="default" onClick={() => setOpened(!opened)} aria-label={`Rename ${row.name}`} data-testid="rename">Rename</Button>
       </Popover.Target>

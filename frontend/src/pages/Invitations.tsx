@@ -6,6 +6,7 @@ import { asApiError } from "@/api/errors";
 import type { Role } from "@/api/types";
 import { ErrorNote } from "@/components/ErrorNote";
 import { Loaded } from "@/components/Loaded";
+import { ScrollX } from "@/components/ScrollX";
 import { ago, moment } from "@/science/format";
 
 interface InvitationsProps {
@@ -63,10 +64,10 @@ export function Invitations({ project, roles }: InvitationsProps) {
         <Loaded query={rows} what="the invitations" rows={2}>
           {(open) =>
             open.length === 0 ? <Text size="sm" c="dimmed">Nobody’s answer is awaited.</Text> : (
-              <div className="scroll-x">
+              <ScrollX>
                 <Table>
                   <Table.Thead>
-                    <Table.Tr><Table.Th>Address</Table.Th><Table.Th>Role</Table.Th><Table.Th>Invited</Table.Th><Table.Th>Until</Table.Th><Table.Th /></Table.Tr>
+                    <Table.Tr><Table.Th>Address</Table.Th><Table.Th>Role</Table.Th><Table.Th>Invited</Table.Th><Table.Th>Until</Table.Th><Table.Th><span className="visually-hidden">Actions</span></Table.Th></Table.Tr>
                   </Table.Thead>
                   <Table.Tbody>
                     {open.map((one) => (
@@ -80,7 +81,7 @@ export function Invitations({ project, roles }: InvitationsProps) {
                     ))}
                   </Table.Tbody>
                 </Table>
-              </div>
+              </ScrollX>
             )
           }
         </Loaded>

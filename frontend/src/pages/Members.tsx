@@ -11,6 +11,7 @@ import { useProjectId, useRights } from "@/app/project";
 import { ErrorNote } from "@/components/ErrorNote";
 import { Loaded } from "@/components/Loaded";
 import { Page } from "@/components/Page";
+import { ScrollX } from "@/components/ScrollX";
 import { ExportProject } from "@/pages/ExportProject";
 import { Invitations } from "@/pages/Invitations";
 import { ProjectPanel } from "@/pages/ProjectPanel";
@@ -53,10 +54,10 @@ export function Members() {
       <ErrorNote error={change.error ?? remove.error ?? transfer.error} doing="Changing the members" />
       <Loaded query={members} what="the members">
         {(rows) => (
-          <div className="panel scroll-x">
+          <ScrollX panel>
             <Table>
               <Table.Thead>
-                <Table.Tr><Table.Th>Name</Table.Th><Table.Th>Role</Table.Th><Table.Th>Since</Table.Th><Table.Th /></Table.Tr>
+                <Table.Tr><Table.Th>Name</Table.Th><Table.Th>Role</Table.Th><Table.Th>Since</Table.Th><Table.Th><span className="visually-hidden">Actions</span></Table.Th></Table.Tr>
               </Table.Thead>
               <Table.Tbody>
                 {rows.map((member) => (
@@ -71,7 +72,7 @@ export function Members() {
                 ))}
               </Table.Tbody>
             </Table>
-          </div>
+          </ScrollX>
         )}
       </Loaded>
       {me && own !== null && (

@@ -3,6 +3,7 @@ import { useQuery } from "@tanstack/react-query";
 import { myUsageQuery, usageQuery } from "@/api/account";
 import type { OwnUsage } from "@/api/types";
 import { Loaded } from "@/components/Loaded";
+import { ScrollX } from "@/components/ScrollX";
 import { bytes, duration, integer } from "@/science/format";
 
 function amount(value: number, unit: string): string {
@@ -18,10 +19,10 @@ export function UsagePanel({ project, resources }: { project: string; resources?
       <h2 id="usage">Use and limits</h2>
       <Loaded query={usage} what="what is used">
         {(rows) => (
-          <div className="scroll-x">
+          <ScrollX>
             <Table>
               <Table.Thead>
-                <Table.Tr><Table.Th /><Table.Th>This project</Table.Th><Table.Th>You, in all projects</Table.Th></Table.Tr>
+                <Table.Tr><Table.Th><span className="visually-hidden">Resource</span></Table.Th><Table.Th>This project</Table.Th><Table.Th>You, in all projects</Table.Th></Table.Tr>
               </Table.Thead>
               <Table.Tbody>
                 {rows.filter((row) => resources?.includes(row.resource) ?? true).map((row) => (
@@ -33,7 +34,7 @@ export function UsagePanel({ project, resources }: { project: string; resources?
                 ))}
               </Table.Tbody>
             </Table>
-          </div>
+          </ScrollX>
         )}
       </Loaded>
     </section>
@@ -46,7 +47,7 @@ export function MyUsagePanel() {
   return (
     <section className="panel" aria-labelledby="my-usage" data-testid="my-usage">
       <h2 id="my-usage">Use and limits</h2>
-      <p>What you use in all projects together. Staff can raise a limit.</p>
+      <Text size="sm" mb="xs">What you use in all projects together. Staff can raise a limit.</Text>
       <Loaded query={usage} what="what you use">
         {(rows) => (
           <Table>

@@ -138,7 +138,7 @@ function Action({ node, project, edit, lineage, busy }: ActionProps): ReactNode 
   const params = { project };
   const children = lineage.edges.filter((edge) => edge.source === node.id).map((edge) => edge.target);
   const childTypes = new Set(lineage.nodes.filter((one) => children.includes(one.id)).map((one) => one.type));
-  const small = { variant: "light", size: "compact-xs", style: { alignSelf: "flex-start" } } as const;
+  const small = { "data-next": true, variant: "light", size: "compact-xs", style: { alignSelf: "flex-start" } } as const;
   if (node.type === "analysis") {
     return <LinkButton to="/projects/$project/saes/$sae/features" params={{ project, sae: saeOf(node, lineage) }} {...small}>Browse features</LinkButton>;
   }

@@ -30,12 +30,12 @@ export function NextStep({ stage, project, edit, empty, possible, needsModel }: 
   const waiting = stage === "models" ? false : stage === "patches" ? needsModel : !possible;
   const variant = empty && !waiting ? "filled" : "default";
   const buttons: Record<Stage, ReactNode> = {
-    models: <LinkButton to="/projects/$project/models" params={params} search={{ add: true }} variant={needsModel ? "filled" : "default"}>Add a model</LinkButton>,
-    recordings: <LinkButton to="/projects/$project/recordings" params={params} search={{ add: true }} variant={variant}>Record activations</LinkButton>,
-    saes: <LinkButton to="/projects/$project/saes" params={params} search={{ add: true }} variant={variant}>Train an SAE</LinkButton>,
-    measured: <LinkButton to="/projects/$project/saes" params={params} variant="default">Choose an SAE</LinkButton>,
-    patches: <LinkButton to="/projects/$project/lab" params={params} variant={variant}>Open the patch lab</LinkButton>,
-    exports: <LinkButton to="/projects/$project/patches" params={params} variant="default">Choose a patch</LinkButton>,
+    models: <LinkButton data-next to="/projects/$project/models" params={params} search={{ add: true }} variant={needsModel ? "filled" : "default"}>Add a model</LinkButton>,
+    recordings: <LinkButton data-next to="/projects/$project/recordings" params={params} search={{ add: true }} variant={variant}>Record activations</LinkButton>,
+    saes: <LinkButton data-next to="/projects/$project/saes" params={params} search={{ add: true }} variant={variant}>Train an SAE</LinkButton>,
+    measured: <LinkButton data-next to="/projects/$project/saes" params={params} variant="default">Choose an SAE</LinkButton>,
+    patches: <LinkButton data-next to="/projects/$project/lab" params={params} variant={variant}>Open the patch lab</LinkButton>,
+    exports: <LinkButton data-next to="/projects/$project/patches" params={params} variant="default">Choose a patch</LinkButton>,
   };
   if (!empty && (stage === "measured" || stage === "exports")) return null;
   if (!empty && !(stage === "models" && needsModel)) return edit || stage === "patches" ? <div>{buttons[stage]}</div> : null;

@@ -67,8 +67,8 @@ export function EditCardView({ card, name, detail, selected, firing, onSelect, o
         )}
         <Text size="xs" c="dimmed" flex={1} lineClamp={2} title={KINDS[card.kind].effect}>{KINDS[card.kind].effect}</Text>
         <Group gap={0} wrap="nowrap">
-          <ActionIcon size="xs" variant="subtle" color="gray" onClick={() => onMove(-1)} aria-label={`Move ${name} up`}>↑</ActionIcon>
-          <ActionIcon size="xs" variant="subtle" color="gray" onClick={() => onMove(1)} aria-label={`Move ${name} down`}>↓</ActionIcon>
+          <ActionIcon size={24} variant="subtle" color="gray" onClick={() => onMove(-1)} aria-label={`Move ${name} up`}>↑</ActionIcon>
+          <ActionIcon size={24} variant="subtle" color="gray" onClick={() => onMove(1)} aria-label={`Move ${name} down`}>↓</ActionIcon>
         </Group>
       </Group>
       <StrengthControl card={card} onChange={(next) => onChange(next, `strength ${card.id}`)} onEnd={onSettle} />

@@ -3,6 +3,7 @@ import { useDebouncedCallback } from "@mantine/hooks";
 import { useEffect, useState, type KeyboardEvent } from "react";
 import { ErrorNote } from "@/components/ErrorNote";
 import { ProbabilityBars } from "@/components/ProbabilityBars";
+import { ScrollX } from "@/components/ScrollX";
 import { HeatLegend, TokenHeat } from "@/components/TokenHeat";
 import { LiveBanner } from "@/live/LiveBanner";
 import type { LiveSession, LiveState } from "@/live/liveSession";
@@ -44,7 +45,7 @@ export function PromptColumn({ model, prompt, onPrompt, session, live, edit, sel
         {rows.length > 0 ? (
           <>
             <Readings live={live} stale={stale} />
-            <div className="scroll-x" style={{ marginTop: "0.6rem" }}><ProbabilityBars rows={rows} stale={stale} /></div>
+            <ScrollX style={{ marginTop: "0.6rem" }}><ProbabilityBars rows={rows} stale={stale} /></ScrollX>
           </>
         ) : (
           <Text size="sm" c="dimmed">{live.opening ? "Reading the prompt…" : "The probabilities of the next token show here."}</Text>

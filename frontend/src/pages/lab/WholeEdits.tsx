@@ -52,7 +52,7 @@ export function WholeEdits({ project, model, saes, edit, onAdd }: WholeEditsProp
       {adapters.data?.length === 0 && (
         <Text size="xs" c="dimmed">
           No LoRA adapter of this model yet.{" "}
-          {edit && <TextLink to="/projects/$project/patches" params={{ project }} search={{ add: true }} fz="xs">Bring one in</TextLink>}
+          {edit && <TextLink to="/projects/$project/patches" params={{ project }} search={{ add: true }} fz="xs" underline="always">Bring one in</TextLink>}
         </Text>
       )}
     </Stack>

@@ -1,5 +1,6 @@
 import { Badge, Table, Text } from "@mantine/core";
 import type { Certificate, Measured } from "@/api/types";
+import { ScrollX } from "@/components/ScrollX";
 import { number, percent } from "@/science/format";
 
 /** The gates of a certificate with their numbers, and the effect in one sentence. */
@@ -7,7 +8,7 @@ export function CertificateTable({ certificate }: { certificate: Certificate }) 
   const measured = certificate.measured as Measured;
   const { clean, trigger, effect, collateral } = measured;
   return (
-    <div className="scroll-x">
+    <ScrollX>
       <Table fz="xs" data-testid="gates">
         <Table.Thead>
           <Table.Tr>
@@ -36,6 +37,6 @@ export function CertificateTable({ certificate }: { certificate: Certificate }) 
         {effect?.features.map((one) => `Feature ${one.feature}: ${number(one.base)} in the base, ${number(one.patched)} patched, ${number(one.export)} exported. `)}
         {collateral && `Perplexity changes by ${percent(collateral.perplexity_change.value)}.`}
       </Text>
-    </div>
+    </ScrollX>
   );
 }

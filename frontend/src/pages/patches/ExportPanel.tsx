@@ -6,6 +6,7 @@ import type { Patch, Verdict } from "@/api/types";
 import { useRights } from "@/app/project";
 import { ErrorNote } from "@/components/ErrorNote";
 import { Loaded } from "@/components/Loaded";
+import { ScrollX } from "@/components/ScrollX";
 import { gradeSign } from "@/patches/exports";
 import { ExportCard } from "./ExportCard";
 
@@ -35,7 +36,7 @@ export function ExportPanel({ patch }: { patch: Patch }) {
       </Text>
       <Loaded query={targets} what="where the patch can go">
         {(rows) => (
-          <div className="scroll-x">
+          <ScrollX>
             <Table>
               <Table.Thead>
                 <Table.Tr><Table.Th>Target</Table.Th><Table.Th>Faithful</Table.Th><Table.Th>Why</Table.Th><Table.Th aria-label="Export" /></Table.Tr>
@@ -71,7 +72,7 @@ export function ExportPanel({ patch }: { patch: Patch }) {
                 })}
               </Table.Tbody>
             </Table>
-          </div>
+          </ScrollX>
         )}
       </Loaded>
       {edit && fitting && (

@@ -78,8 +78,8 @@ export function ImportAdapter({ project, onStarted }: ImportAdapterProps) {
         <TextInput label="Name" placeholder="Imported adapter" value={name} onChange={(event) => setName(event.currentTarget.value)} error={bring.error ? asApiError(bring.error).about("name") : undefined} />
         {bring.isPending && <Progress value={sent * 100} aria-label={`Uploaded ${percent(sent)}`} />}
         <Group justify="space-between">
-          <Text size="xs" c="dimmed">The patch appears in the list once the files have been checked; it is off until you switch it on.</Text>
-          <Button type="submit" loading={bring.isPending} disabled={!model || files.length === 0 || problem !== null}>Import</Button>
+          <Text size="xs" c="dimmed" flex="1 1 16rem">The patch appears in the list once the files have been checked; it is off until you switch it on.</Text>
+          <Button type="submit" ml="auto" loading={bring.isPending} disabled={!model || files.length === 0 || problem !== null}>Import</Button>
         </Group>
       </Stack>
     </form>

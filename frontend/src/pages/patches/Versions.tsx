@@ -4,6 +4,7 @@ import { useState } from "react";
 import { patchVersionsQuery, restorePatch } from "@/api/patches";
 import type { Patch } from "@/api/types";
 import { ErrorNote } from "@/components/ErrorNote";
+import { ScrollX } from "@/components/ScrollX";
 import { editSentence } from "@/patches/words";
 import { ago } from "@/science/format";
 
@@ -22,7 +23,7 @@ export function Versions({ patch, edit, onRestored }: VersionsProps) {
     <details onToggle={(event) => setOpen(event.currentTarget.open)}>
       <summary>Versions ({patch.version})</summary>
       <ErrorNote error={restore.error ?? versions.error} doing={restore.error ? "Restoring" : "Loading the versions"} />
-      <div className="scroll-x">
+      <ScrollX>
         <Table fz="xs">
           <Table.Tbody>
             {(versions.data ?? []).map((one) => (
@@ -39,7 +40,7 @@ export function Versions({ patch, edit, onRestored }: VersionsProps) {
             ))}
           </Table.Tbody>
         </Table>
-      </div>
+      </ScrollX>
     </details>
   );
 }

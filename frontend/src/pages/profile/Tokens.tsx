@@ -6,6 +6,7 @@ import type { Token } from "@/api/types";
 import { Empty } from "@/components/Empty";
 import { ErrorNote } from "@/components/ErrorNote";
 import { Loaded } from "@/components/Loaded";
+import { ScrollX } from "@/components/ScrollX";
 import { ago, moment } from "@/science/format";
 import { NewToken } from "./NewToken";
 
@@ -25,7 +26,7 @@ export function Tokens() {
   };
   return (
     <section className="panel" aria-labelledby="tokens" data-testid="tokens">
-      <Group justify="space-between">
+      <Group justify="space-between" mb="sm">
         <h2 id="tokens">API tokens</h2>
         <Button variant="default" onClick={() => setAdding(true)} data-testid="new-token">New token</Button>
       </Group>
@@ -35,10 +36,10 @@ export function Tokens() {
           rows.length === 0 ? (
             <Empty title="No tokens">Programs use them in place of your password: <Code>Authorization: Bearer …</Code></Empty>
           ) : (
-            <div className="scroll-x">
+            <ScrollX>
               <Table>
                 <Table.Thead>
-                  <Table.Tr><Table.Th>Name</Table.Th><Table.Th>May</Table.Th><Table.Th>Last used</Table.Th><Table.Th>Ends</Table.Th><Table.Th /></Table.Tr>
+                  <Table.Tr><Table.Th>Name</Table.Th><Table.Th>May</Table.Th><Table.Th>Last used</Table.Th><Table.Th>Ends</Table.Th><Table.Th><span className="visually-hidden">Actions</span></Table.Th></Table.Tr>
                 </Table.Thead>
                 <Table.Tbody>
                   {rows.map((token) => (
@@ -46,7 +47,7 @@ export function Tokens() {
                   ))}
                 </Table.Tbody>
               </Table>
-            </div>
+            </ScrollX>
           )
         }
       </Loaded>

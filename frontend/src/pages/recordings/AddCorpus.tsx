@@ -1,4 +1,4 @@
-import { Button, FileInput, Group, SegmentedControl, Select, Stack, TextInput } from "@mantine/core";
+import { Button, FileInput, Group, SegmentedControl, Select, SimpleGrid, Stack, TextInput } from "@mantine/core";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useState, type SyntheticEvent } from "react";
 import { asApiError } from "@/api/errors";
@@ -14,7 +14,7 @@ type Kind = Corpus["kind"];
 
 const KINDS: { value: Kind; label: string }[] = [
   { value: "upload", label: "Upload" },
-  { value: "builtin", label: "Offered by the server" },
+  { value: "builtin", label: "On the server" },
   { value: "hub_dataset", label: "Hub dataset" },
 ];
 
@@ -81,10 +81,10 @@ export function AddCorpus({ project, onAdded }: { project: string; onAdded: (cor
         {kind === "hub_dataset" && (
           <TextInput label="Hub id" placeholder="Salesforce/wikitext" required value={reference} onChange={(event) => setReference(event.currentTarget.value)} error={about("reference")} />
         )}
-        <Group grow align="flex-start">
+        <SimpleGrid cols={{ base: 1, xs: 2 }} spacing="sm" className="fields">
           <TextInput label="Name" placeholder={suggested} value={name} onChange={(event) => setName(event.currentTarget.value)} error={about("name")} />
           <TextInput label="Text field" description="Holds the text in JSONL, Parquet and datasets." value={textField} onChange={(event) => setTextField(event.currentTarget.value)} error={about("text_field")} />
-        </Group>
+        </SimpleGrid>
         <UploadProgress uploads={uploads} />
         <Group justify="flex-end">
           <Button type="submit" loading={add.isPending}>Add</Button>

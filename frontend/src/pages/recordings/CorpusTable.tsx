@@ -5,26 +5,27 @@ import type { Corpus } from "@/api/types";
 import { DeleteButton } from "@/components/DeleteButton";
 import { JobOf, useJobAbout } from "@/components/JobOf";
 import { RenameButton } from "@/components/RenameButton";
+import { ScrollX } from "@/components/ScrollX";
 import { StateBadge } from "@/components/StateBadge";
 import { ago, bytes, integer } from "@/science/format";
 
-const KINDS: Record<Corpus["kind"], string> = { builtin: "offered by the server", upload: "uploaded", hub_dataset: "Hub dataset" };
+const KINDS: Record<Corpus["kind"], string> = { builtin: "on the server", upload: "uploaded", hub_dataset: "Hub dataset" };
 
 export function CorpusTable({ corpora, edit }: { corpora: readonly Corpus[]; edit: boolean }) {
   return (
-    <div className="panel scroll-x">
+    <ScrollX panel>
       <Table>
         <Table.Thead>
           <Table.Tr>
             <Table.Th>Name</Table.Th><Table.Th>Where from</Table.Th><Table.Th ta="right">Size</Table.Th>
-            <Table.Th ta="right">Documents</Table.Th><Table.Th>Added</Table.Th><Table.Th>State</Table.Th><Table.Th />
+            <Table.Th ta="right">Documents</Table.Th><Table.Th>Added</Table.Th><Table.Th>State</Table.Th><Table.Th><span className="visually-hidden">Actions</span></Table.Th>
           </Table.Tr>
         </Table.Thead>
         <Table.Tbody>
           {corpora.map((corpus) => <CorpusRow key={corpus.id} corpus={corpus} edit={edit} />)}
         </Table.Tbody>
       </Table>
-    </div>
+    </ScrollX>
   );
 }
 

@@ -8,6 +8,7 @@ import { Empty } from "@/components/Empty";
 import { IntervalChart } from "@/components/IntervalChart";
 import { Loaded } from "@/components/Loaded";
 import { Page } from "@/components/Page";
+import { ScrollX } from "@/components/ScrollX";
 import { TextLink } from "@/components/TextLink";
 import { comparedRows, differentText, fvuIntervals } from "@/science/comparison";
 
@@ -54,7 +55,7 @@ function Side({ saes }: { saes: readonly Sae[] }) {
     <Stack gap="md" className="panel">
       {differentText(saes) && <Text size="sm">These SAEs were measured on different recordings: differences may come from the text as well as from the SAEs.</Text>}
       <IntervalChart title="FVU with its 95 % interval (lower is better)" rows={fvuIntervals(saes)} goal={GOAL} />
-      <div className="scroll-x">
+      <ScrollX>
         <Table data-testid="comparison">
           <Table.Thead>
             <Table.Tr>
@@ -80,7 +81,7 @@ function Side({ saes }: { saes: readonly Sae[] }) {
             ))}
           </Table.Tbody>
         </Table>
-      </div>
+      </ScrollX>
     </Stack>
   );
 }

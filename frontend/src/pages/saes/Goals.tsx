@@ -1,5 +1,6 @@
 import { Badge, Group, Table, Text } from "@mantine/core";
 import type { Evaluation, Goal } from "@/api/types";
+import { ScrollX } from "@/components/ScrollX";
 import { number, percent } from "@/science/format";
 
 type Verdict = [sign: string, word: string, color: string];
@@ -41,7 +42,7 @@ export function GoalSigns({ goals }: { goals: readonly Goal[] }) {
 /** Every goal with its value, limit, verdict and formula. */
 export function GoalTable({ evaluation }: { evaluation: Evaluation }) {
   return (
-    <div className="scroll-x">
+    <ScrollX>
       <Table data-testid="goals">
         <Table.Thead>
           <Table.Tr>
@@ -70,6 +71,6 @@ export function GoalTable({ evaluation }: { evaluation: Evaluation }) {
           })}
         </Table.Tbody>
       </Table>
-    </div>
+    </ScrollX>
   );
 }

@@ -1,4 +1,4 @@
-import { Button, Group, Select, Stack, Text, TextInput } from "@mantine/core";
+import { Button, Group, Select, SimpleGrid, Stack, Text, TextInput } from "@mantine/core";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useNavigate } from "@tanstack/react-router";
 import { useState, type SyntheticEvent } from "react";
@@ -69,7 +69,7 @@ export function ImportSae() {
               ? "Drop the SAE’s folder here: its .safetensors (or Gemma Scope’s params.npz) and configuration."
               : summaryOf(files)}
           </DropZone>
-          <Group grow align="flex-start">
+          <SimpleGrid cols={{ base: 1, sm: 2 }} spacing="md" className="fields">
             <Select
               label="Model"
               required
@@ -91,7 +91,7 @@ export function ImportSae() {
               onChange={setRecording}
               placeholder="a short text"
             />
-          </Group>
+          </SimpleGrid>
           <ParamsForm specs={params.specs} entries={params.entries} onChange={params.setEntries} tried={params.tried} />
           <TextInput
             label="Name"
@@ -102,8 +102,8 @@ export function ImportSae() {
           />
           <UploadProgress uploads={uploads} />
           <Group justify="space-between">
-            <Text size="xs" c="dimmed">Pickles (.pt) are refused here; convert them on your machine with <code>microscope import --allow-pickle</code>.</Text>
-            <Button type="submit" loading={start.isPending} disabled={files.length === 0 || !model || !(name.trim() || suggested)} data-testid="import-submit">Import</Button>
+            <Text size="xs" c="dimmed" flex="1 1 16rem">Pickles (.pt) are refused here; convert them on your machine with <code>microscope import --allow-pickle</code>.</Text>
+            <Button type="submit" ml="auto" loading={start.isPending} disabled={files.length === 0 || !model || !(name.trim() || suggested)} data-testid="import-submit">Import</Button>
           </Group>
         </Stack>
       </form>

@@ -2,6 +2,7 @@ import { Anchor, Group, Stack, Table, Text, Title } from "@mantine/core";
 import { reportUrl } from "@/api/saes";
 import type { Evaluation, EvaluationDetails } from "@/api/types";
 import { Histogram } from "@/components/Histogram";
+import { ScrollX } from "@/components/ScrollX";
 import { edgedBins } from "@/science/histogram";
 import { ago, fixed, integer, number, percent } from "@/science/format";
 import { Files } from "./Files";
@@ -66,7 +67,7 @@ function Metrics({ evaluation, rule }: { evaluation: Evaluation; rule: string | 
   return (
     <Stack gap="xs">
       <Title order={3}>Two token filters</Title>
-      <div className="scroll-x">
+      <ScrollX>
         <Table withRowBorders={false} w="auto">
           <Table.Tbody>
             <Table.Tr>
@@ -79,7 +80,7 @@ function Metrics({ evaluation, rule }: { evaluation: Evaluation; rule: string | 
             </Table.Tr>
           </Table.Tbody>
         </Table>
-      </div>
+      </ScrollX>
       <Group align="flex-start" gap="xl">
         <Numbers title="Reconstruction, ordinary tokens" rows={ordinary} />
         {m.ce_model != null && <Numbers title="Loss with the SAE spliced in" rows={loss} />}
