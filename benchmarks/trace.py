@@ -33,7 +33,7 @@ def contests(settings: Settings) -> Iterator[Contest]:
 
 
 def _contexts(settings: Settings) -> int:
-    return 32 if settings.quick else 128
+    return 32 if settings.quick else 256
 
 
 def _recorder(settings: Settings, name: str, layers: tuple[int, ...], processes: int = 1) -> Contestant:
