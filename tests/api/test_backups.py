@@ -180,7 +180,13 @@ def test_upgrade_of_an_older_database(install) -> None:
     """New code meets a database that lacks a table and a column it knows: first a backup, then the migrations."""
     old = install("old")
     said = old.run(OLD)
-    assert "2 migrations were applied" in said
+    later = [
+        m
+        for app in ("live", "audit")
+        for m in (ROOT / "apps" / app / "migrations").glob("0*.py")
+        if m.stem[:4] > "0001"
+    ]
+    assert f"{len(later)} migrations were applied" in said
     assert "The database is of this version." in said
     (folder,) = (old.folder / "backups").iterdir()
     manifest = json.loads((folder / "manifest.json").read_text())

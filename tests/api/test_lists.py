@@ -132,7 +132,13 @@ def test_every_list_is_counted(world, client_of) -> None:
     named = {*LISTS, *(OF_ONE[name](world) for name in OF_ONE)}
     known = {re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "{id}", name) for name in named}
     # No rows of the database: kinds of jobs and files on the disk; and one line per resource.
-    assert lists - known == {"job-kinds", "corpora/builtin", "projects/{id}/usage", "patches/{id}/targets"}
+    assert lists - known == {
+        "job-kinds",
+        "corpora/builtin",
+        "me/usage",
+        "projects/{id}/usage",
+        "patches/{id}/targets",
+    }
 
 
 def is_list(operation, schema) -> bool:
