@@ -133,7 +133,7 @@ class Reader:
         url: of the portal.
         session: key of their session.
         lab: what there is.
-        scripts: of the application.
+        scripts: of the application; none for somebody whose browser has them from before.
         log: where times go.
         random: their choices.
     """
@@ -229,7 +229,7 @@ class Reader:
         """The application in a new tab: document, scripts, who one is, the projects."""
         self._answers.clear()
         document = (await self.send("GET", "/")).decode()
-        entry = set(_ENTRY.findall(document)) - self._files
+        entry = set(_ENTRY.findall(document) if self.scripts.needs else ()) - self._files
         self._files |= entry
         await asyncio.gather(*(self.send("GET", file) for file in sorted(entry)))
         await self.ask(Query("/me", 5 * _MINUTE))
