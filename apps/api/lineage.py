@@ -52,7 +52,10 @@ class Lineage(msgspec.Struct, kw_only=True, frozen=True):
 
 def lineage(project: Project) -> Lineage:
     """The picture of a project, in a number of queries that does not depend on its size."""
-    jobs = {job.subject_id: job for job in Job.objects.filter(project=project).for_display().order_by("pk")}
+    # Only the newest job of a box is shown, and a project has many more.
+    newest = dict(Job.objects.filter(project=project).order_by("pk").values_list("subject_id", "pk"))
+    shown = Job.objects.filter(pk__in=newest.values()).for_display()
+    jobs = {job.subject_id: job for job in shown}
     nodes: list[LineageNode] = []
     edges: list[LineageEdge] = []
     for node, parents in _boxes(project):
@@ -68,7 +71,7 @@ def _boxes(project: Project) -> Iterator[tuple[LineageNode, Iterable[UUID]]]:
         numbers = {name: model.facts.get(name) for name in ("n_layers", "d_model", "parameters")}
         loaded = resident.state if resident is not None else "stopped"
         yield _node(model, "model", model.name, model.state, {**numbers, "resident": loaded}), ()
-    for corpus in Corpus.objects.filter(project=project):
+    for corpus in Corpus.objects.filter(project=project).only("name", "state", "bytes", "documents", "kind"):
         numbers = {"bytes": corpus.bytes, "documents": corpus.documents, "kind": corpus.kind}
         yield _node(corpus, "corpus", corpus.name, corpus.state, numbers), ()
     for recording in (
@@ -84,7 +87,8 @@ def _boxes(project: Project) -> Iterator[tuple[LineageNode, Iterable[UUID]]]:
         parents = (recording.model_id, *sorted(text for text in texts if text is not None))
         yield _node(recording, "recording", recording.name, recording.state, numbers), parents
     made_of: dict[str, UUID] = {}
-    for sae in Sae.objects.filter(project=project):
+    columns = ("fingerprint", "name", "state", "layer", "width", "k", "architecture", "recording", "model")
+    for sae in Sae.objects.filter(project=project).only(*columns):
         made_of[sae.fingerprint] = sae.pk
         numbers = {"layer": sae.layer, "width": sae.width, "k": sae.k, "architecture": sae.architecture}
         yield _node(sae, "sae", sae.name, sae.state, numbers), (sae.recording_id or sae.model_id,)
@@ -121,7 +125,8 @@ def _exports(project: Project) -> Iterator[tuple[LineageNode, Iterable[UUID]]]:
 
 def _measurements(project: Project) -> Iterator[tuple[LineageNode, Iterable[UUID]]]:
     newest: dict[UUID, Evaluation] = {}
-    for evaluation in Evaluation.objects.filter(sae__project=project).select_related("sae").order_by("pk"):
+    measured = Evaluation.objects.filter(sae__project=project).select_related("sae").order_by("pk")
+    for evaluation in measured.only("metrics", "goals", "sae__name"):
         newest[evaluation.sae_id] = evaluation
     for evaluation in newest.values():
         metrics = evaluation.metrics
@@ -131,7 +136,8 @@ def _measurements(project: Project) -> Iterator[tuple[LineageNode, Iterable[UUID
         numbers["goals_passed"] = sum(goal.get("passed") is True for goal in evaluation.goals)
         numbers["goals"] = len(evaluation.goals)
         yield _node(evaluation, "evaluation", evaluation.sae.name, "ready", numbers), (evaluation.sae_id,)
-    for analysis in Analysis.objects.filter(sae__project=project).select_related("sae"):
+    analysed = Analysis.objects.filter(sae__project=project).select_related("sae")
+    for analysis in analysed.only("n_features", "dead", "tokens", "sae__name"):
         numbers = {"features": analysis.n_features, "dead": analysis.dead, "tokens": analysis.tokens}
         yield _node(analysis, "analysis", analysis.sae.name, "ready", numbers), (analysis.sae_id,)
 
