@@ -42,10 +42,9 @@ from benchmarks.report import Section, footer, goal
 from workbench.demo import assets
 from workbench.demo.patching import quantile
 from workbench.demo.portal import Portal, PortalError
-from workbench.supervisor import Supervisor, free_port, wait_for_web
+from workbench.supervisor import Supervisor, free_port
 
 _READERS, _LIVE, _WIDTH, _TOKENS = 50, 8, 65_536, 64
-_PASSWORD = "only-for-this-benchmark"
 _MB = 1 << 20
 # Milliseconds of pages and of the server alone; seconds and MB of the web process.
 _PAGES, _ALONE, _START, _MEMORY = 300.0, 100.0, 3.0, 150.0
@@ -140,16 +139,7 @@ def _environment(database: str) -> Iterator[None]:
 def measure(folder: Path, seconds: float) -> Run:
     """Start, fill, measure, stop."""
     run = Run(counted=seconds)
-    supervisor = Supervisor(folder, free_port(0))
-    try:
-        model_file, _ = assets.fetch(folder)
-        supervisor.prepare()
-        who = ["--username", "bench", "--email", "bench@example.org", "--staff"]
-        supervisor.manage("ensure_user", *who, extra={"WORKBENCH_PASSWORD": _PASSWORD})
-        supervisor.start()
-        wait_for_web(supervisor)
-        portal = Portal(supervisor.url, "bench", _PASSWORD)
-        model, sae = toggle.prepare(portal, model_file, folder)
+    with toggle.portal_of(folder) as (supervisor, portal, model, sae):
         recording = _record(portal, model)
         found = _fill(supervisor, model)
         sessions = found.pop("sessions")
@@ -179,8 +169,6 @@ def measure(folder: Path, seconds: float) -> Run:
         run.job_rate = (after["done"] - before) / run.seconds
         if run.job_state != "running":
             run.together.errors.append(f"the job is {run.job_state}: {after['error']}")
-    finally:
-        supervisor.stop()
     return run
 
 
@@ -354,12 +342,6 @@ async def _lateness(late: list[float]) -> None:
         late.append(1000 * max(0.0, time.perf_counter() - wanted))
 
 
-def _process_of(supervisor: Supervisor) -> psutil.Process:
-    child = next(child for child in supervisor.children if child.name == "web")
-    assert child.process is not None
-    return psutil.Process(child.process.pid)
-
-
 # --- telling ------------------------------------------------------------------------------------------
 
 
@@ -368,8 +350,8 @@ def text(run: Run) -> Iterator[str]:
     low, high = THINK
     yield (
         f"{_READERS} people browse a project with an SAE of {_WIDTH:,} features, each looking {low:g} to {high:g} s at "
-        f"every page and {_NEW_READERS} of them for the first time; {_LIVE} toggle a patch once a second each; a training job of all cores runs. All on this machine, "
-        f"they who ask included. A page is there when everything the browser asks for on it is there, in ms."
+        f"every page and {_NEW_READERS} of them for the first time; {_LIVE} toggle a patch once a second each; a training job "
+        f"of all cores runs. All on this machine, they who ask included. A page is there when everything the browser asks for on it is there, in ms."
     )
     yield ""
     rate, requests = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import tempfile
 import time
@@ -168,8 +169,9 @@ def goals(rows: Rows) -> Iterator[str]:
             yield goal("seen states, compute p95 in ms", quantile(times.compute, 0.95), most=_SEEN)
 
 
-def run(*, users: list[int], seconds: float, tokens: int, data_dir: Path) -> Rows:
-    """Start the portal, measure new states with every number of people and seen states with one, stop it."""
+@contextlib.contextmanager
+def portal_of(data_dir: Path) -> Iterator[tuple[Supervisor, Portal, dict[str, Any], dict[str, Any]]]:
+    """A whole portal on a folder, somebody signed in, the model and an SAE to toggle; all of it ends with the block."""
     supervisor = Supervisor(data_dir, free_port(0))
     try:
         model_file, _ = assets.fetch(data_dir)
@@ -179,15 +181,20 @@ def run(*, users: list[int], seconds: float, tokens: int, data_dir: Path) -> Row
         supervisor.start()
         wait_for_web(supervisor)
         portal = Portal(supervisor.url, "bench", _PASSWORD)
-        model, sae = prepare(portal, model_file, data_dir)
+        yield supervisor, portal, *prepare(portal, model_file, data_dir)
+    finally:
+        supervisor.stop()
+
+
+def run(*, users: list[int], seconds: float, tokens: int, data_dir: Path) -> Rows:
+    """Start the portal, measure new states with every number of people and seen states with one, stop it."""
+    with portal_of(data_dir) as (_, portal, model, sae):
         return {
             (count, new): asyncio.run(
                 measure(portal, model["id"], sae, users=count, seconds=seconds, tokens=tokens, new=new)
             )
             for count, new in [*((count, True) for count in users), (1, False)]
         }
-    finally:
-        supervisor.stop()
 
 
 def main() -> None:

@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
 T = TypeVar("T")
+
+
+class Begun(Generic[T]):
+    """Pieces of work under way.
+
+    With one thread or one piece nothing is gained by beginning: then asking for the results does the work.
+    """
+
+    def __init__(self, work: Callable[[], list[T]], futures: Sequence[Future[T]] = ()) -> None:
+        self._work, self._futures = work, futures
+
+    def results(self) -> list[T]:
+        """Of all pieces, in their order."""
+        return self._work()
+
+    def stop(self) -> None:
+        """Begin no more pieces, and wait for those that run."""
+        for future in self._futures:
+            future.cancel()
+        wait(self._futures)
 
 
 def in_pieces(task: Callable[[int, int], T], total: int, size: int) -> list[T]:
@@ -20,14 +40,11 @@ def in_pieces(task: Callable[[int, int], T], total: int, size: int) -> list[T]:
     Each piece is worked on by one thread, torch's operations in it included, so that what it needs stays in that
     processor's cache, and results do not depend on the number of threads. Gradients are not recorded.
     """
-    return begun_in_pieces(task, total, size)()
+    return begun_in_pieces(task, total, size).results()
 
 
-def begun_in_pieces(task: Callable[[int, int], T], total: int, size: int) -> Callable[[], list[T]]:
-    """As :func:`in_pieces`, at once; what is returned waits for the results, once.
-
-    With one thread or one piece nothing is gained by it: then it is waiting that does the work.
-    """
+def begun_in_pieces(task: Callable[[int, int], T], total: int, size: int) -> Begun[T]:
+    """As :func:`in_pieces`, without waiting."""
     pieces = [(first, min(first + size, total)) for first in range(0, total, size)]
     threads = torch.get_num_threads()
 
@@ -36,16 +53,16 @@ def begun_in_pieces(task: Callable[[int, int], T], total: int, size: int) -> Cal
             return task(*piece)
 
     if threads == 1 or len(pieces) == 1:
-        return lambda: [run(piece) for piece in pieces]
+        return Begun(lambda: [run(piece) for piece in pieces])
     pool = _pool(threads, os.getpid())
     futures = [pool.submit(run, piece) for piece in pieces]
-    return lambda: [future.result() for future in futures]
+    return Begun(lambda: [future.result() for future in futures], futures)
 
 
 @cache
 def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
     """Threads in which torch uses only that one thread; a forked process has none of its parent's."""
-    pool = ThreadPoolExecutor(threads, "pieces", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, "pieces", initializer=_compute_alone)
     all_there = threading.Barrier(threads + 1)
     for _ in range(threads):
         pool.submit(all_there.wait)
@@ -53,3 +70,9 @@ def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
     # the setting is each thread's own, but threads made later begin with the one set last
     torch.set_num_threads(threads)
     return pool
+
+
+def _compute_alone() -> None:
+    # A thread takes over the setting of all when it is first asked for, and would forget its own.
+    torch.get_num_threads()
+    torch.set_num_threads(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from microscope.models import LoadedModel, module_at
 from microscope.params import Site
-from microscope.threads import begun_in_pieces
+from microscope.threads import Begun, begun_in_pieces
 
 _FLOAT16_MAX = float(torch.finfo(torch.float16).max)
 
@@ -91,10 +91,10 @@ class SiteReader:
 
     def read_windows(self, windows: Sequence[np.ndarray]) -> SitesRows:
         """Rows of every site for a batch of token windows, ready to be stored: per site, one per window."""
-        return self.begin_windows(windows)()
+        return joined(self.begin_windows(windows).results())
 
-    def begin_windows(self, windows: Sequence[np.ndarray]) -> Callable[[], SitesRows]:
-        """As :meth:`read_windows`, at once; what is returned waits for the rows.
+    def begin_windows(self, windows: Sequence[np.ndarray]) -> Begun[SitesRows]:
+        """As :meth:`read_windows` without waiting: the rows of the first windows, of the next and so on.
 
         On a CPU each thread runs windows of its own through the whole model. Threads that divide every
         operation among them wait for each other after each of hundreds, most of all on a busy machine.
@@ -106,15 +106,8 @@ class SiteReader:
             return {name: _stored(values, [len(w) for w in part]) for name, values in caught.items()}
 
         loaded, count = self._loaded, len(windows)
-        if loaded.device.type != "cpu" or loaded.spread or loaded.quantisation is not None:
-            return lambda: some(0, count)
-        begun = begun_in_pieces(some, count, -(-count // torch.get_num_threads()))
-
-        def joined() -> SitesRows:
-            parts = begun()
-            return {name: [rows for part in parts for rows in part[name]] for name in parts[0]}
-
-        return joined
+        divided = loaded.device.type == "cpu" and not loaded.spread and loaded.quantisation is None
+        return begun_in_pieces(some, count, -(-count // torch.get_num_threads()) if divided else count)
 
     def _catch(self, name: str, value: Tensor | tuple[Tensor, ...]) -> None:
         caught: dict[str, Tensor] = self._here.caught
@@ -133,6 +126,11 @@ class SiteReader:
             self._catch(name, args[0] if args else kwargs["hidden_states"])
 
         return hook
+
+
+def joined(parts: Sequence[SitesRows]) -> SitesRows:
+    """The rows of consecutive windows together."""
+    return {name: [rows for part in parts for rows in part[name]] for name in parts[0]}
 
 
 def _stored(values: Tensor, lengths: Sequence[int]) -> list[SiteRows]:

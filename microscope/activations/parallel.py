@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,11 +12,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from microscope.activations.forward import SiteReader, SitesRows
+from microscope.activations.forward import SiteReader, SitesRows, joined
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, is_out_of_memory
 from microscope.params import Site
 from microscope.processes import die_with_parent
+from microscope.threads import Begun
 
 Batch = Sequence[np.ndarray]  # token windows
 Label = TypeVar("Label")
@@ -32,8 +32,9 @@ class Forward:
     """Runs batches of token windows through a model up to the highest site.
 
     With several processes each is a fork that shares the weights and computes with its part of the
-    cores. One process computes a batch while the one before it is being stored. Results come in the order of the batches, so what is stored does not depend on who was
-    faster. Use as a context manager.
+    cores. One process with several threads computes a batch while the one before it is being stored.
+    Results come in the order of the batches, so what is stored does not depend on who was faster. Use
+    as a context manager.
     """
 
     def __init__(self, loaded: LoadedModel, sites: Sequence[Site], *, processes: int) -> None:
@@ -46,7 +47,7 @@ class Forward:
         self._processes = processes
         self._reader = SiteReader(loaded, sites)
         self._pool: ProcessPoolExecutor | None = None
-        self._begun: Callable[[], SitesRows] | None = None
+        self._begun: Begun[SitesRows] | None = None
 
     def __enter__(self) -> Forward:
         global _inherited
@@ -66,8 +67,7 @@ class Forward:
         global _inherited
         _inherited = None
         if self._begun is not None:  # without the hooks it would run on to the end of the model
-            with contextlib.suppress(Exception):
-                self._begun()
+            self._begun.stop()
         self._reader.__exit__()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
@@ -112,7 +112,7 @@ class Forward:
     def _finished(self, batch: Batch) -> SitesRows:
         begun, self._begun = self._begun, None
         assert begun is not None
-        return _or_remedy(begun, self._reader, batch)
+        return _or_remedy(lambda: joined(begun.results()), self._reader, batch)
 
 
 def _start(threads: int) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from types import ModuleType
+from uuid import uuid4
 
 import pytest
 from asgiref.testing import ApplicationCommunicator
 from django.http import HttpResponse, StreamingHttpResponse
-from django.urls import path
+from django.urls import path, reverse
 
-from workbench.http import Handler
+from workbench.http import WAITING, Handler
 
 urls = ModuleType("urls_of_test_http")
 slow = threading.Event()
@@ -136,3 +137,8 @@ async def test_requests_that_wait_for_a_model_leave_the_thread_to_others(handler
     slow.set()
     answers = [await one.whole() for one in waiting]
     assert len({thread for _, thread in answers}) == 3
+
+
+def test_the_addresses_that_wait_for_a_model_are_those_of_the_api() -> None:
+    for where in (reverse("inference"), reverse("sae-attach", args=[uuid4()])):
+        assert WAITING.fullmatch(where)

@@ -9,19 +9,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from microscope.live import ResidentModel
-from microscope.params import Edit, EditPlan, FeatureRef, plan_fingerprint
+from microscope.params import Edit, EditPlan, plan_fingerprint
 from microscope.patching import save_adapter
 from tests.live_rig import random_adapter
+from tests.resident_talk import PROMPT, Client, add
 from worker import protocol as p
 from worker.resident.server import ResidentServer
 from worker.resident.turns import Overtaken, Turns, Work
-
-PROMPT = "the state of union is strong and people ask congress"
 
 
 @pytest.fixture(scope="module")
@@ -44,40 +42,6 @@ def address(tmp_path_factory, model_folders) -> Iterator[str]:
     yield str(socket)
     process.terminate()
     assert process.wait(10) == 0
-
-
-class Client:
-    """The bare protocol."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-        self.number = 0
-
-    @classmethod
-    async def connect(cls, address: str) -> Client:
-        client = cls(*await asyncio.open_unix_connection(address))
-        reply = await client.ask(p.Hello(id=0))
-        assert isinstance(reply, p.Welcome)
-        return client
-
-    def send(self, message: p.Request) -> None:
-        self.writer.write(p.encode(message))
-
-    async def receive(self) -> p.AnyReply:
-        return p.decode_reply(await asyncio.wait_for(p.read_frame(self.reader), 20))
-
-    async def ask(self, message: p.Request) -> p.AnyReply:
-        self.send(message)
-        return await self.receive()
-
-    async def attach(self, sae, folder: Path) -> None:
-        reply = await self.ask(p.AttachSae(id=1, sae=sae.config.fingerprint, path=str(folder)))
-        assert isinstance(reply, p.Attached), reply
-
-
-def add(sae, strength: float, index: int = 3) -> EditPlan:
-    feature = FeatureRef(sae=sae.config.fingerprint, index=index)
-    return EditPlan(edits=(Edit(kind="add", site=sae.config.site, feature=feature, strength=strength),))
 
 
 async def test_a_session_from_hello_to_result(address, sae, sae_folder):
@@ -409,82 +373,6 @@ async def test_who_waits_is_told_how_many_come_first(llama, tmp_path):
         assert 0 <= status.idle_seconds < 60
         gates[2].set()
         client.writer.close()
-
-
-async def test_nobody_waits_while_an_autoencoder_is_read(llama, sae, sae_folder, tmp_path, monkeypatch):
-    resident, gate = ResidentModel(llama), threading.Event()
-    read = resident.read_sae
-
-    def slowly(*args, **kwargs):
-        assert gate.wait(60)
-        return read(*args, **kwargs)
-
-    monkeypatch.setattr(resident, "read_sae", slowly)
-    listening, address = await ResidentServer(resident).listen(f"unix:{tmp_path}/r.sock")
-    async with listening:
-        waits, works = [await Client.connect(address.removeprefix("unix:")) for _ in range(2)]
-        waits.send(p.AttachSae(id=1, sae=sae.config.fingerprint, path=str(sae_folder)))
-        try:
-            assert isinstance(await works.ask(p.OpenSession(id=2, session="s", prompt=PROMPT)), p.Opened)
-            off = await works.ask(p.Apply(id=3, session="s", rev=1, plan=EditPlan()))
-            assert isinstance(off, p.Result)
-        finally:
-            gate.set()
-        assert isinstance(await waits.receive(), p.Attached)
-        on = await works.ask(p.Apply(id=4, session="s", rev=2, plan=add(sae, 5.0)))
-        assert isinstance(on, p.Result)
-        for client in (waits, works):
-            client.writer.close()
-
-
-async def test_an_autoencoder_is_read_on_when_who_asked_runs_out_of_patience(
-    llama, sae, sae_folder, tmp_path, monkeypatch
-):
-    """Read once for all who ask, whoever hangs up; everybody hears of the end, and who asks again of a failure."""
-    resident, gate, reads = ResidentModel(llama), threading.Event(), []
-    read = resident.read_sae
-
-    def slowly(path, *, expect):
-        reads.append(path)
-        gate.wait(20)
-        return read(path, expect=expect)
-
-    monkeypatch.setattr(resident, "read_sae", slowly)
-    listening, address = await ResidentServer(resident).listen(f"unix:{tmp_path}/r.sock")
-
-    def asks(number: int, patience: float | None, name: str = sae.config.fingerprint) -> p.AttachSae:
-        return p.AttachSae(id=number, sae=name, path=str(sae_folder), patience=patience)
-
-    async with listening:
-        leaves, stays, listens = [await Client.connect(address.removeprefix("unix:")) for _ in range(3)]
-        assert await leaves.ask(asks(1, 0.05)) == p.Attaching(id=1, sae=sae.config.fingerprint)
-        leaves.writer.close()
-        assert isinstance(await stays.ask(asks(2, 0.05)), p.Attaching)
-        stays.send(asks(3, None))
-        await asyncio.sleep(0.05)
-        gate.set()
-        replies = [await stays.receive() for _ in range(2)]
-        [there] = [reply for reply in replies if isinstance(reply, p.Attached)]
-        assert (there.id, there.sae, there.site) == (3, sae.config.fingerprint, sae.config.site)
-        ended = p.AttachEnded(id=0, sae=sae.config.fingerprint)
-        assert ended in replies
-        assert await listens.receive() == ended
-        assert len(reads) == 1
-        assert isinstance(await listens.ask(asks(4, 5.0)), p.Attached)  # in time: nothing is announced
-
-        gate.clear()
-        assert isinstance(await stays.ask(asks(5, 0.05, "0" * 32)), p.Attaching)
-        gate.set()
-        for client in (stays, listens):
-            failed = await client.receive()
-            assert isinstance(failed, p.AttachEnded)
-            assert (failed.id, failed.sae, failed.code) == (0, "0" * 32, "wrong_sae")
-        count = len(reads)
-        again = await listens.ask(asks(6, 5.0, "0" * 32))
-        assert isinstance(again, p.Failure)
-        assert (again.code, len(reads)) == ("wrong_sae", count)
-        for client in (stays, listens):
-            client.writer.close()
 
 
 async def test_places_in_the_queue_count_everybodys_turns():

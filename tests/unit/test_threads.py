@@ -1,0 +1,41 @@
+"""Work divided among threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from microscope.threads import begun_in_pieces, in_pieces
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_results_come_in_order_from_threads_that_compute_alone(threads) -> None:
+    results = in_pieces(lambda first, last: (first, last, torch.get_num_threads()), 10, 4)
+    assert [piece[:2] for piece in results] == [(0, 4), (4, 8), (8, 10)]
+    assert {piece[2] for piece in results} == {1}
+
+
+def test_what_is_stopped_runs_no_more(threads) -> None:
+    gate, ran = threading.Event(), []
+
+    def task(first: int, last: int) -> None:
+        assert gate.wait(20)
+        ran.append(first)
+
+    begun = begun_in_pieces(task, 12, 1)
+    threading.Timer(0.1, gate.set).start()
+    begun.stop()
+    count = len(ran)
+    assert count <= (threads if threads > 1 else 0)  # those that ran already; one thread had not begun
+    assert gate.wait(20)
+    assert len(ran) == count
