@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
+from uuid import uuid4
 
 import msgspec
 import pytest
+from celery import Celery
 from django.utils import timezone
 
 from apps.audit.models import AuditEvent
@@ -13,6 +16,7 @@ from apps.jobs import leases
 from apps.jobs.leases import NewEvent
 from apps.jobs.models import Job
 from tests.factories import JobFactory, WorkerNodeFactory
+from workbench.supervisor import free_port
 
 
 def error(response) -> dict:
@@ -121,6 +125,20 @@ def test_wakeups_leave_after_commit_and_a_dead_broker_is_no_error(
         response = editor.post(f"/api/v1/saes/{world.sae.pk}/evaluate", {})
     assert response.status_code == 202
     assert Job.objects.get(pk=response.json()["job"]["id"]).state == "queued"
+
+
+def test_nobody_waits_for_a_broker_that_is_away(monkeypatch, settings) -> None:
+    """Celery asks again for some seconds unless told otherwise, and a request would wait for it."""
+    from apps.jobs import announce
+
+    sender = Celery("sender")
+    sender.conf.update(
+        {**settings.CELERY, "broker_url": f"redis://127.0.0.1:{free_port(0)}/0", "imports": []}
+    )
+    monkeypatch.setattr(announce, "app", sender)
+    started = time.monotonic()
+    assert announce.wake_workers(uuid4()) is False
+    assert time.monotonic() - started < 3  # six seconds, it was
 
 
 def test_forgotten_jobs_are_announced_once_per_interval(world, monkeypatch, settings) -> None:

@@ -15,6 +15,9 @@ CELERY = {
         "socket_connect_timeout": 2,
         "socket_timeout": 5,
         "health_check_interval": 15,
+        # Twice at once, when the broker is away: a request that sends a wake-up must not wait for it.
+        "max_retries": 1,
+        "interval_start": 0,
     },
     "task_serializer": "json",
     "accept_content": ["json"],
