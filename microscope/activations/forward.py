@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from microscope.models import LoadedModel, module_at
+from microscope.models.families import module_at
 from microscope.params import Site
 from microscope.threads import Begun, begun_in_pieces
+
+if TYPE_CHECKING:
+    from microscope.models import LoadedModel
 
 _FLOAT16_MAX = float(torch.finfo(torch.float16).max)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from microscope.errors import MicroscopeError
 
@@ -61,6 +60,11 @@ def converted_folder(file: Path) -> Path:
 
 
 def _convert(file: Path, folder: Path) -> None:
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+    )  # not for whoever only asks for the cache's place
+
     where: dict[str, Any] = {"gguf_file": file.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)

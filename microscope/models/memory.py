@@ -54,13 +54,6 @@ def bytes_needed_by_precision(model: Any) -> dict[str, int]:
     return {precision: bytes_needed(model, precision) for precision in PRECISIONS}
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory was exhausted; on a CPU torch says so in a RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
-    )
-
-
 def bytes_per_position(config: PretrainedConfig, itemsize: int) -> int:
     """What one position of a run with all its states kept takes: residuals, keys and values of every block."""
     heads = config.num_attention_heads
