@@ -19,24 +19,41 @@ help: ## Show this list
 demo: $(INSTALLED) $(BUILT) ## Set everything up, run the main job on a real model, serve it (EXIT=1: stop afterwards)
 	@$(BIN)/python -m workbench.launch demo --data-dir $(DATA) --port $(PORT) $(if $(EXIT),--exit)
 
-test: $(INSTALLED) $(BUILT) .venv-peers/.installed ## Set everything up and run all tests
+test: ## Set everything up and run all tests
+	@# Two at a time, for a machine with two processors. What fails ends it.
+	@$(MAKE) --no-print-directory -j 2 ready checked
+	@$(MAKE) --no-print-directory -j 2 tested-without tested-with-servers
+
+.PHONY: ready programs checked checked-python checked-frontend tested-without tested-with-servers
+
+ready: $(INSTALLED) $(BUILT) .venv-peers/.installed programs
+
+programs:
 	@sh scripts/ensure_chromium.sh
 	@sh scripts/ensure_nginx.sh
-	@cd frontend && npm run --silent lint && npm run --silent typecheck && npm test --silent
+
+checked: checked-python checked-frontend
+
+checked-python: $(INSTALLED)
 	@$(BIN)/lint-imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q .
 	@$(BIN)/mypy apps workbench worker microscope
-	@$(BIN)/pytest -n 2 --dist loadgroup -m "not servers and not e2e and not model"
-	@$(BIN)/python -m tests.postgres -n 2 --dist loadgroup
+
+checked-frontend: $(MODULES)
+	@cd frontend && npm run --silent lint && npm run --silent typecheck && npm test --silent
+
+tested-without:
+	@$(BIN)/pytest -m "not servers and not e2e and not model"
+	@$(BIN)/python -m tests.postgres
+
+# One test after the other: they share one portal, and their time limits reckon with half the machine.
+tested-with-servers:
 	@$(BIN)/pytest -m "servers or e2e or model"
 
 test-fast: $(INSTALLED) ## Only the tests that start no servers
 	@$(BIN)/pytest -n 2 --dist loadgroup -m "not servers and not e2e and not model"
 
-lint: $(INSTALLED) $(MODULES) ## What the tests check of style, types and structure
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/mypy apps workbench worker microscope
-	@$(BIN)/lint-imports
+lint: checked-python $(MODULES) ## What the tests check of style, types and structure
 	@cd frontend && npm run --silent lint && npm run --silent typecheck
 
 format: $(INSTALLED) ## Rewrite the code in the project's style

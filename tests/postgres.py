@@ -103,9 +103,19 @@ def _wait(process: subprocess.Popen[bytes], connect: Any) -> None:
             time.sleep(0.1)
 
 
+def _marked() -> list[str]:
+    """The files in which a test is marked ``postgres``."""
+    files = sorted(Path(__file__).parent.rglob("test_*.py"))
+    return [str(file) for file in files if "mark.postgres" in file.read_text(encoding="utf-8")]
+
+
 def main(arguments: list[str]) -> int:
     """Run pytest on a fresh server."""
-    chosen = arguments if "-m" in arguments else ["-m", "postgres", *arguments]
+    chosen = list(arguments)
+    if "-m" not in arguments:
+        chosen += ["-m", "postgres"]
+        if not any(Path(argument.split("::")[0]).exists() for argument in arguments):
+            chosen += _marked()  # the others need not be read: many of them import torch
     with server() as url:
         return subprocess.run(
             [sys.executable, "-m", "pytest", *chosen], env=os.environ | {"DATABASE_URL": url}
