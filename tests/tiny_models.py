@@ -132,10 +132,11 @@ KINDS = ("gpt2", "llama", "llama-bias", "mistral", "qwen2", "qwen3", "gemma2", "
 ENCODERS = ("bert", "roberta")
 
 
-def make_model(kind: str, folder: Path, *, seed: int = 0, width: int = 32) -> Path:
-    """Write a tiny model and tokenizer into a folder, as a user would have them."""
+def make_model(kind: str, folder: Path, *, seed: int = 0, width: int = 32, **settings: Any) -> Path:
+    """Write a tiny model and tokenizer into a folder, as a user would have them; ``settings`` configure it."""
     torch.manual_seed(seed)
     config = config_of(kind, width=width)
+    config.update(settings)
     model = auto_class(family_of(config.model_type)).from_config(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
