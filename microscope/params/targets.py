@@ -39,16 +39,30 @@ GGUF_ARCHITECTURES = {
     "gpt2": "gpt2",
     "gpt_neox": "gptneox",
 }
-# Its names of modules whose rows and columns are stored as Hugging Face has them. Queries and keys are
-# permuted for rotary positions in the llama family, and GPT-2 is stored transposed.
+# Its names of modules whose outputs and inputs keep the order Hugging Face has them in, by their path in a
+# block of each family. Queries and keys are permuted for rotary positions in the llama family, queries,
+# keys and values rearranged by head in GPT-NeoX. (GPT-2's weights are stored transposed, but factors of a
+# change are written by outputs and inputs all the same.)
 GGUF_MODULES = {
-    "self_attn.o_proj": "attn_output",
-    "self_attn.v_proj": "attn_v",
-    "mlp.down_proj": "ffn_down",
-    "mlp.up_proj": "ffn_up",
-    "mlp.gate_proj": "ffn_gate",
+    "model.layers": {
+        "self_attn.o_proj": "attn_output",
+        "self_attn.v_proj": "attn_v",
+        "mlp.down_proj": "ffn_down",
+        "mlp.up_proj": "ffn_up",
+        "mlp.gate_proj": "ffn_gate",
+    },
+    "transformer.h": {
+        "attn.c_attn": "attn_qkv",
+        "attn.c_proj": "attn_output",
+        "mlp.c_fc": "ffn_up",
+        "mlp.c_proj": "ffn_down",
+    },
+    "gpt_neox.layers": {
+        "attention.dense": "attn_output",
+        "mlp.dense_h_to_4h": "ffn_up",
+        "mlp.dense_4h_to_h": "ffn_down",
+    },
 }
-GGUF_LORA_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
 
 TITLES: dict[ExportTarget, str] = {
     "peft": "PEFT LoRA directory",
@@ -204,12 +218,16 @@ def _merged(edit: Edit, traits: ModelTraits) -> Judged:
 
 
 def _peft(edit: Edit, traits: ModelTraits) -> Judged:
-    form = weight_form(edit)
     if traits.model_type in CONV1D_TYPES:
         return _no(
             "GPT-2 keeps its weights transposed and has biases; servers refuse or misread adapters for it.",
             "Use the merged checkpoint.",
         )
+    return _adapter(edit, traits)
+
+
+def _adapter(edit: Edit, traits: ModelTraits) -> Judged:
+    form = weight_form(edit)
     if form == "delta":
         return "exact", "The low-rank update is the adapter.", ""
     if form == "bias":
@@ -242,13 +260,7 @@ def _peft(edit: Edit, traits: ModelTraits) -> Judged:
 
 
 def _gguf_lora(edit: Edit, traits: ModelTraits) -> Judged:
-    if traits.model_type not in GGUF_LORA_TYPES:
-        return _no(
-            "llama.cpp stores this family's weights in another orientation, so an adapter could be wrong unnoticed.",
-            "Merge first, then convert the merged checkpoint.",
-        )
-    form = weight_form(edit)
-    if form == "everywhere":
+    if weight_form(edit) == "everywhere":
         return _no(
             "It needs an adapter on the embedding, which llama.cpp handles apart.",
             "Merge first, then convert the merged checkpoint.",
@@ -259,7 +271,7 @@ def _gguf_lora(edit: Edit, traits: ModelTraits) -> Judged:
             f"llama.cpp stores {unsafe[0]} permuted, or under no name of its own.",
             "Merge first, then convert the merged checkpoint.",
         )
-    return _peft(edit, traits)
+    return _adapter(edit, traits)
 
 
 def _control_vector(edit: Edit, traits: ModelTraits) -> Judged:
@@ -286,7 +298,5 @@ _JUDGES: dict[ExportTarget, Callable[[Edit, ModelTraits], Judged]] = {
 def gguf_module(path: str) -> str:
     """llama.cpp's tensor name of a module path such as ``model.layers.3.mlp.down_proj``; empty when unsafe."""
     parts = path.split(".")
-    if len(parts) < 5 or parts[:2] != ["model", "layers"] or not parts[2].isdecimal():
-        return ""
-    name = GGUF_MODULES.get(".".join(parts[3:]))
-    return f"blk.{parts[2]}.{name}.weight" if name else ""
+    name = GGUF_MODULES.get(".".join(parts[:2]), {}).get(".".join(parts[3:]))
+    return f"blk.{parts[2]}.{name}.weight" if name and parts[2].isdecimal() else ""

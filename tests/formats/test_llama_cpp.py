@@ -14,7 +14,7 @@ import torch
 from microscope.models import LoadedModel
 from microscope.params import Edit, EditPlan
 from microscope.params.targets import GGUF_MODULES
-from microscope.patching.adapters import LowRank, LowRankAdapter, save_adapter
+from microscope.patching.adapters import LowRank, LowRankAdapter, matrix_shape, save_adapter
 from microscope.patching.export import read_manifest
 from tests.formats.conftest import run_peer
 from tests.formats.llama_base import ASSUMED, F32, use_table_gelu, write_base
@@ -69,12 +69,12 @@ def ask(
 
 
 def save_low_rank(loaded: LoadedModel, folder: Path, *, size: float, blocks: tuple[int, ...]) -> Edit:
-    """An adapter of every module whose orientation is safe, on disk, and the edit that applies half of it."""
+    """An adapter of every module llama.cpp has in this order, on disk, and the edit that applies half of it."""
     generator, factors = torch.Generator().manual_seed(7), {}
     for block in blocks:
-        for rank, part in enumerate(GGUF_MODULES, 1):
+        for rank, part in enumerate(GGUF_MODULES[loaded.family.blocks], 1):
             path = f"{loaded.family.blocks}.{block}.{part}"
-            out, d_in = loaded.model.get_submodule(path).weight.shape
+            out, d_in = matrix_shape(loaded.model.get_submodule(path))
             a, b = (torch.randn(s, generator=generator) * size for s in ((rank, d_in), (out, rank)))
             factors[path] = LowRank(a, b)
     adapter = LowRankAdapter(factors, loaded.fingerprint)
@@ -97,7 +97,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("kind", "stored"),
     [("llama", F32), ("llama", Q8_0)]
-    + [(kind, F32) for kind in ("mistral", "qwen2", "qwen3", "gemma2", "gemma3")],
+    + [(kind, F32) for kind in ("mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "gpt_neox")],
     ids=str,
 )
 def test_a_lora_file_does_in_llama_cpp_what_the_patch_does_live(tmp_path, model_folders, kind, stored):

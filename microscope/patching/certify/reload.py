@@ -164,7 +164,7 @@ def read_gguf_lora(path: Path, base: LoadedModel) -> dict[str, LowRank]:
     if (_text(reader, "general.type"), _text(reader, "adapter.type")) != ("adapter", "lora"):
         raise MicroscopeError("bad_export", f"{path.name} is no LoRA adapter.")
     alpha = float(reader.fields["adapter.lora.alpha"].contents())
-    modules = {name: part for part, name in GGUF_MODULES.items()}
+    modules = {name: part for part, name in GGUF_MODULES[base.family.blocks].items()}
     tensors = {t.name: torch.from_numpy(t.data.copy()).float() for t in reader.tensors}
     out = {}
     for name, a in tensors.items():
