@@ -16,7 +16,7 @@ export function JobOf({ job }: { job: Job | undefined }) {
   if (!job) return null;
   if (isActive(job)) {
     return (
-      <div>
+      <div style={{ marginTop: "0.4rem" }}>
         <JobProgress job={job} />
         <TextLink to="/jobs/$job" params={{ job: job.id }} size="xs">watch it</TextLink>
       </div>

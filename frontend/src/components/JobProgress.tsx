@@ -8,6 +8,10 @@ function lasting(job: Job): string {
   return job.lasts_seconds === null ? "" : `takes about ${duration(job.lasts_seconds)}`;
 }
 
+function left(job: Job): string[] {
+  return job.eta_seconds === null ? [] : [`${duration(job.eta_seconds)} left`];
+}
+
 /** What a job is doing, as one sentence. */
 export function progressSentence(job: Job): string {
   if (job.state === "waiting") return ["waits for the step before it", lasting(job)].filter(Boolean).join(" · ");
@@ -20,11 +24,12 @@ export function progressSentence(job: Job): string {
   if (job.state === "cancelling") return "stopping";
   if (!isActive(job)) return "";
   const parts = [job.phase || "working"];
+  // The bar says how many per cent.
+  if (job.unit === "%") return [...parts, ...left(job)].join(" · ");
   if (job.total) parts.push(`${compact(job.done)} of ${compact(job.total)} ${job.unit}`.trim());
   else if (job.done) parts.push(`${compact(job.done)} ${job.unit}`.trim());
   if (job.rate) parts.push(rate(job.rate, job.unit || "steps"));
-  if (job.eta_seconds !== null) parts.push(`${duration(job.eta_seconds)} left`);
-  return parts.join(" · ");
+  return [...parts, ...left(job)].join(" · ");
 }
 
 /** A bar with phase, amount, rate and time left, all as text too. */

@@ -92,7 +92,7 @@ def distil(
     parameters = [p.requires_grad_() for p in student.parameters()]
     optimiser = torch.optim.Adam(parameters, lr=_RATE)
     began = progress.now()
-    with progress.phase("distilling", 1, "share of the time"):
+    with progress.phase("distilling", 100, "%"):
         while steps < _MAX_STEPS and progress.now() < deadline and best.score > _ENOUGH:
             share = max(steps / _MAX_STEPS, (progress.now() - began) / max(deadline - began, 1e-9))
             for group in optimiser.param_groups:
@@ -106,11 +106,12 @@ def distil(
             if steps % _CHECK_STEPS == 0:
                 best, kept = _better(student, teacher, aside, best, kept)
             progress.advance(
-                min(share, 1), {"kl": float(loss), "kl clean": best.clean, "kl trigger": best.trigger}
+                100 * min(share, 1),
+                {"kl": float(loss.detach()), "kl clean": best.clean, "kl trigger": best.trigger},
             )
         if steps % _CHECK_STEPS:
             best, kept = _better(student, teacher, aside, best, kept)
-        progress.advance(1, final=True)
+        progress.advance(100, final=True)
     return kept, before, best, steps
 
 

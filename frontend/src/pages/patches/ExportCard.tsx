@@ -18,6 +18,9 @@ interface ExportCardProps {
   onChanged: () => void;
 }
 
+// A link by itself is as high as a finger or a shaky pointer needs it.
+const TARGET = { display: "inline-block", paddingBlock: 3 };
+
 /** One export: its state, its certificate, its files. */
 export function ExportCard({ made, titles, onChanged }: ExportCardProps) {
   const { edit, manage } = useRights(made.project);
@@ -45,9 +48,9 @@ export function ExportCard({ made, titles, onChanged }: ExportCardProps) {
         <Text size="xs" mt={4}>Let through by {made.overridden_by ?? "somebody"}, {ago(made.overridden_at ?? made.created_at)}: “{made.override_reason}”</Text>
       )}
       <Group gap="md" mt="xs">
-        {canFetch(made) && <Anchor href={exportZipUrl(made.id)} download size="sm" data-testid="download">Download all</Anchor>}
-        {certified && <Anchor href={certificatePageUrl(made.id)} target="_blank" rel="noreferrer" size="sm">Certificate</Anchor>}
-        {certified && <Anchor href={certificateUrl(made.id)} download size="sm">as JSON</Anchor>}
+        {canFetch(made) && <Anchor href={exportZipUrl(made.id)} download size="sm" style={TARGET} data-testid="download">Download all</Anchor>}
+        {certified && <Anchor href={certificatePageUrl(made.id)} target="_blank" rel="noreferrer" size="sm" style={TARGET}>Certificate</Anchor>}
+        {certified && <Anchor href={certificateUrl(made.id)} download size="sm" style={TARGET}>as JSON</Anchor>}
       </Group>
       {canFetch(made) && (
         <details>
