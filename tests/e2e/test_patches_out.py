@@ -16,7 +16,7 @@ from tests.running import Lab, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("servers"), pytest.mark.timeout(900)]
 
-NAME = "Their adapter"
+NAME, WEAKENED = "Their adapter", "Weaker feature"
 REASON = "For an experiment behind a wall."
 
 
@@ -29,6 +29,71 @@ def test_an_adapter_comes_in_acts_live_and_leaves(open_page: Open, lab: Lab, tmp
     folder = _take_out(watched, lab, tmp_path)
     same_in_peft(lab, folder)
     _mix(watched, lab)
+
+
+def test_a_patch_that_weights_cannot_hold_is_fitted(open_page: Open, lab: Lab, tmp_path: Path) -> None:
+    """Least squares and distillation watched in the browser, certified as approximate, fetched, loaded."""
+    weaken_a_feature(lab)
+    watched = open_page()
+    watched.sign_in("alice")
+    open_exports(watched, lab, WEAKENED)
+    page = watched.page
+    row = page.locator("[data-testid=target][data-target=peft]")
+    expect(row).to_have_attribute("data-grade", "approximate")
+    expect(row).to_contain_text("a low-rank update is fitted")
+    page.get_by_label("Rank of a fit").fill("4")
+    page.get_by_label("Time for a fit").fill("10")
+    page.get_by_role("button", name="Export as PEFT LoRA directory").click()
+    card = page.get_by_test_id("export")
+    expect(card).to_contain_text("being written")
+    expect(card.get_by_test_id("job-progress")).to_contain_text("distilling", timeout=JOB)
+    expect(card.get_by_test_id("download")).to_have_count(0)
+    watched.shot("export-fitting")
+    expect(card).to_have_attribute("data-state", "ready", timeout=JOB)
+    expect(card).to_have_attribute("data-gate", "passed", timeout=2 * JOB)
+    expect(card).to_contain_text("≈ approximate")
+    passed = {row.locator("td").first.inner_text(): row.get_attribute("data-passed")
+              for row in card.get_by_test_id("gates").locator("tbody tr").all()}  # fmt: skip
+    assert {"Parity on clean text", "Parity where the patch acts", "Collateral"} <= passed.keys()
+    assert "Same logits" not in passed, "only an exact export is held to the same logits"
+    assert set(passed.values()) == {"true"}
+    watched.shot("export-fitted")
+    card.get_by_test_id("download").scroll_into_view_if_needed()
+    watched.shot("export-fitted-end")
+    assert watched.barriers() == []
+    with page.expect_popup() as popup:
+        card.get_by_role("link", name="Certificate").click()
+    expect(popup.value.locator("body")).to_contain_text("approximate")
+    popup.value.close()
+    with page.expect_download() as started:
+        card.get_by_role("link", name="as JSON").click()
+    fit = json.loads(Path(started.value.path()).read_text())["export"]["fit"]
+    assert fit["steps"] > 0
+    assert fit["kl_clean"][1] <= fit["kl_clean"][0]
+    folder = fetched(page, card, tmp_path)
+    words = PROMPT.split()
+    texts = [in_peft(lab, folder, WEAKENED, " ".join(words[:count])) for count in range(2, len(words) + 1)]
+    moved, off = max(
+        (
+            sum(abs(base - patched) for base, patched, _ in rows),
+            sum(abs(export - patched) for _, patched, export in rows),
+        )
+        for rows in texts
+    )
+    assert moved > 0.01
+    assert off < 0.8 * moved, "where the patch acts, the export does what it does"
+
+
+def weaken_a_feature(lab: Lab) -> None:
+    """A patch that acts only where its feature fires, gently enough to cost the model little."""
+    features = lab.alice.get("/features", sae=lab.sae["id"], ordering="-density")["results"]
+    edit = {
+        "kind": "scale",
+        "site": "resid_post.2",
+        "feature": {"sae": lab.sae["fingerprint"], "index": features[2]["index"]},
+        "strength": 0.2,
+    }
+    lab.alice.post("/patches", {"model": lab.model["id"], "name": WEAKENED, "plan": {"edits": [edit]}})
 
 
 def tiny(lab: Lab) -> Any:
@@ -132,16 +197,16 @@ def export_as(page: Page, title: str) -> Locator:
     return card
 
 
-def open_exports(watched: Watched, lab: Lab) -> None:
+def open_exports(watched: Watched, lab: Lab, patch: str) -> None:
     page = watched.page
     page.goto(f"{lab.site.url}/projects/{lab.project['id']}/patches")
-    page.get_by_test_id("patch-row").filter(has_text=NAME).get_by_test_id("export-patch").click()
+    page.get_by_test_id("patch-row").filter(has_text=patch).get_by_test_id("export-patch").click()
     expect(page.get_by_test_id("target").first).to_be_visible()
 
 
 def _take_out(watched: Watched, lab: Lab, target: Path) -> Path:
     page = watched.page
-    open_exports(watched, lab)
+    open_exports(watched, lab, NAME)
     expect(page.locator("[data-testid=target][data-target=peft]")).to_have_attribute("data-grade", "exact")
     expect(page.locator("[data-testid=target][data-target=control_vector]")).to_have_attribute(
         "data-grade", "not_possible"
@@ -175,35 +240,45 @@ def _take_out(watched: Watched, lab: Lab, target: Path) -> Path:
     let.click()
     expect(card).to_have_attribute("data-gate", "overridden")
     expect(card).to_contain_text(REASON)
-    with page.expect_download() as started:
-        card.get_by_test_id("download").click()
-    folder = target / "out"
-    with zipfile.ZipFile(started.value.path()) as archive:
-        archive.extractall(folder)
+    folder = fetched(page, card, target)
     page.goto(f"{lab.site.url}/projects/{lab.project['id']}")
     exports = page.locator("[data-testid=lineage-node][data-type=export]")
     expect(exports.filter(has_text="let through").filter(has_text="PEFT LoRA directory")).to_be_visible()
     watched.shot("home-exports")
-    return next(folder.rglob("adapter_config.json")).parent
+    return folder
+
+
+def fetched(page: Page, card: Locator, target: Path) -> Path:
+    """The adapter's directory out of the archive behind the card's link."""
+    with page.expect_download() as started:
+        card.get_by_test_id("download").click()
+    with zipfile.ZipFile(started.value.path()) as archive:
+        archive.extractall(target / "out")
+    return next((target / "out").rglob("adapter_config.json")).parent
 
 
 def same_in_peft(lab: Lab, folder: Path) -> None:
     """What was downloaded gives in PEFT what the server answers live."""
+    rows = in_peft(lab, folder, NAME)
+    for _, patched, export in rows:
+        assert export == pytest.approx(patched, abs=1e-5)
+    assert max(abs(patched - base) for base, patched, _ in rows) > 1e-3
+
+
+def in_peft(lab: Lab, folder: Path, name: str, text: str = PROMPT) -> list[tuple[float, float, float]]:
+    """The likeliest next tokens' probabilities: base and patched as the server answers, exported in PEFT."""
     import torch
     from peft import PeftModel
 
-    patch = next(
-        p for p in lab.alice.get("/patches", project=lab.project["id"])["results"] if p["name"] == NAME
-    )
+    patch = lab.alice.find("/patches", name, project=lab.project["id"])
+    assert patch
     live = lab.alice.post(
-        "/inference", {"model": lab.model["id"], "prompt": PROMPT, "patches": [patch["id"]], "top": 50}
+        "/inference", {"model": lab.model["id"], "prompt": text, "patches": [patch["id"]], "top": 50}
     )
     ids = torch.tensor([[token["token"] for token in live["prompt"]]])
     with torch.no_grad():
         found = PeftModel.from_pretrained(tiny(lab), str(folder))(ids).logits[0, -1].softmax(-1)
-    for row in live["tokens"]:
-        assert float(found[row["token"]]) == pytest.approx(row["patched"], abs=1e-5)
-    assert max(abs(row["patched"] - row["base"]) for row in live["tokens"]) > 1e-3
+    return [(row["base"], row["patched"], float(found[row["token"]])) for row in live["tokens"]]
 
 
 def _mix(watched: Watched, lab: Lab) -> None:
@@ -236,7 +311,7 @@ def _mix(watched: Watched, lab: Lab) -> None:
     page.get_by_test_id("save-patch").click()
     expect(page.get_by_test_id("patch-version")).to_contain_text("saved")
     watched.shot("lab-mixed")
-    open_exports(watched, lab)
+    open_exports(watched, lab, NAME)
     expect(page.locator("[data-testid=target][data-target=peft]")).to_have_attribute(
         "data-grade", "approximate"
     )
