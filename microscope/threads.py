@@ -54,17 +54,29 @@ def begun_in_pieces(task: Callable[[int, int], T], total: int, size: int) -> Beg
 
     if threads == 1 or len(pieces) == 1:
         return Begun(lambda: [run(piece) for piece in pieces])
-    pool = _pool(threads, os.getpid())
+    pool = _pool("pieces", threads, threads, os.getpid())
     futures = [pool.submit(run, piece) for piece in pieces]
     return Begun(lambda: [future.result() for future in futures], futures)
 
 
+def alone(task: Callable[[], T]) -> T:
+    """``task()`` with torch's operations in it on one thread, that of the task.
+
+    Where other threads keep the cores busy, small operations that are divided wait for them, each a time slice.
+    """
+    threads = torch.get_num_threads()
+    return task() if threads == 1 else _pool("alone", 1, threads, os.getpid()).submit(task).result()
+
+
 @cache
-def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
-    """Threads in which torch uses only that one thread; a forked process has none of its parent's."""
-    pool = ThreadPoolExecutor(threads, "pieces", initializer=_compute_alone)
-    all_there = threading.Barrier(threads + 1)
-    for _ in range(threads):
+def _pool(name: str, workers: int, threads: int, _process: int) -> ThreadPoolExecutor:
+    """Threads in which torch uses only that one thread; a forked process has none of its parent's.
+
+    ``threads`` is what torch may use elsewhere.
+    """
+    pool = ThreadPoolExecutor(workers, name, initializer=_compute_alone)
+    all_there = threading.Barrier(workers + 1)
+    for _ in range(workers):
         pool.submit(all_there.wait)
     all_there.wait()
     # the setting is each thread's own, but threads made later begin with the one set last

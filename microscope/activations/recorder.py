@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, check_site, load_model
 from microscope.params import Site, TraceParams
 from microscope.progress import SILENT, Progress
+from microscope.threads import alone
 
 # Documents are collected until this many batches are full, then run in batches of similar length.
 _BATCHES_AHEAD = 8
@@ -142,7 +144,7 @@ class _Recording:
                 self.progress.advance(computed)
                 if group.batches_left:
                     continue
-                self._store(group)
+                alone(partial(self._store, group))
                 written += group.tokens
                 manifest.seconds = before + time.monotonic() - started
                 if self.writer.pending_rows() >= self.shard_rows:

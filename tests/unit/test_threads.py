@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from microscope.threads import begun_in_pieces, in_pieces
+from microscope.threads import alone, begun_in_pieces, in_pieces
 
 
 @pytest.fixture(params=[1, 3])
@@ -23,6 +23,21 @@ def test_results_come_in_order_from_threads_that_compute_alone(threads) -> None:
     results = in_pieces(lambda first, last: (first, last, torch.get_num_threads()), 10, 4)
     assert [piece[:2] for piece in results] == [(0, 4), (4, 8), (8, 10)]
     assert {piece[2] for piece in results} == {1}
+
+
+def test_a_task_alone_computes_on_one_thread_and_the_others_keep_theirs(threads) -> None:
+    assert alone(torch.get_num_threads) == 1
+    assert torch.get_num_threads() == threads
+    begun: list[int] = []
+    other = threading.Thread(target=lambda: begun.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert begun == [threads]
+
+
+def test_a_task_that_fails_alone_fails_where_it_was_asked_for(threads) -> None:
+    with pytest.raises(ZeroDivisionError):
+        alone(lambda: 1 // 0)
 
 
 def test_what_is_stopped_runs_no_more(threads) -> None:
