@@ -74,7 +74,7 @@ def train_peer(peer: str, args: argparse.Namespace, rows: Path, lr: float, seed:
         "decay": args.decay,
         "threads": torch.get_num_threads(),
         "aux": 1 / 32,
-        "dead_after": args.tokens // 10,
+        "dead_after": args.tokens // 20,
     }
     weights = out.with_name(f"{out.name}.safetensors")
     script = Path(__file__).with_name("quality_peers.py")

@@ -85,12 +85,12 @@ class TrainParams(JobParams, frozen=True):
     )
     aux_coefficient: Annotated[
         float, meta("Weight of the auxiliary loss that revives dead latents.", advanced=True, ge=0)
-    ] = 1 / 32
+    ] = 1.0
     dead_after: (
         Annotated[
             int,
             meta(
-                "A latent is dead after this many tokens without firing; default a tenth of the run.",
+                "The auxiliary loss pulls a latent after this many tokens without firing; default a twentieth of the run.",
                 unit="tokens",
                 advanced=True,
                 ge=1,

@@ -19,6 +19,10 @@ _FIRST_LOOK = 512
 
 class TopKSae(SparseAutoencoder):
     architecture: ClassVar[str] = "topk"
+    # Measured, not derived (`python -m benchmarks quality`): rows of unit length turn too slowly at the
+    # encoder's rate, and long memories of early, large gradients slow the few hundred steps of a short run.
+    rate_factors: ClassVar[dict[str, float]] = {"W_dec": 4.0}
+    betas: ClassVar[tuple[float, float]] = (0.7, 0.97)
 
     def encode(self, x: Tensor) -> Codes:
         """Sparse activations of raw rows ``[rows, d_in]``; many without all their pre-activations at once."""

@@ -21,7 +21,7 @@ from microscope.sae.kernels import LatentGradients
 from microscope.sae.loss import LossContext
 from microscope.sae.team import Team
 from microscope.training.schedule import default_learning_rate, rate_factor
-from microscope.training.update import begin_moments, step_in_pieces
+from microscope.training.update import Adam, step_in_pieces
 
 CURVE = "curve.jsonl"
 
@@ -62,15 +62,11 @@ class Member:
         self.team, self.device, self.bfloat16 = team, device, bfloat16
         self.steps = max(1, params.tokens // params.batch_size)
         self.peak_rate = params.lr or default_learning_rate(self.key.width, params.batch_size)
-        self.dead_after = params.dead_after or max(params.batch_size, params.tokens // 10)
+        self.dead_after = params.dead_after or max(params.batch_size, params.tokens // 20)
+        # What is reported does not depend on when AuxK begins to look after a latent.
+        self._last_tenth = max(params.batch_size, params.tokens // 10)
         self.sae = self._initial().to(device)
-        factors = self.sae.rate_factors
-        self.optimiser = torch.optim.Adam(
-            [{"params": [p], "factor": factors.get(name, 1.0)} for name, p in self.sae.named_parameters()],
-            lr=self.peak_rate,
-            fused=True,
-        )
-        begin_moments(self.optimiser)
+        self.optimiser = Adam(self.sae.named_parameters(), self.sae.rate_factors, self.sae.betas)
         self.silent_for = torch.zeros(self.key.width, dtype=torch.long, device=device)
         self._dead = torch.zeros(self.key.width, dtype=torch.bool, device=device)
         self._dead_list: Tensor | None = None
@@ -97,8 +93,7 @@ class Member:
         if self._dead_list is None:
             self._dead_list = self._dead.nonzero()[:, 0]
         factor = rate_factor(number, self.steps, params.warmup, params.decay)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.peak_rate * factor * group["factor"]
+        self.optimiser.rate = self.peak_rate * factor
         # gradients that a team adds up, or a device computes in one go, are made in full
         sink = LatentGradients() if team.size == 1 and self.device.type == "cpu" else None
         context = LossContext(
@@ -111,7 +106,7 @@ class Member:
             sink=sink,
         )
         loss = sae.loss(u, target, context)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         loss.loss.backward()
         for parameter in sae.parameters():
             if team.size > 1:
@@ -142,13 +137,12 @@ class Member:
             raise MicroscopeError(
                 "run_diverged", f"The loss of {self.key} became infinite before step {step}.", "Lower --lr."
             )
-        rate = self.optimiser.param_groups[0]["lr"]
-        return {"fvu": fvu, "l0": l0, "dead": self.dead_share, "lr": rate}
+        return {"fvu": fvu, "l0": l0, "dead": self.dead_share, "lr": self.optimiser.rate}
 
     @property
     def dead_share(self) -> float:
-        """Share of latents that have long been silent."""
-        return float((self.silent_for > self.dead_after).float().mean())
+        """Share of latents that have not fired within the last tenth of a run's tokens."""
+        return float((self.silent_for > self._last_tenth).float().mean())
 
     def append_curve(self, step: int, metrics: dict[str, float]) -> None:
         """Add a point to the curve."""
@@ -169,18 +163,16 @@ class Member:
     def state(self) -> dict[str, Tensor]:
         """Everything that changes while training."""
         tensors = {f"sae.{k}": v for k, v in self.sae.state_dict().items()}
-        for name, parameter in self.sae.named_parameters():
-            moments = self.optimiser.state[parameter]
-            tensors |= {f"adam.{name}.{k}": moments[k] for k in _MOMENTS}
+        for name, moments in self.optimiser.moments.items():
+            tensors |= {f"adam.{name}.{k}": getattr(moments, k) for k in _MOMENTS}
         return {**tensors, "silent_for": self.silent_for, "dead": self._dead}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take up a state again."""
         self.sae.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("sae.")})
-        for name, parameter in self.sae.named_parameters():
-            self.optimiser.state[parameter] = {
-                k: tensors[f"adam.{name}.{k}"].to("cpu" if k == "step" else self.device) for k in _MOMENTS
-            }
+        for name, moments in self.optimiser.moments.items():
+            for k in _MOMENTS:
+                setattr(moments, k, tensors[f"adam.{name}.{k}"].to(self.device))
         self.silent_for = tensors["silent_for"].to(self.device)
         self._dead = tensors["dead"].to(self.device)
 

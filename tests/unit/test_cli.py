@@ -137,6 +137,21 @@ def test_a_cancel_file_stops_a_job(traced, tmp_path):
     assert time.monotonic() - started < 10
 
 
+def test_training_waits_for_nothing_it_does_not_need(traced, tmp_path):
+    """transformers and torch's compiler take seconds to import, minutes where nothing is in the file cache."""
+    code = (
+        "import sys, microscope.cli\n"
+        "try:\n"
+        f"    microscope.cli.main(['train','--activations',{str(traced)!r},'--out',{str(tmp_path / 'o')!r},"
+        "'--layer','1','--width','16','--k','2','--tokens','400','--batch-size','200'])\n"
+        "finally:\n"
+        "    print({'transformers', 'torch._dynamo'} & set(sys.modules), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert (tmp_path / "o" / "sae.json").exists(), done.stderr
+    assert done.stderr.splitlines()[-1] == "set()"
+
+
 def test_unforeseen_errors_end_with_status_one_and_a_traceback(traced, tmp_path):
     code = (
         "import microscope.training, microscope.cli\n"

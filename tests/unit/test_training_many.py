@@ -190,7 +190,7 @@ def test_a_preset_fills_in_what_was_not_given_and_is_compared_with_what_came_of_
     small = {"width": 64, "k": 6, "tokens": 400, "batch_size": 200, "device": "cpu"}
     params = decode_params(TrainParams, given | small)
     assert params.members == [MemberKey(64, 6, 0)]
-    assert params.dead_after == PRESETS["k64"].values["dead_after"]
+    assert params.warmup == PRESETS["k64"].values["warmup"]
     listening = Listening()
     fvu = train(params, listening).config.training["held_out_fvu"]
     before, after = listening.told[0], listening.told[-1]

@@ -9,10 +9,12 @@ from microscope.sae import ARCHITECTURES, SaeConfig, SparseAutoencoder, architec
 from microscope.sae.kernels import LatentGradients
 from microscope.sae.loss import LossContext
 from microscope.training import update
-from microscope.training.update import begin_moments, step_in_pieces
+from microscope.training.update import Adam, step_in_pieces
+
+RATE, BETAS, FACTORS = 1e-2, (0.8, 0.98), {"W_dec": 3.0, "log_threshold": 10.0}
 
 
-def fresh(name: str) -> tuple[SparseAutoencoder, torch.optim.Adam]:
+def fresh(name: str) -> SparseAutoencoder:
     config = SaeConfig(architecture=name, d_in=12, n_latents=70, k=4, site="resid_post.1", scale=0.7)
     sae = architecture(name)(config).double()
     generator = torch.Generator().manual_seed(1)
@@ -20,20 +22,31 @@ def fresh(name: str) -> tuple[SparseAutoencoder, torch.optim.Adam]:
         for parameter in sae.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
         sae.after_step()
-    groups = [{"params": [p]} for p in sae.parameters()]
-    return sae, torch.optim.Adam(groups, lr=1e-2, fused=True)
+    return sae
 
 
+def ours_of(sae: SparseAutoencoder) -> Adam:
+    adam = Adam(sae.named_parameters(), FACTORS, BETAS)
+    adam.rate = RATE
+    return adam
+
+
+def torchs_of(sae: SparseAutoencoder) -> torch.optim.Adam:
+    groups = [{"params": [p], "lr": RATE * FACTORS.get(name, 1.0)} for name, p in sae.named_parameters()]
+    return torch.optim.Adam(groups, betas=BETAS)
+
+
+@pytest.mark.parametrize("pieces", [True, False])
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_steps_in_pieces_equal_steps_of_torchs_adam(name, monkeypatch):
+def test_steps_equal_steps_of_torchs_adam(name, pieces, monkeypatch):
     """Several steps with and without dead latents, in pieces that do not divide the width, in float64."""
     monkeypatch.setattr(update, "_PIECE", 12 * 16)
-    (ours, adam), (plain, theirs) = fresh(name), fresh(name)
-    begin_moments(adam)
+    ours, plain = fresh(name), fresh(name)
+    adam, theirs = ours_of(ours), torchs_of(plain)
     for step in range(6):
         u = torch.randn(30, 12, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
         dead = torch.tensor([2, 17, 18, 69]) if step % 2 else None
-        sink = LatentGradients()
+        sink = LatentGradients() if pieces else None
         context = {"progress": 0.1 * step, "dead": dead, "aux_coefficient": 0.3}
         a = ours.loss(u, u, LossContext(**context, sink=sink))
         b = plain.loss(u, u, LossContext(**context))
@@ -41,19 +54,26 @@ def test_steps_in_pieces_equal_steps_of_torchs_adam(name, monkeypatch):
         for optimiser, loss in ((adam, a.loss), (theirs, b.loss)):
             optimiser.zero_grad()
             loss.backward()
-        step_in_pieces(ours, adam, sink)
+        if sink is not None:
+            step_in_pieces(ours, adam, sink)
+        else:
+            ours.before_step()
+            adam.step()
+            ours.after_step()
         plain.before_step()
         theirs.step()
         plain.after_step()
-    for (parameter, p), q in zip(ours.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11, msg=f"{name}.{parameter}")
+    for parameter, q in plain.named_parameters():
+        found = adam.moments[parameter]
+        torch.testing.assert_close(found.parameter, q, rtol=1e-9, atol=1e-11, msg=f"{name}.{parameter}")
         for moment in ("step", "exp_avg", "exp_avg_sq"):
-            torch.testing.assert_close(adam.state[p][moment], theirs.state[q][moment], rtol=1e-8, atol=1e-13)
+            expected = theirs.state[q][moment]
+            torch.testing.assert_close(getattr(found, moment), expected, rtol=1e-8, atol=1e-13)
 
 
 def test_topk_never_makes_a_full_gradient():
-    sae, adam = fresh("topk")
-    begin_moments(adam)
+    sae = fresh("topk")
+    adam = ours_of(sae)
     u = torch.randn(30, 12, dtype=torch.float64)
     sink = LatentGradients()
     sae.loss(u, u, LossContext(dead=torch.tensor([3, 5]), aux_coefficient=0.1, sink=sink)).loss.backward()
