@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Generic, TypeVar
 
 import torch
 
 T = TypeVar("T")
+
+# Threads that pieces are divided among where torch's own operations are kept to one.
+_cores: ContextVar[int | None] = ContextVar("cores", default=None)
 
 
 class Begun(Generic[T]):
@@ -46,7 +51,7 @@ def in_pieces(task: Callable[[int, int], T], total: int, size: int) -> list[T]:
 def begun_in_pieces(task: Callable[[int, int], T], total: int, size: int) -> Begun[T]:
     """As :func:`in_pieces`, without waiting."""
     pieces = [(first, min(first + size, total)) for first in range(0, total, size)]
-    threads = torch.get_num_threads()
+    threads = _cores.get() or torch.get_num_threads()
 
     def run(piece: tuple[int, int]) -> T:
         with torch.no_grad():
@@ -54,7 +59,7 @@ def begun_in_pieces(task: Callable[[int, int], T], total: int, size: int) -> Beg
 
     if threads == 1 or len(pieces) == 1:
         return Begun(lambda: [run(piece) for piece in pieces])
-    pool = _pool("pieces", threads, threads, os.getpid())
+    pool = _pool("pieces", threads, os.getpid())
     futures = [pool.submit(run, piece) for piece in pieces]
     return Begun(lambda: [future.result() for future in futures], futures)
 
@@ -64,16 +69,30 @@ def alone(task: Callable[[], T]) -> T:
 
     Where other threads keep the cores busy, small operations that are divided wait for them, each a time slice.
     """
+    return task() if torch.get_num_threads() == 1 else _pool("alone", 1, os.getpid()).submit(task).result()
+
+
+@contextmanager
+def only_pieces_divided() -> Iterator[None]:
+    """Within, torch's own operations of this thread stay on it; what is worked on in pieces is divided as ever.
+
+    After each operation it divides torch's threads wait busily for the next: beside pieces they take the cores
+    from these, and on a busy machine every small operation waits for a core it does not need.
+    """
     threads = torch.get_num_threads()
-    return task() if threads == 1 else _pool("alone", 1, threads, os.getpid()).submit(task).result()
+    before = _cores.set(threads)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        _cores.reset(before)
 
 
 @cache
-def _pool(name: str, workers: int, threads: int, _process: int) -> ThreadPoolExecutor:
-    """Threads in which torch uses only that one thread; a forked process has none of its parent's.
-
-    ``threads`` is what torch may use elsewhere.
-    """
+def _pool(name: str, workers: int, _process: int) -> ThreadPoolExecutor:
+    """Threads in which torch uses only that one thread; a forked process has none of its parent's."""
+    threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, name, initializer=_compute_alone)
     all_there = threading.Barrier(workers + 1)
     for _ in range(workers):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.child import Measured, Turn
-from benchmarks.contestants.train_ours import fresh_member
+from benchmarks.contestants.train_ours import as_trained, fresh_member
 from microscope.activations import Recording, ShuffledRows
 from microscope.sae.loss import variance
 
@@ -37,4 +37,4 @@ def training(
         spent = time.perf_counter() - started
         return Measured(spent, steps * batch, {"waiting, % of the time": 100 * waited / spent})
 
-    return turn
+    return as_trained(turn)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.child import Turn, repeated
+from benchmarks.child import Measured, Turn, repeated
 from benchmarks.contestants.batches import training_batches
 from microscope.activations import Recording
 from microscope.params import TrainParams
 from microscope.sae.loss import variance
 from microscope.sae.team import ALONE
+from microscope.threads import only_pieces_divided
 from microscope.training.member import Member
 
 
@@ -48,4 +49,14 @@ def topk(
         u = next(source)
         member.step(next(number), u, u, variance(u))
 
-    return repeated(step, steps, batch, loop=True)
+    return as_trained(repeated(step, steps, batch, loop=True))
+
+
+def as_trained(turn: Turn) -> Turn:
+    """A turn of steps on the threads the training loop gives them."""
+
+    def within() -> Measured:
+        with only_pieces_divided():
+            return turn()
+
+    return within

@@ -40,6 +40,8 @@ class SparseAutoencoder(nn.Module):
     architecture: ClassVar[str]
     # Parameters that need another learning rate than the rest, as a factor on it.
     rate_factors: ClassVar[dict[str, float]] = {}
+    # Whether a step does all its large products in pieces (microscope.threads).
+    in_pieces: ClassVar[bool] = False
     # What Adam's running means of gradients and of their squares keep at every step.
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
 

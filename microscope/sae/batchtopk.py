@@ -26,6 +26,7 @@ class BatchTopKSae(IndependentLatents, TopKSae):
     """
 
     architecture: ClassVar[str] = "batchtopk"
+    in_pieces: ClassVar[bool] = False  # the whole batch's product is one
     threshold: Tensor
     threshold_weight: Tensor
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from microscope.sae.kernels import LatentGradients, SparseAutoencode, Winners, energy
-from microscope.sae.product import product
-from microscope.sae.selection import top_k
+from microscope.sae.selection import winners_of_rows
 from microscope.sae.team import ALONE, Team
 
 
@@ -88,7 +87,7 @@ def auxiliary_loss(
     with torch.no_grad():
         some_enc, some_bias = w_enc[dead], b_enc[dead]
         bias = some_bias if b_pre is None else some_bias - some_enc @ b_pre
-        values, places = top_k(product(u, some_enc, bias), k)
+        values, places = winners_of_rows(u, some_enc, bias, k, bfloat16=False)
         winners = Winners.of_indices(dead[places])
     out, _ = SparseAutoencode.apply(u, w_enc, b_enc, w_dec, b_pre, winners, values.reshape(-1), sink)
     residual = residual.detach()

@@ -23,6 +23,7 @@ class TopKSae(SparseAutoencoder):
     # encoder's rate, and long memories of early, large gradients slow the few hundred steps of a short run.
     rate_factors: ClassVar[dict[str, float]] = {"W_dec": 4.0}
     betas: ClassVar[tuple[float, float]] = (0.7, 0.97)
+    in_pieces: ClassVar[bool] = True
 
     def encode(self, x: Tensor) -> Codes:
         """Sparse activations of raw rows ``[rows, d_in]``; many without all their pre-activations at once."""

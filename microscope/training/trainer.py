@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from microscope.progress import SILENT, Progress
 from microscope.sae import SparseAutoencoder, load_sae, save_sae
 from microscope.sae.loss import variance
 from microscope.sae.team import Team
+from microscope.threads import only_pieces_divided
 from microscope.training.checkpoint import Checkpoints
 from microscope.training.distributed import joined_team, local_device, share_of_batch
 from microscope.training.held_out import held_out_fvu
@@ -115,8 +117,11 @@ class _Run:
         )
         self.members = [self._member(key, folder) for key, folder in folders.items()]
         self._begin()
-        with self.progress.phase(
-            "training", self.steps * params.batch_size, "tokens", done=self.step * params.batch_size
+        with (
+            self.progress.phase(
+                "training", self.steps * params.batch_size, "tokens", done=self.step * params.batch_size
+            ),
+            self._threads(),
         ):
             self._loop()
         self._finish()
@@ -162,6 +167,10 @@ class _Run:
                 self._save_checkpoint()
                 last_saved = time.monotonic()
                 pause = max(self.params.checkpoint_seconds, (last_saved - now) / _CHECKPOINT_SHARE)
+
+    def _threads(self) -> contextlib.AbstractContextManager[None]:
+        pieces = self.device.type == "cpu" and all(member.sae.in_pieces for member in self.members)
+        return only_pieces_divided() if pieces else contextlib.nullcontext()
 
     def _step(self, batch: Tensor) -> None:
         if self.device.type == "cuda":

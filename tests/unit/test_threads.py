@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from microscope.threads import alone, begun_in_pieces, in_pieces
+from microscope.threads import alone, begun_in_pieces, in_pieces, only_pieces_divided
 
 
 @pytest.fixture(params=[1, 3])
@@ -33,6 +33,17 @@ def test_a_task_alone_computes_on_one_thread_and_the_others_keep_theirs(threads)
     other.start()
     other.join()
     assert begun == [threads]
+
+
+def test_only_pieces_are_divided_and_afterwards_everything_is_as_before(threads) -> None:
+    with only_pieces_divided():
+        assert torch.get_num_threads() == 1
+        found = in_pieces(lambda _first, _last: (threading.get_ident(), torch.get_num_threads()), 40, 1)
+        assert {inside for _, inside in found} == {1}
+        assert (threading.get_ident() in {thread for thread, _ in found}) == (threads == 1)
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == threads
+    assert alone(torch.get_num_threads) == 1
 
 
 def test_a_task_that_fails_alone_fails_where_it_was_asked_for(threads) -> None:
