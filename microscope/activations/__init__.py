@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from microscope.activations.manifest import BOS, OVERFLOW, SPECIAL, Manifest, SiteRecord, read_manifest
 from microscope.activations.reader import Chunk, Recording
 from microscope.activations.shuffled import ShuffledRows
+from microscope.lazy import on_first_use
 
 if TYPE_CHECKING:
     from microscope.activations.recorded_model import load_recorded_model
@@ -29,16 +29,13 @@ __all__ = [
     "summarise",
 ]
 
-_HOMES = {
-    "load_recorded_model": "microscope.activations.recorded_model",
-    "ActivationRecorder": "microscope.activations.recorder",
-    "record": "microscope.activations.recorder",
-    "summarise": "microscope.activations.recorder",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Load what runs a model on first use: whoever only reads a recording does without transformers."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'microscope.activations' has no attribute '{name}'")
+# What runs a model: whoever only reads a recording does without transformers.
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "load_recorded_model": "microscope.activations.recorded_model",
+        "ActivationRecorder": "microscope.activations.recorder",
+        "record": "microscope.activations.recorder",
+        "summarise": "microscope.activations.recorder",
+    },
+)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from microscope.hardware import is_out_of_memory
+from microscope.lazy import on_first_use
 from microscope.models.families import FAMILIES, Family, Tap, check_site, family_of, module_at
 from microscope.models.precision import dtype_name, resolve_device, resolve_dtype
 from microscope.models.tokens import TokenTexts
@@ -34,18 +34,15 @@ __all__ = [
     "runner_for",
 ]
 
-_HOMES = {
-    "LoadedModel": "microscope.models.load",
-    "inspect_model": "microscope.models.load",
-    "load_model": "microscope.models.load",
-    "BlockRunner": "microscope.models.runner",
-    "KeyValue": "microscope.models.runner",
-    "runner_for": "microscope.models.runner",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Load what needs transformers on first use: it takes two seconds, and training runs no model."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'microscope.models' has no attribute '{name}'")
+# What needs transformers: it takes two seconds, and training runs no model.
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "LoadedModel": "microscope.models.load",
+        "inspect_model": "microscope.models.load",
+        "load_model": "microscope.models.load",
+        "BlockRunner": "microscope.models.runner",
+        "KeyValue": "microscope.models.runner",
+        "runner_for": "microscope.models.runner",
+    },
+)

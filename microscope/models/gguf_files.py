@@ -60,10 +60,8 @@ def converted_folder(file: Path) -> Path:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-    )  # not for whoever only asks for the cache's place
+    # Here, because many only ask for the cache's place.
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where: dict[str, Any] = {"gguf_file": file.name}
     try:

@@ -108,7 +108,7 @@ def test_a_lora_file_does_in_llama_cpp_what_the_patch_does_live(tmp_path, model_
     assert read_manifest(folder).grade == "exact"
     model = write_base(made.loaded, tmp_path / "base.gguf", stored)
     found = ask(tmp_path, model, IDS, lora=folder / "lora.gguf")
-    compare(found, logits(made.loaded.model, IDS), made.live(IDS), stored)
+    compare(found, logits(made.loaded.model, IDS), made.live(IDS), stored, kind)
 
 
 @pytest.mark.parametrize(
@@ -128,17 +128,20 @@ def test_a_control_vector_does_in_llama_cpp_what_the_patch_does_live(tmp_path, m
     model = write_base(made.loaded, tmp_path / "base.gguf", stored)
     rows = vector_rows(file, made.loaded.n_layers, made.loaded.d_model)
     found = ask(tmp_path, model, IDS, vector=rows)
-    compare(found, logits(made.loaded.model, IDS), made.live(IDS), stored)
+    compare(found, logits(made.loaded.model, IDS), made.live(IDS), stored, kind)
 
 
-def compare(found: Answer, base: torch.Tensor, live: torch.Tensor, stored: gguf.GGMLQuantizationType) -> None:
+def compare(
+    found: Answer, base: torch.Tensor, live: torch.Tensor, stored: gguf.GGMLQuantizationType, kind: str
+) -> None:
     """Within rounding in float32; quantised, no farther off than the untouched model is."""
     effect, apart = distance(live, base), distance(found.base, base)
     assert torch.equal(found.off, found.base), "taking the adapter off leaves nothing behind"
     assert effect > 0.3, "a patch that does little proves little"
     if stored is F32:
-        assert apart < 1e-3
-        assert distance(found.patched, live) < 1e-3
+        limit = 1e-3 if kind in GELU else 5e-4  # llama.cpp looks GELU up in half precision
+        assert apart < limit
+        assert distance(found.patched, live) < limit
     else:
         assert apart > 1e-3, "nothing was quantised"
         assert distance(found.patched, live) < 2 * apart < effect / 2

@@ -138,7 +138,7 @@ def test_a_cancel_file_stops_a_job(traced, tmp_path):
 
 
 def test_training_waits_for_nothing_it_does_not_need(traced, tmp_path):
-    """transformers and torch's compiler take seconds to import, minutes where nothing is in the file cache."""
+    """transformers and torch's compiler take seconds to import, and many where nothing is in the file cache."""
     code = (
         "import sys, microscope.cli\n"
         "try:\n"
