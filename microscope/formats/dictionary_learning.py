@@ -16,6 +16,7 @@ from torch import Tensor
 from microscope.errors import MicroscopeError
 from microscope.formats.base import Format, Hints, read_json, read_pickled_tensors, write_json
 from microscope.formats.building import build, take
+from microscope.formats.filters import filter_entry, stated_filter
 from microscope.formats.folding import log_thresholds, thresholds, without_scale
 from microscope.params import Site
 from microscope.sae import SparseAutoencoder
@@ -26,12 +27,13 @@ _WEIGHTS, _CONFIG = "ae.pt", "config.json"
 
 def read(folder: Path, hints: Hints) -> SparseAutoencoder:
     """Read a trainer's folder."""
-    trainer = read_json(folder / _CONFIG).get("trainer", {})
+    config = read_json(folder / _CONFIG)
+    trainer = config.get("trainer", {})
     tensors = read_pickled_tensors(folder / _WEIGHTS, hints)
     site = hints.need_site(_site(trainer), folder.name)
     model = {"reference": trainer.get("lm_name", "")}
     kind = trainer.get("dict_class", "")
-    common: dict[str, Any] = {"site": site, "model": model}
+    common: dict[str, Any] = {"site": site, "model": model, "token_filter": stated_filter(config)}
     match kind:
         case "AutoEncoderTopK":
             k = hints.k or int(tensors.get("k", trainer.get("k", 0)))
@@ -128,7 +130,8 @@ def write(sae: SparseAutoencoder, folder: Path) -> None:
         "lm_name": c.model.get("reference", ""),
         "submodule_name": f"resid_post_layer_{layer}",
     }
-    write_json(folder / _CONFIG, {"trainer": trainer, "buffer": {"d_submodule": c.d_in, "io": "out"}})
+    buffer = {"d_submodule": c.d_in, "io": "out"}
+    write_json(folder / _CONFIG, {"trainer": trainer, "buffer": buffer, **filter_entry(c.token_filter)})
 
 
 def _tensors(sae: SparseAutoencoder) -> tuple[str, dict[str, Tensor]]:

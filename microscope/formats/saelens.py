@@ -16,6 +16,7 @@ from torch import Tensor
 from microscope.errors import MicroscopeError
 from microscope.formats.base import Format, Hints, read_json, read_tensors, write_json
 from microscope.formats.building import build, take
+from microscope.formats.filters import filter_entry, stated_filter
 from microscope.formats.folding import log_thresholds, rescale_rows, thresholds, without_scale
 from microscope.params import Site
 from microscope.sae import SparseAutoencoder
@@ -43,6 +44,7 @@ def read(folder: Path, hints: Hints) -> SparseAutoencoder:
         "site_out": hints.site_out or _site(config, "hook_name_out") or "mlp_out.0" if transcoder else None,
         "w_skip": tensors.get("W_skip"),
         "model": {"reference": _meta(config).get("model_name", "")},
+        "token_filter": stated_filter(_meta(config)),
     }
     if not transcoder:
         common |= _normalisation(config, folder)
@@ -175,6 +177,7 @@ def _metadata(sae: SparseAutoencoder) -> dict[str, Any]:
         "hook_name": Site.parse(c.site).transformer_lens_name,
         "sae_lens_version": "6.0.0",
         "exclude_special_tokens": c.token_filter.exclude_special,
+        **filter_entry(c.token_filter),
     }
     if c.site_out:
         out["hook_name_out"] = Site.parse(c.site_out).transformer_lens_name

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from microscope.errors import MicroscopeError
 from microscope.formats.base import Format, Hints, read_json, read_tensors, write_json
 from microscope.formats.building import build, take
+from microscope.formats.filters import filter_entry, stated_filter
 from microscope.formats.folding import without_scale
 from microscope.params import Site
 from microscope.sae import SparseAutoencoder
@@ -46,6 +47,7 @@ def read(folder: Path, hints: Hints) -> SparseAutoencoder:
         w_skip=tensors.get("W_skip"),
         site=hints.need_site(found, folder.name),
         site_out=(hints.site_out or found) if transcoder else None,
+        token_filter=stated_filter(config),
     )
 
 
@@ -83,6 +85,7 @@ def write(sae: SparseAutoencoder, folder: Path) -> None:
         "skip_connection": c.skip,
         "transcode": c.is_transcoder,
         "d_in": c.d_in,
+        **filter_entry(c.token_filter),
     }
     write_json(folder / _CONFIG, config)
 

@@ -1,13 +1,15 @@
 """Sparse autoencoders."""
 
 from microscope.sae.base import Codes, IndependentLatents, SparseAutoencoder
-from microscope.sae.config import SaeConfig, TokenFilter
+from microscope.sae.config import SaeConfig
 from microscope.sae.files import load_sae, save_sae, summarise
 from microscope.sae.registry import ARCHITECTURES, architecture
+from microscope.sae.token_filter import Derivation, TokenFilter
 
 __all__ = [
     "ARCHITECTURES",
     "Codes",
+    "Derivation",
     "IndependentLatents",
     "SaeConfig",
     "SparseAutoencoder",

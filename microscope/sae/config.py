@@ -6,16 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-
-class TokenFilter(msgspec.Struct, kw_only=True, frozen=True):
-    """Tokens an SAE was not trained on, and which therefore pass through it untouched.
-
-    ``max_norm`` is the largest L2 norm, in raw units, of a token that is not an attention sink;
-    None means sinks were trained on.
-    """
-
-    exclude_special: bool = True
-    max_norm: float | None = None
+from microscope.sae.token_filter import TokenFilter
 
 
 class SaeConfig(msgspec.Struct, kw_only=True):

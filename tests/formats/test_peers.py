@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from microscope.errors import MicroscopeError
 from microscope.formats import Hints, read_sae, write_sae
 from microscope.params import Site
-from microscope.sae import SaeConfig, SparseAutoencoder, architecture
+from microscope.sae import Derivation, SaeConfig, SparseAutoencoder, TokenFilter, architecture
 from tests.formats.conftest import run_peer
 
 pytestmark = pytest.mark.peers
@@ -63,6 +65,7 @@ def make(name: str, *, transcoder: bool = False, skip: bool = False, **config: o
         "site": "resid_post.3",
         "scale": 0.6,
         "skip": skip,
+        "token_filter": TokenFilter(max_norm=12.625),  # which the peers' readers must pass over
     }
     sae = architecture(name)(SaeConfig(**(fields | out | config))).requires_grad_(False)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(3)
@@ -121,6 +124,41 @@ def test_our_own_exports_read_back(tmp_path, name):
     x = torch.randn(20, 16)
     assert_same(again(x), sae(x))
     assert again.config.site == "resid_post.3"
+
+
+FILTERS = {
+    "of the training": TokenFilter(max_norm=83.69),
+    "derived": TokenFilter(
+        max_norm=80.0,
+        derived=Derivation(source="recording", name="4f" * 16, factor=8.0, median_norm=10.0),
+    ),
+    "trained on every token": TokenFilter(exclude_special=False),
+    "unknown": TokenFilter(),
+}
+
+
+@pytest.mark.parametrize("what", FILTERS)
+@pytest.mark.parametrize("name", ["saelens-jumprelu", "sparsify-skip", "dictionary_learning-topk"])
+def test_the_token_filter_comes_back(tmp_path, name, what):
+    format, sae = OURS[name]
+    sae = copy.deepcopy(sae)
+    sae.config.token_filter = FILTERS[what]
+    folder = tmp_path / "layers.3"
+    write_sae(sae, folder, format=format)
+    again = read_sae(folder, format=format, hints=Hints(allow_pickle=True, site_out=sae.config.site_out))
+    assert again.config.token_filter == FILTERS[what]
+
+
+@pytest.mark.parametrize("stated", ["none", {"max_norm": -1.0}, {"max_norm": float("inf")}, {"derived": 3}])
+def test_a_damaged_token_filter_is_refused(tmp_path, stated):
+    write_sae(make("topk"), tmp_path, format="saelens")
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    config["metadata"]["microscope_token_filter"] = stated
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    with pytest.raises(MicroscopeError) as caught:
+        read_sae(tmp_path)
+    assert caught.value.code == "bad_sae"
+    assert "microscope_token_filter" in caught.value.hint
 
 
 def test_hook_names_survive_saelens(tmp_path):
