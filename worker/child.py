@@ -10,7 +10,7 @@ import queue
 import signal
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,27 +18,11 @@ import msgspec
 import psutil
 
 from microscope.params import JobEvent
+from worker.limits import Limits, impose
 
-# The child runs other people's models and data: it gets the machine's settings, not the portal's secrets.
-_PRIVATE = (
-    "WORKBENCH_SECRET_KEY",
-    "WORKBENCH_SECRET_KEY_FILE",
-    "DATABASE_URL",
-    "REDIS_URL",
-    "DJANGO_SETTINGS_MODULE",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-)
 _LINE_LIMIT = 4 * 2**20
 _LOG_LIMIT = 2 * 2**20
 STDERR_LINES = 200
-
-
-def child_environment() -> dict[str, str]:
-    """The environment of a process that runs models."""
-    environment = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
-    return {**environment, "PYTHONUNBUFFERED": "1"}
 
 
 def read_event(line: bytes) -> JobEvent:
@@ -59,10 +43,20 @@ class Child:
     Args:
         command: its argument list.
         workdir: its working folder; ``child.log`` there receives what it says on standard error.
+        environment: its variables, all of them.
+        limits: what it may take; None where nobody is to hold it to anything.
         keep_open: descriptors it inherits, such as the lock of the folder.
     """
 
-    def __init__(self, command: Sequence[str], workdir: Path, *, keep_open: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        workdir: Path,
+        *,
+        environment: Mapping[str, str],
+        limits: Limits | None = None,
+        keep_open: Sequence[int] = (),
+    ) -> None:
         self.events: queue.SimpleQueue[JobEvent] = queue.SimpleQueue()
         self._errors: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
         # The child asks the kernel to be killed when the thread that starts it ends: start it from a thread
@@ -70,13 +64,15 @@ class Child:
         self._process = subprocess.Popen(
             list(command),
             cwd=workdir,
-            env=child_environment(),
+            env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
             pass_fds=tuple(keep_open),
         )
+        if limits is not None:
+            impose(self._process.pid, limits)
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._readers = [

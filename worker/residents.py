@@ -27,7 +27,7 @@ from apps.live.resident_client import ResidentClient, ResidentError, ResidentLos
 from apps.registry.models import LanguageModel
 from workbench.pulse import pulse
 from worker import protocol as p
-from worker.child import child_environment
+from worker.environment import child_environment, names_the_hub
 
 log = structlog.get_logger(__name__)
 
@@ -227,7 +227,12 @@ class ResidentProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
-                env=child_environment(),
+                env=child_environment(
+                    hub=names_the_hub({"model": wanted.reference}),
+                    hub_token=settings.HF_TOKEN,
+                    resident=bool(settings.WORKBENCH_RESIDENT_HOST),
+                    more=settings.WORKBENCH_CHILD_ENVIRONMENT,
+                ),
                 start_new_session=True,
             )
 

@@ -31,6 +31,8 @@ from apps.jobs.models import Job
 from apps.jobs.states import State
 from microscope.params import ExitCode
 from worker.child import Child, kill_leftover
+from worker.environment import child_environment, names_the_hub
+from worker.limits import BY_SIGNAL, Watch, limits_of
 from worker.reporting import Reporter
 
 log = structlog.get_logger(__name__)
@@ -73,6 +75,7 @@ class Supervision:
         self._workdir = leases.workdir(job.pk)
         self._cancel_file = self._workdir / "cancel"
         self._child: Child | None = None
+        self._watch: Watch | None = None
         self._lost = threading.Event()
         self._done = threading.Event()
         self._log = log.bind(job=str(job.pk), kind=job.kind, attempt=job.attempt)
@@ -136,7 +139,20 @@ class Supervision:
             if self._state() == State.CANCELLING:
                 return None, Reporter(self._job, self._token)
             try:
-                self._child = Child(command, self._workdir, keep_open=[lock])
+                limits = limits_of(self._kind, config)
+                environment = child_environment(
+                    hub=self._kind.hub and names_the_hub(config),
+                    hub_token=settings.HF_TOKEN,
+                    more=settings.WORKBENCH_CHILD_ENVIRONMENT,
+                )
+                self._child = Child(
+                    command,
+                    self._workdir,
+                    environment=environment,
+                    limits=limits,
+                    keep_open=[lock],
+                )
+                self._watch = Watch(self._child.pid, limits)
             except (FileNotFoundError, PermissionError) as error:
                 raise MicroscopeError(
                     "engine_missing",
@@ -187,6 +203,8 @@ class Supervision:
         """Read events until the child ends; returns why it was told to stop, if it was."""
         reason, asked_at, sent, looked = "", 0.0, 0, 0.0
         grace = settings.WORKBENCH_CANCEL_GRACE_SECONDS
+        watch = self._watch
+        assert watch is not None
         while child.running:
             if self._lost.is_set():
                 raise LeaseLost
@@ -203,6 +221,10 @@ class Supervision:
                     looked = now
                     if self._state() == State.CANCELLING:
                         reason = "cancel"
+                    else:
+                        reason = watch.exceeded()
+                if reason == "memory":
+                    child.signal(signal.SIGKILL)  # it would take more while it was asked
                 if reason:
                     asked_at = now
                     with contextlib.suppress(OSError):  # on a full disk the signals below do it
@@ -262,6 +284,8 @@ class Supervision:
             self._settle(lambda: leases.confirm_cancel(job=job, token=token))
         elif reason == "drain":
             self._settle(lambda: leases.give_back(job=job, token=token))
+        elif (limit := reason or BY_SIGNAL.get(status)) and self._watch is not None:
+            self._fail(*self._watch.refusal(limit))
         elif reporter.error is not None and status in (ExitCode.REFUSED, ExitCode.CRASHED):
             error = reporter.error
             self._fail(error.code or "failed", error.message, error.hint)

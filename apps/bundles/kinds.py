@@ -15,7 +15,7 @@ from apps.audit import services as audit
 from apps.bundles import restoring
 from apps.bundles.document import listing_of
 from apps.core.errors import Refused
-from apps.jobs.kinds import OUT, JobKind, engine_command
+from apps.jobs.kinds import OUT, JobKind, engine_command, never
 from apps.jobs.models import Job
 from apps.projects.models import Project
 from apps.projects.quotas import room_bytes
@@ -41,6 +41,7 @@ EXPORT_PROJECT = JobKind(
     prepare=_prepare_export,
     on_success=lambda job, result, digest: None,
     artifact=Artifact.Kind.BUNDLE,
+    computes=never,
 )
 
 
@@ -79,4 +80,6 @@ IMPORT_PROJECT = JobKind(
     prepare=_prepare_import,
     digest=lambda job, result, out: restoring.read(job, out),
     on_success=_imported,
+    takes_in=True,
+    computes=never,
 )

@@ -76,4 +76,5 @@ ANALYSE = JobKind(
     on_success=_analysed,
     artifact=Artifact.Kind.ANALYSIS,
     clone=clone_sae_job("analyse", "Analyse features of"),
+    hub=True,
 )

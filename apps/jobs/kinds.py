@@ -29,6 +29,16 @@ def _nothing(job: Job) -> None:
     return None
 
 
+def always(config: Mapping[str, Any]) -> bool:
+    """Whatever the configuration."""
+    return True
+
+
+def never(config: Mapping[str, Any]) -> bool:
+    """Under no configuration."""
+    return False
+
+
 class CloneRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a person wants done once more.
 
@@ -66,6 +76,10 @@ class JobKind:
         work: how much work its parameters ask for, in any unit: estimates compare jobs of a kind by it.
         clone: submits such a job again with other parameters; None when that makes no sense.
         named: whether a clone needs a name for its result.
+        takes_in: whether it reads files of strangers; less time is allowed then, and smaller files.
+        computes: whether it computes with a model or an SAE under the configuration ``prepare`` returned; what
+            only reads and writes files gets little memory.
+        hub: whether it may fetch a model or texts; only then is its process told the Hub's token.
     """
 
     name: str
@@ -81,6 +95,9 @@ class JobKind:
     work: Callable[[Mapping[str, Any]], float] = lambda params: 1.0
     clone: Callable[[CloneRequest], Job] | None = None
     named: bool = False
+    takes_in: bool = False
+    computes: Callable[[Mapping[str, Any]], bool] = always
+    hub: bool = False
 
     @property
     def fields(self) -> list[FieldSpec]:

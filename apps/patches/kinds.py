@@ -145,6 +145,7 @@ EXPORT_PATCH = JobKind(
     on_retry=set_state(Export, ResultState.PENDING),
     artifact=Artifact.Kind.PATCH_EXPORT,
     clone=_clone_export,
+    hub=True,
 )
 
 
@@ -206,6 +207,7 @@ CERTIFY_EXPORT = JobKind(
     artifact=Artifact.Kind.CERTIFICATE,
     work=lambda params: params["contexts"],
     clone=_clone_certificate,
+    hub=True,
 )
 
 
@@ -249,4 +251,6 @@ IMPORT_ADAPTER = JobKind(
     on_failure=set_state(Adapter, ResultState.FAILED),
     on_retry=set_state(Adapter, ResultState.PENDING),
     artifact=Artifact.Kind.ADAPTER,
+    takes_in=True,
+    hub=True,
 )

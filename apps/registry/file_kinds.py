@@ -8,7 +8,7 @@ from typing import Any
 
 from apps.artifacts import uploads
 from apps.artifacts.models import Artifact
-from apps.jobs.kinds import OUT, CloneRequest, JobKind, engine_command
+from apps.jobs.kinds import OUT, CloneRequest, JobKind, engine_command, never
 from apps.jobs.models import Job
 from apps.projects.quotas import room_bytes
 from apps.registry.kinds import rounded_model_place, set_state
@@ -59,6 +59,8 @@ IMPORT_CORPUS = JobKind(
     on_failure=set_state(Corpus, ResultState.FAILED),
     on_retry=set_state(Corpus, ResultState.PENDING),
     artifact=Artifact.Kind.CORPUS,
+    takes_in=True,
+    computes=never,
 )
 
 
@@ -107,6 +109,10 @@ IMPORT_RECORDING = JobKind(
     on_failure=set_state(Recording, ResultState.FAILED),
     on_retry=set_state(Recording, ResultState.PENDING),
     artifact=Artifact.Kind.RECORDING,
+    takes_in=True,
+    # A model of which the fingerprint is known is not loaded.
+    computes=lambda config: not config["model_fingerprint"],
+    hub=True,
 )
 
 
@@ -133,4 +139,5 @@ EXPORT_RECORDING = JobKind(
     on_success=lambda job, result, digest: None,
     artifact=Artifact.Kind.EXPORT,
     clone=_clone_export,
+    computes=never,
 )

@@ -59,6 +59,8 @@ INSPECT_MODEL = JobKind(
     on_success=_inspected,
     on_failure=set_state(LanguageModel, ResultState.FAILED),
     on_retry=set_state(LanguageModel, ResultState.PENDING),
+    takes_in=True,
+    hub=True,
 )
 
 
@@ -114,4 +116,5 @@ TRACE = JobKind(
     work=lambda params: params["tokens"] * (1 + max(params["layers"])),
     clone=_clone_trace,
     named=True,
+    hub=True,
 )

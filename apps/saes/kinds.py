@@ -158,6 +158,7 @@ EVALUATE = JobKind(
     artifact=Artifact.Kind.EVALUATION,
     work=lambda params: 1.0 + params["loss_contexts"],
     clone=clone_sae_job("evaluate", "Evaluate"),
+    hub=True,
 )
 
 
@@ -199,6 +200,8 @@ IMPORT = JobKind(
     on_failure=set_state(Sae, ResultState.FAILED),
     on_retry=set_state(Sae, ResultState.PENDING),
     artifact=Artifact.Kind.SAE,
+    takes_in=True,
+    hub=True,
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -14,6 +13,7 @@ import click
 import msgspec
 from rich.console import Console
 
+from microscope.cli.known import in_words
 from microscope.cli.options import given
 from microscope.cli.reporting import BarProgress, EventProgress
 from microscope.errors import Cancelled, MicroscopeError
@@ -22,7 +22,6 @@ from microscope.processes import die_with_parent, event_stream, yield_to_people
 from microscope.progress import Progress
 
 _LAUNCH = ("config", "events", "cancel_file", "as_json")
-_ENGINE_PACKAGES = {"torch", "transformers", "pyarrow", "safetensors", "numpy", "accelerate", "datasets"}
 
 Work = Callable[[Any, Progress], dict[str, Any]]
 Show = Callable[[Any, dict[str, Any], Console], None]
@@ -102,7 +101,7 @@ def _merge(config: Path | None, options: dict[str, Any]) -> dict[str, Any]:
 
 def report(error: Exception, progress: Progress) -> ExitCode:
     """Tell the user what went wrong, and choose the exit status."""
-    known = _as_known(error)
+    known = in_words(error)
     if known is None:
         traceback.print_exc()
         known = MicroscopeError(
@@ -122,29 +121,3 @@ def report(error: Exception, progress: Progress) -> ExitCode:
         if known.hint:
             console.print(known.hint, style="yellow", markup=False)
     return status
-
-
-def _as_known(error: Exception) -> MicroscopeError | None:
-    """Errors of the machine, put in words."""
-    match error:
-        case MicroscopeError():
-            return error
-        case ModuleNotFoundError() if (error.name or "").split(".")[0] in _ENGINE_PACKAGES:
-            return MicroscopeError(
-                "engine_missing",
-                f"This command needs {error.name}, which is not installed.",
-                "Run: pip install 'interpretability-workbench[engine]' -c constraints.txt",
-            )
-        case MemoryError():
-            return MicroscopeError(
-                "out_of_memory", "There was not enough memory.", "Lower the batch size or the buffer."
-            )
-        case OSError(errno=errno.ENOSPC):
-            return MicroscopeError(
-                "disk_full", "The disk is full.", "Free some space; finished parts are kept."
-            )
-        case RuntimeError() if "not enough memory" in str(error) or "out of memory" in str(error):
-            return MicroscopeError(
-                "out_of_memory", str(error).split("\n", 1)[0], "Lower the batch size or the width."
-            )
-    return None

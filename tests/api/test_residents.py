@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from datetime import timedelta
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -140,3 +142,36 @@ async def test_two_agents_share_a_model_between_hosts_and_a_killed_one_comes_bac
     finally:
         await one.stop_all()
         await two.stop_all()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells it")
+@pytest.mark.parametrize(("on_the_hub", "host"), [(True, ""), (False, ""), (False, "127.0.0.1")])
+async def test_what_a_resident_is_told(world, settings, monkeypatch, tmp_path, on_the_hub, host) -> None:
+    """A real process: a token only where a model may have to be fetched, a secret only where others may call."""
+    secrets = {
+        "WORKBENCH_SECRET_KEY": "s",
+        "DATABASE_URL": "postgresql://me:secret@db/x",
+        "GITHUB_TOKEN": "g",
+    }
+    for name, value in {**secrets, "HF_TOKEN": "hub", "WORKBENCH_RESIDENT_TOKEN": "sesame"}.items():
+        monkeypatch.setenv(name, value)
+    settings.WORKBENCH_RESIDENT_HOST = host
+
+    async def never(self: ResidentProcess) -> None:
+        return None
+
+    monkeypatch.setattr(ResidentProcess, "_run", never)
+    reference = "some/model" if on_the_hub else str(tmp_path)
+    resident = ResidentProcess(Wanted(world.model.pk, reference, "", "auto", None), "h")
+    process = await resident._spawn(f"unix:{tmp_path}/s" if not host else f"tcp:{host}:0")
+    try:
+        raw = Path(f"/proc/{process.pid}/environ").read_bytes().decode()
+        told = dict(entry.split("=", 1) for entry in raw.split("\0") if entry)
+    finally:
+        process.kill()
+        await process.wait()
+    assert secrets.keys() & told.keys() == set()
+    assert ("HF_TOKEN" in told) is on_the_hub
+    assert ("WORKBENCH_RESIDENT_TOKEN" in told) is bool(host)
+    assert told["PATH"] == os.environ["PATH"]

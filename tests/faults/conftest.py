@@ -219,7 +219,15 @@ def submit(**params) -> Job:
     """A queued probe, announced."""
     from apps.jobs.announce import wake_workers
 
-    whole = {"count": 10, "delay": 0.02, "pause_at": -1, "stubborn": False, "behaviour": "", **params}
+    whole = {
+        "count": 10,
+        "delay": 0.02,
+        "pause_at": -1,
+        "stubborn": False,
+        "behaviour": "",
+        "light": False,
+        **params,
+    }
     job = JobFactory(params=whole)
     wake_workers(job.pk)
     return job

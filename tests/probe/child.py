@@ -22,6 +22,14 @@ def say(**event):
     print(json.dumps(event), flush=True)
 
 
+def refuse(error):
+    """As a command of the engine says it."""
+    from microscope.cli.reporting import EventProgress
+    from microscope.cli.running import report
+
+    sys.exit(report(error, EventProgress(sys.stdout, None)))
+
+
 die_with_parent()
 out = Path(config["out"])
 checkpoint = out / "checkpoints" / "count"
@@ -46,6 +54,24 @@ match config["behaviour"]:
             say(type="log", message=f"line {number}")
     case "nan":
         print('{"type":"progress","phase":"counting","done":1,"total":2,"metrics":{"loss":null,"fvu":0.5}}')
+    case "greedy":
+        hoard = []
+        try:
+            while True:
+                hoard.append(b"x" * 2**24)
+        except MemoryError as error:
+            hoard.clear()
+            refuse(error)
+    case "busy":
+        while True:
+            pass
+    case "long":
+        try:
+            with (out / "long").open("wb") as file:
+                while True:
+                    file.write(bytes(2**20))
+        except OSError as error:
+            refuse(error)
     case "full" | "overfull":
         # Everything that is free, then more words than a pipe holds.
         ballast = out / "ballast"
@@ -58,11 +84,7 @@ match config["behaviour"]:
             for number in range(3000):
                 print(f"complaint {number:060}", file=sys.stderr)
             if config["behaviour"] == "overfull":
-                # As a command of the engine says it.
-                from microscope.cli.reporting import EventProgress
-                from microscope.cli.running import report
-
-                sys.exit(report(error, EventProgress(sys.stdout, None)))
+                refuse(error)
         ballast.unlink()
 if config["stubborn"]:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -22,7 +22,11 @@ class ProbeParams(JobParams, frozen=True):
     delay: float = 0.02
     pause_at: int = -1  # the first start counts that far and then waits to be ended
     stubborn: bool = False  # ignores the cancel file and SIGTERM
-    behaviour: str = ""  # "refuse", "crash", "silent", "chatty", "nan", "full", "overfull"
+    light: bool = False  # reads files only, as far as its limits go
+    model: str | None = None  # the Hub's token is told where this is no file
+    behaviour: str = (
+        ""  # "refuse", "crash", "silent", "chatty", "nan", "full", "overfull", "greedy", "busy", "long"
+    )
 
 
 def _prepare(job, workdir):
@@ -37,4 +41,6 @@ PROBE = JobKind(
     prepare=_prepare,
     on_success=lambda job, result, digest: None,
     artifact="other",
+    computes=lambda config: not config["light"],
+    hub=True,
 )

@@ -80,7 +80,7 @@ class Env:
                 raise ValueError("must be above 0")
             return value
 
-        return self._read(name, "seconds", default, description, parse, f"{default:g}")
+        return self._read(name, "seconds", default, description, parse, f"{default:.15g}")
 
     def flag(self, name: str, default: bool, description: str) -> bool:
         """A yes or no."""

@@ -67,6 +67,40 @@ WORKBENCH_CANCEL_GRACE_SECONDS = env.seconds(
 WORKBENCH_MAX_ATTEMPTS = env.integer(
     "WORKBENCH_MAX_ATTEMPTS", 3, "How often a job is started before a lost worker counts as failure."
 )
+WORKBENCH_JOB_SECONDS = env.seconds(
+    "WORKBENCH_JOB_SECONDS",
+    14 * 24 * 3600,
+    "A job that works for longer is asked to stop and fails; started again, training and recording go on from there.",
+)
+WORKBENCH_JOB_MEMORY_MB = env.integer(
+    "WORKBENCH_JOB_MEMORY_MB",
+    0,
+    "What the processes of a job may take in memory together, MiB; 0: nine tenths of what the machine or container has.",
+)
+WORKBENCH_JOB_FILE_GB = env.integer(
+    "WORKBENCH_JOB_FILE_GB", 1024, "Largest file that a job may write, GiB; 0: any size."
+)
+WORKBENCH_IMPORT_SECONDS = env.seconds(
+    "WORKBENCH_IMPORT_SECONDS",
+    2 * 3600,
+    "A job that looks at a model or takes files of others in and works for longer is asked to stop and fails.",
+)
+WORKBENCH_IMPORT_MEMORY_MB = env.integer(
+    "WORKBENCH_IMPORT_MEMORY_MB",
+    4096,
+    "What a job that reads or packs files and loads no model may take in memory, MiB; the system refuses it more.",
+)
+WORKBENCH_IMPORT_FILE_GB = env.integer(
+    "WORKBENCH_IMPORT_FILE_GB",
+    128,
+    "Largest file that a job may write that takes files of others in, GiB; 0: any size.",
+)
+WORKBENCH_CHILD_ENVIRONMENT = env.words(
+    "WORKBENCH_CHILD_ENVIRONMENT",
+    (),
+    "Names of further environment variables that jobs and resident models get; they run models of others, so none that "
+    "holds a secret.",
+)
 WORKBENCH_RESIDENT_START_SECONDS = env.seconds(
     "WORKBENCH_RESIDENT_START_SECONDS", 900, "A model that has not loaded after so long counts as failed."
 )
@@ -96,5 +130,9 @@ WORKBENCH_WEBHOOK_PRIVATE = env.flag(
 )
 
 # Read by the engine; named here so that the reference lists them.
-HF_TOKEN = env.secret("HF_TOKEN", "", "Hugging Face token for gated models; passed on to jobs, never stored.")
+HF_TOKEN = env.secret(
+    "HF_TOKEN",
+    "",
+    "Hugging Face token for gated models; told only to processes that may have to fetch one, never stored.",
+)
 CUDA_VISIBLE_DEVICES = env.text("CUDA_VISIBLE_DEVICES", "", "GPUs that jobs and models may use.")
