@@ -124,7 +124,9 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, float]:
             "fvu": found.ordinary.fvu,
             "dead": found.usage.dead_share,
             "l0": found.usage.l0,
-            "ce_recovered": found.loss.ce_recovered if found.loss else math.nan,
+            "ce_recovered": found.loss.ce_recovered
+            if found.loss and found.loss.ce_recovered is not None
+            else math.nan,
             "seconds": load_sae(folder).config.training["seconds"],
         }
         result.write_text(json.dumps(numbers))

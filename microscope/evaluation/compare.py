@@ -10,11 +10,13 @@ import msgspec
 import numpy as np
 
 from microscope.activations import Recording, load_recorded_model
+from microscope.activations.token_filters import filter_on_recording
 from microscope.evaluation.report import page, sections_as_html, sections_as_markdown, write_reports
-from microscope.evaluation.run import Evaluation, measure
+from microscope.evaluation.run import Evaluation, counted_filter, measure
 from microscope.evaluation.svg import intervals
-from microscope.params import CompareParams, EvaluateParams
+from microscope.params import CompareParams, EvaluateParams, Site
 from microscope.progress import SILENT, Progress
+from microscope.sae import SaeConfig, TokenFilter, read_config
 
 Table = list[list[str]]
 
@@ -53,10 +55,12 @@ def compare(params: CompareParams, progress: Progress = SILENT) -> Comparison:
         loaded = load_recorded_model(
             recording, params.model, params.device, force=params.force, progress=progress
         )
+    counted = _counted_by_all([read_config(path) for path in params.sae_path], recording)
     measured = []
     for path in params.sae_path:
         progress.log(f"Measuring {path}")
-        measured.append(measure(EvaluateParams(sae_path=path, **shared), progress, loaded=loaded))
+        one = EvaluateParams(sae_path=path, **shared)
+        measured.append(measure(one, progress, loaded=loaded, counted=counted))
     names = _distinct([m.evaluation.name for m in measured])
     evaluations = [
         msgspec.structs.replace(m.evaluation, name=name) for m, name in zip(measured, names, strict=True)
@@ -72,6 +76,24 @@ def compare(params: CompareParams, progress: Progress = SILENT) -> Comparison:
     if params.out:
         _write(comparison, Path(params.out))
     return comparison
+
+
+def _counted_by_all(configs: list[SaeConfig], recording: Recording) -> TokenFilter | None:
+    """The tokens that every SAE's filter keeps, where these differ; None where each may use its own."""
+    filters = []
+    for config in configs:
+        site = str(Site.parse(config.site))
+        own = config.token_filter if config.token_filter.known else filter_on_recording(recording, site)
+        filters.append(counted_filter(own, recording, site))
+    limits = {f.max_norm for f in filters}
+    if len({c.site for c in configs}) > 1 or (
+        len(limits) == 1 and len({f.exclude_special for f in filters}) == 1
+    ):
+        return None
+    return TokenFilter(
+        exclude_special=any(f.exclude_special for f in filters),
+        max_norm=min((limit for limit in limits if limit is not None), default=None),
+    )
 
 
 _SHARED = (
@@ -204,7 +226,7 @@ def _write(comparison: Comparison, folder: Path) -> None:
     recovered = [
         (e.name, e.loss.ce_recovered, e.loss.ce_recovered_interval)
         for e in comparison.evaluations
-        if e.loss is not None
+        if e.loss is not None and e.loss.ce_recovered is not None
     ]
     charts = intervals(
         fvu, title="FVU with intervals", axis="FVU, ordinary tokens (lower is better)", limit=0.15

@@ -71,11 +71,11 @@ class Accumulator:
             sums[1] += s
 
     def result(self, *, bootstrap: int, seed: int) -> Reconstruction | None:
-        """The metrics, or None when no token was added."""
-        if not self.n:
-            return None
-        sums = np.array(list(self.per_document.values()))
+        """The metrics, or None when no token was added or all are alike, so that there is no variance."""
+        sums = np.array(list(self.per_document.values())).reshape(-1, 2)
         error, spread = sums.sum(0).tolist()
+        if not spread > 0:
+            return None
         return Reconstruction(
             n=self.n,
             documents=len(sums),
@@ -93,12 +93,17 @@ class Accumulator:
 def ratio_interval(
     top: np.ndarray, bottom: np.ndarray, resamples: int, seed: int
 ) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of Σtop/Σbottom over documents; None for fewer than three."""
+    """95 % percentile bootstrap interval of Σtop/Σbottom over documents.
+
+    None for fewer than three documents, or where too many of them leave nothing to divide by.
+    """
     if resamples < 1 or len(top) < 3:
         return None
     picks = np.random.default_rng(seed).integers(0, len(top), (resamples, len(top)))
-    ratios = top[picks].sum(1) / bottom[picks].sum(1)
-    low, high = np.quantile(ratios, (0.025, 0.975))
+    above, below = top[picks].sum(1), bottom[picks].sum(1)
+    if np.count_nonzero(below) < resamples:
+        return None
+    low, high = np.quantile(above / below, (0.025, 0.975))
     return float(low), float(high)
 
 

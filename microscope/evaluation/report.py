@@ -53,10 +53,10 @@ def loss_table(evaluation: Evaluation) -> Table:
     for loss, tokens in ((evaluation.loss, "ordinary tokens"), (evaluation.loss_every, "all tokens")):
         if loss is None:
             continue
-        recovered = f"{loss.ce_recovered:.4f}{_interval(loss.ce_recovered_interval)}"
+        recovered = _share(loss.ce_recovered) + _interval(loss.ce_recovered_interval)
         numbers = [f"{v:.4f}" for v in (loss.ce_model, loss.ce_sae, loss.ce_zero)]
         table.append([f"Cross-entropy, {tokens} replaced", *numbers, recovered])
-        divergences = [f"{v:.4f}" for v in (loss.kl_sae, loss.kl_zero, loss.kl_recovered)]
+        divergences = [f"{loss.kl_sae:.4f}", f"{loss.kl_zero:.4f}", _share(loss.kl_recovered)]
         table.append([f"KL from model, {tokens} replaced", "0", *divergences])
     return table if len(table) > 1 else []
 
@@ -157,16 +157,25 @@ def _sections(evaluation: Evaluation) -> list[tuple[str, Table]]:
 
 
 def _preface(evaluation: Evaluation) -> str:
+    spliced = (
+        "What the SAE's token filter leaves out passes through untouched when it is spliced into the model."
+        if evaluation.token_filter.leaves_out
+        else "Spliced into the model, the SAE replaces every token: it was trained on all."
+    )
     return (
         f"Measured on {evaluation.every.n} held-out tokens of {evaluation.every.documents} documents that training never saw. "
-        f"“Ordinary” leaves out {evaluation.filter_rule}; these tokens also pass through untouched when the SAE is "
-        "spliced into the model. Intervals are 95 % bootstrap intervals over documents."
+        f"“Ordinary” leaves out {evaluation.filter_rule}. {spliced} "
+        "Intervals are 95 % bootstrap intervals over documents."
     )
 
 
 def _value(column: Reconstruction, name: str) -> str:
     text = f"{getattr(column, name):.4g}"
     return text + _interval(column.fvu_interval) if name == "fvu" else text
+
+
+def _share(value: float | None) -> str:
+    return "nothing to recover" if value is None else f"{value:.4f}"
 
 
 def _interval(interval: tuple[float, float] | None) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from microscope.activations import BOS, SPECIAL, Chunk, Recording, SiteRecord, load_recorded_model
+from microscope.activations.token_filters import filter_on_recording, kept_rows, settle_on_recording
 from microscope.errors import MicroscopeError
 from microscope.evaluation.probing import Probing, probe, text_properties
 from microscope.evaluation.reconstruction import (
@@ -28,7 +29,7 @@ from microscope.evaluation.splice import LossRecovered, Window, loss_recovered, 
 from microscope.models import LoadedModel, resolve_device
 from microscope.params import EvaluateParams, Site
 from microscope.progress import SILENT, Progress
-from microscope.sae import SparseAutoencoder, load_sae
+from microscope.sae import SparseAutoencoder, TokenFilter, load_sae
 
 
 class Goal(msgspec.Struct, kw_only=True, frozen=True):
@@ -45,7 +46,10 @@ class Goal(msgspec.Struct, kw_only=True, frozen=True):
 class Evaluation(msgspec.Struct, kw_only=True, frozen=True):
     """The typed result. ``ordinary`` excludes special tokens and attention sinks, ``every`` excludes none.
 
-    ``loss`` and ``loss_every`` are the splice under the same two filters. For a transcoder ``site_out``
+    ``token_filter`` is the SAE's, derived from the recording if it had none. It decides what is ordinary, and
+    what keeps its own activation in the splice of ``loss``; ``loss_every`` replaces every token. Of an SAE
+    that was trained on every token both splices are the same, and what is ordinary follows the recording's
+    rule. ``filter_rule`` says in words what ``ordinary`` leaves out. For a transcoder ``site_out``
     is what its output is compared with. ``honesty`` says in words what counting the sinks would do.
     ``dead_in_training`` is the share of latents that did not fire during the last tokens of training.
     """
@@ -65,6 +69,7 @@ class Evaluation(msgspec.Struct, kw_only=True, frozen=True):
     probing: Probing | None = None
     goals: list[Goal]
     filter_rule: str
+    token_filter: TokenFilter = TokenFilter()
     honesty: str
     seconds: float
 
@@ -88,22 +93,38 @@ def evaluate(params: EvaluateParams, progress: Progress = SILENT) -> Evaluation:
 
     Raises:
         MicroscopeError: ``no_sae``, ``bad_sae``, ``no_recording``, ``bad_recording``,
-            ``site_not_recorded``, ``wrong_width``, ``wrong_model`` or errors of :func:`load_model`.
+            ``site_not_recorded``, ``wrong_width``, ``wrong_model``, ``no_held_out_rows``, ``nothing_to_measure``
+            or errors of :func:`load_model`.
     """
     return measure(params, progress).evaluation
 
 
 def measure(
-    params: EvaluateParams, progress: Progress = SILENT, *, loaded: LoadedModel | None = None
+    params: EvaluateParams,
+    progress: Progress = SILENT,
+    *,
+    loaded: LoadedModel | None = None,
+    counted: TokenFilter | None = None,
 ) -> Measured:
-    """:func:`evaluate`, with what a comparison also needs; ``loaded`` is the recorded model if at hand."""
+    """:func:`evaluate`, with what a comparison also needs.
+
+    Args:
+        params: what to measure.
+        progress: told how far it is.
+        loaded: the recorded model, if at hand.
+        counted: which tokens are ordinary, where the SAE's own filter is not to decide.
+    """
     started = time.monotonic()
     device = resolve_device(params.device)
     sae = load_sae(params.sae_path, device=device)
     recording = Recording(params.activations)
     site = recording.site(_site_name(sae, params.layer))
     target = recording.site(str(Site.parse(sae.config.site_out))) if sae.config.site_out else site
-    pass_ = _Pass(sae, recording, site, target, params, progress, device)
+    own = settle_on_recording(sae, recording)
+    if own.derived is not None:
+        progress.log(f"The SAE came without a token filter; it leaves out {own.words}.", "warning")
+    counted = counted or counted_filter(own, recording, site.site)
+    pass_ = _Pass(sae, recording, site, target, counted, params, progress, device)
     ordinary, every, usage = pass_.run()
     if loaded is None and (params.loss_contexts or params.probe_tokens):
         loaded = _recorded_model(recording, params, progress)
@@ -124,14 +145,29 @@ def measure(
         loss_every=loss[1] if loss else None,
         probing=_probe(pass_.probed, sae, loaded, progress),
         goals=_goals(ordinary, dead_in_training, loss[0] if loss else None),
-        filter_rule=(
-            f"special tokens, and tokens with a norm above {site.outlier_norm:.4g} "
-            f"({recording.manifest.outlier_factor:g}× the median {site.median_norm:.4g})"
-        ),
+        filter_rule=_filter_rule(counted, own, recording, site),
+        token_filter=own,
         honesty=_honesty(ordinary, every),
         seconds=time.monotonic() - started,
     )
     return Measured(evaluation, pass_.ordinary.per_document)
+
+
+def counted_filter(own: TokenFilter, recording: Recording, site: str) -> TokenFilter:
+    """Which tokens are ordinary: the SAE's filter, or the recording's for an SAE trained on every token."""
+    if own.leaves_out:
+        return own
+    return msgspec.structs.replace(filter_on_recording(recording, site), derived=None)
+
+
+def _filter_rule(counted: TokenFilter, own: TokenFilter, recording: Recording, site: SiteRecord) -> str:
+    """What ordinary tokens are not, in words."""
+    words = counted.words
+    if counted.derived is None and counted.max_norm == site.outlier_norm:
+        words += f" ({recording.manifest.outlier_factor:g}× the median {site.median_norm:.4g})"
+    if counted == own:
+        return words
+    return f"{words}; the SAE itself leaves out {own.words}"
 
 
 def _name(path: str) -> str:
@@ -181,11 +217,13 @@ class _Pass:
         recording: Recording,
         site: SiteRecord,
         target: SiteRecord,
+        counted: TokenFilter,
         params: EvaluateParams,
         progress: Progress,
         device: torch.device,
     ) -> None:
         self.sae, self.recording, self.site, self.target = sae, recording, site, target
+        self.counted = counted
         self.params, self.progress, self.device = params, progress, device
         means = [mean.to(device) for mean in self._means()]
         self.ordinary, self.every = Accumulator(means[0]), Accumulator(means[1])
@@ -196,6 +234,12 @@ class _Pass:
     def run(self) -> tuple[Reconstruction, Reconstruction, Usage]:
         params = self.params
         rows = self.recording.rows("held_out")
+        if not rows:
+            raise MicroscopeError(
+                "no_held_out_rows",
+                "The recording has no held-out documents to measure on.",
+                "Record more documents, or a larger --held-out share.",
+            )
         total, done = min(rows, params.max_tokens or rows), 0
         with self.progress.phase("reconstructing", total, "tokens"):
             for chunk, wanted in self._chunks():
@@ -203,21 +247,34 @@ class _Pass:
                 done += len(chunk.doc)
                 self.progress.advance(min(done, total))
             self.progress.advance(total, final=True)
-        results = [
-            a.result(bootstrap=params.bootstrap, seed=params.seed) for a in (self.ordinary, self.every)
-        ]
-        if results[0] is None or results[1] is None:
+        ordinary, every = (
+            self._result(sums, what)
+            for sums, what in ((self.ordinary, "ordinary held-out tokens"), (self.every, "held-out tokens"))
+        )
+        return ordinary, every, self.usage.result()
+
+    def _result(self, sums: Accumulator, what: str) -> Reconstruction:
+        if not sums.n:
             raise MicroscopeError(
-                "no_held_out_rows", "No held-out token passes the token filter.", "Record more text."
+                "no_held_out_rows",
+                f"No held-out token passes the token filter: it leaves out {self.counted.words}.",
+                "Record more text.",
             )
-        return results[0], results[1], self.usage.result()
+        found = sums.result(bootstrap=self.params.bootstrap, seed=self.params.seed)
+        if found is None:
+            raise MicroscopeError(
+                "nothing_to_measure",
+                f"The {sums.n} {what} are all alike at {self.target.site}: no variance is left to explain.",
+                "Record more text, or check what was recorded.",
+            )
+        return found
 
     def _add(self, chunk: Chunk, wanted: np.ndarray) -> None:
         x = torch.from_numpy(chunk.values).to(self.device).float()
         y = x if wanted is chunk.values else torch.from_numpy(wanted).to(self.device).float()
         self.sae.check_width(x)
         values, indices, out = encode_rows(self.sae, x)
-        mask = self.recording.keep_mask(self.site, chunk.flags, chunk.norm)
+        mask = kept_rows(self.counted, chunk.flags, chunk.norm)
         keep = torch.from_numpy(mask).to(self.device)
         self.every.add(y, out, chunk.doc)
         self.ordinary.add(y[keep], out[keep], chunk.doc[mask])
@@ -244,7 +301,7 @@ class _Pass:
         sums, counts = torch.zeros(2, self.target.width, dtype=torch.float64), np.zeros(2)
         for chunk, wanted in self._chunks():
             values = torch.from_numpy(wanted).double()
-            mask = self.recording.keep_mask(self.site, chunk.flags, chunk.norm)
+            mask = kept_rows(self.counted, chunk.flags, chunk.norm)
             sums[0] += values[torch.from_numpy(mask)].sum(0)
             sums[1] += values.sum(0)
             counts += mask.sum(), len(mask)
@@ -282,15 +339,26 @@ def _measure_loss(
         for window in chunk.windows():
             special = (window.flags & (SPECIAL | BOS)) != 0
             windows.append(Window(tokens=window.token, special=special, doc=int(window.doc[0])))
+    if not windows:
+        return None
     # spread over all held-out documents
     picks = np.unique(np.linspace(0, len(windows) - 1, params.loss_contexts).round().astype(int))
-    return loss_recovered(
+    found = loss_recovered(
         splicer_for(loaded, sae),
         [windows[i] for i in picks],
         progress=progress,
         bootstrap=params.bootstrap,
         seed=params.seed,
     )
+    if found is None:
+        progress.log(
+            "No held-out window has a second token to predict, so loss metrics are left out.", "warning"
+        )
+    elif found[0].ce_recovered is None:
+        progress.log(
+            "Zero ablation changes no prediction that is measured, so there is no loss to recover.", "warning"
+        )
+    return found
 
 
 def _probe(
@@ -384,6 +452,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         "site": evaluation.site,
         "site_out": evaluation.site_out,
         "filter_rule": evaluation.filter_rule,
+        "token_filter": msgspec.to_builtins(evaluation.token_filter),
         "honesty": evaluation.honesty,
         "metrics": metrics,
         "goals": msgspec.to_builtins(evaluation.goals),

@@ -23,13 +23,17 @@ from microscope.sae import SparseAutoencoder
 
 Replacement = Literal["sae", "zero"]
 
+# Nats per token below which two runs of a model are the same.
+_ROUNDING = 1e-9
+
 
 class LossRecovered(msgspec.Struct, kw_only=True, frozen=True):
     """Cross-entropies (nats per token) and shares recovered.
 
     ``ce_recovered = (ce_zero − ce_sae)/(ce_zero − ce_model)`` and ``kl_recovered = 1 − KL(model‖sae)/
     KL(model‖zero)``; with the token filter, filtered tokens (attention sinks, special tokens) keep
-    their own activation, in the splice as in the zero ablation.
+    their own activation, in the splice as in the zero ablation. A share is None where zero ablation changes
+    nothing that could be recovered.
     """
 
     contexts: int
@@ -37,11 +41,11 @@ class LossRecovered(msgspec.Struct, kw_only=True, frozen=True):
     ce_model: float
     ce_sae: float
     ce_zero: float
-    ce_recovered: float
+    ce_recovered: float | None
     ce_recovered_interval: tuple[float, float] | None
     kl_sae: float
     kl_zero: float
-    kl_recovered: float
+    kl_recovered: float | None
 
 
 class Window(msgspec.Struct, kw_only=True, frozen=True):
@@ -68,13 +72,9 @@ class Splicer(ABC):
 
     def _keep(self, x: Tensor, special: Tensor, *, filtered: bool) -> Tensor:
         """True for rows to be replaced, by the token filter of the SAE and its inputs ``[positions, d_in]``."""
-        keep = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        token_filter = self.sae.config.token_filter
-        if filtered and token_filter.exclude_special:
-            keep &= ~special.to(x.device)
-        if filtered and token_filter.max_norm is not None:
-            keep &= x.float().norm(dim=1) <= token_filter.max_norm
-        return keep
+        if not filtered:
+            return torch.ones(len(x), dtype=torch.bool, device=x.device)
+        return self.sae.config.token_filter.keep(special.to(x.device), x.float().norm(dim=1))
 
 
 class _ResidualSplicer(Splicer):
@@ -221,17 +221,18 @@ def _summed(rows: np.ndarray, docs: list[int], *, bootstrap: int, seed: int) -> 
     n, model, spliced, zero, kl_sae, kl_zero = rows.sum(0).tolist()
     documents, of_document = np.unique(docs, return_inverse=True)
     top, bottom = (np.bincount(of_document, rows[:, 3] - rows[:, i], len(documents)) for i in (2, 1))
+    something = abs(zero - model) > _ROUNDING * n
     return LossRecovered(
         contexts=len(rows),
         predictions=int(n),
         ce_model=model / n,
         ce_sae=spliced / n,
         ce_zero=zero / n,
-        ce_recovered=(zero - spliced) / (zero - model),
-        ce_recovered_interval=ratio_interval(top, bottom, bootstrap, seed),
+        ce_recovered=(zero - spliced) / (zero - model) if something else None,
+        ce_recovered_interval=ratio_interval(top, bottom, bootstrap, seed) if something else None,
         kl_sae=kl_sae / n,
         kl_zero=kl_zero / n,
-        kl_recovered=1 - kl_sae / kl_zero,
+        kl_recovered=1 - kl_sae / kl_zero if abs(kl_zero) > _ROUNDING * n else None,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from microscope.activations import Chunk, Recording, SiteRecord
+from microscope.activations.token_filters import kept_rows, settle_on_recording
 from microscope.sae import SparseAutoencoder
 
 _SPLITS = ("train", "held_out")
@@ -21,11 +22,12 @@ class Firings(NamedTuple):
     """Every activation above zero in one chunk, sorted by feature, then window, then row.
 
     ``feature``, ``window`` (number within the recording), ``row`` (within ``chunk``) and ``value`` are
-    equally long.
+    equally long. ``counted`` is the number of the chunk's tokens that the token filter keeps.
     """
 
     chunk: Chunk
     first_window: int
+    counted: int
     feature: np.ndarray
     window: np.ndarray
     row: np.ndarray
@@ -64,7 +66,8 @@ class _Codes:
 class CodeReader:
     """Encodes a recording as often as asked, remembering the sparse codes while they fit the memory given.
 
-    Tokens outside the SAE's token filter count as silent. ``features`` restricts what is returned.
+    Tokens outside the SAE's token filter are left out; an SAE without one receives that of the recording.
+    ``features`` restricts what is returned.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class CodeReader:
         features: np.ndarray | None = None,
     ) -> None:
         self._sae, self._recording, self._site = sae, recording, site
+        self._filter = settle_on_recording(sae, recording)
         self._features = features
         self._limits = self._split_limits(max_tokens)
         self._memory_bytes = memory_bytes
@@ -96,28 +100,27 @@ class CodeReader:
             if not self._limits[split]:
                 continue
             for chunk in self._recording.chunks(split, self._site, max_rows=self._limits[split]):  # type: ignore[arg-type]
+                kept = kept_rows(self._filter, chunk.flags, chunk.norm)
                 if self._complete and remembered is not None:
                     codes = remembered.chunk(number)
                 else:
-                    codes = self._encode(chunk)
+                    codes = self._encode(chunk, kept)
                     if remembered is not None and not remembered.add(codes):
                         remembered = None
                 feature, row, value = codes
                 window = first_window + np.searchsorted(chunk.starts, row, side="right") - 1
-                yield Firings(chunk, first_window, feature, window, row, value)
+                yield Firings(chunk, first_window, int(kept.sum()), feature, window, row, value)
                 first_window += len(chunk.starts)
                 number += 1
         self._remembered, self._complete = remembered, True
 
     @torch.no_grad()
-    def _encode(self, chunk: Chunk) -> _Code:
+    def _encode(self, chunk: Chunk, kept: np.ndarray) -> _Code:
         x = torch.from_numpy(chunk.values).to(self._sae.W_enc.device).float()
         self._sae.check_width(x)
         codes = self._sae.encode(x)
         values, indices = codes.values.cpu().numpy(), codes.indices.cpu().numpy()
-        keep = values > 0
-        if self._sae.config.token_filter.max_norm is not None:
-            keep &= self._recording.keep_mask(self._site, chunk.flags, chunk.norm)[:, None]
+        keep = (values > 0) & kept[:, None]
         if self._features is not None:
             keep &= np.isin(indices, self._features)
         row = np.nonzero(keep)[0].astype(np.int32)

@@ -65,7 +65,7 @@ class Partner(msgspec.Struct, kw_only=True):
 class FeatureDetails(msgspec.Struct, kw_only=True):
     """Everything known about one feature; one line of ``details.jsonl``.
 
-    ``density`` is the share of tokens it fires on; ``p999`` the 99.9th percentile of its activation
+    ``density`` is the share it fires on of the tokens that the SAE's filter keeps; ``p999`` the 99.9th percentile of its activation
     where it fires; ``histogram`` counts firings in thirty equal bins up to ``max_activation``;
     ``decoder_norm`` is the length one unit of activation adds to the residual stream, in raw units;
     ``examples`` are the strongest windows, ``quantile_examples`` a random sample over all strengths.
@@ -92,7 +92,11 @@ class FeatureDetails(msgspec.Struct, kw_only=True):
 
 
 class Analysis(msgspec.Struct, kw_only=True):
-    """Summary of a run; ``analysis.json``."""
+    """Summary of a run; ``analysis.json``.
+
+    ``tokens`` were read; ``counted`` of them the SAE's token filter keeps, and ``filter_rule`` says in words
+    what it leaves out.
+    """
 
     sae: str
     recording: str
@@ -100,6 +104,8 @@ class Analysis(msgspec.Struct, kw_only=True):
     n_features: int
     dead: int
     tokens: int
+    counted: int = 0
+    filter_rule: str = ""
     context_length: int
     window: int
     histogram_bins: int = HISTOGRAM_BINS

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from microscope.activations import Recording, load_recorded_model
+from microscope.errors import MicroscopeError
 from microscope.features.coactivation import Coactivation
 from microscope.features.codes import CodeReader, Firings
 from microscope.features.details import (
@@ -50,8 +51,8 @@ def analyse(params: AnalyseParams, progress: Progress = SILENT) -> tuple[Analysi
 
     Raises:
         MicroscopeError: ``no_sae``, ``bad_sae``, ``no_recording``, ``bad_recording``,
-            ``site_not_recorded``, ``wrong_width``, ``no_such_feature``, ``wrong_model`` or errors of
-            :func:`load_model`.
+            ``site_not_recorded``, ``wrong_width``, ``no_such_feature``, ``wrong_model``, ``nothing_to_measure``
+            or errors of :func:`load_model`.
     """
     started = time.monotonic()
     sae = load_sae(params.sae_path, device=resolve_device(params.device))
@@ -71,6 +72,8 @@ def analyse(params: AnalyseParams, progress: Progress = SILENT) -> tuple[Analysi
         n_features=len(run.features),
         dead=0,
         tokens=run.tokens,
+        counted=run.counted,
+        filter_rule=sae.config.token_filter.words,
         context_length=recording.manifest.context_length,
         window=params.window,
         quantiles=params.quantiles,
@@ -107,7 +110,7 @@ class FeatureRun:
             memory_bytes=params.memory_mb * 2**20 // 2,
             features=one,
         )
-        self.tokens = 0
+        self.tokens = self.counted = 0
         self._text = loaded.texts
 
     def run(self, progress: Progress) -> Iterator[FeatureDetails]:
@@ -128,8 +131,16 @@ class FeatureRun:
                 for accumulator in (self.activation, tokens, choice, self.together):
                     accumulator.add(firings)
                 self.tokens += len(firings.chunk.doc)
+                self.counted += firings.counted
                 progress.advance(min(self.tokens, self.codes.tokens))
             progress.advance(self.codes.tokens, final=True)
+        if not self.counted:
+            raise MicroscopeError(
+                "nothing_to_measure",
+                f"Of {self.tokens} tokens the SAE's filter keeps none: it leaves out "
+                f"{self.sae.config.token_filter.words}.",
+                "Record more text, or check that the SAE belongs to this model and site.",
+            )
         self.histograms = LinearHistograms(self.activation.maximum, HISTOGRAM_BINS)
         examples = Examples(*choice.result(), window=self.params.window)
         done = 0
@@ -164,7 +175,7 @@ class FeatureRun:
             effects = logit_effects(
                 runner, sae, self.params.top_tokens, features=torch.from_numpy(self.features)
             )
-        density = activation.firings / max(self.tokens, 1)
+        density = activation.firings / self.counted
         partners = self.together.partners(density, self.params.neighbours)
         near = zip(self._nearest(sae.W_dec), self._nearest(sae.W_enc), strict=True)
         for i, effect, (decoder, encoder) in zip(self.features.tolist(), effects, near, strict=True):

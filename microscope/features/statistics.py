@@ -199,13 +199,10 @@ def spread_over_quantiles(
     sizes = np.diff(np.append(first, len(feature)))
     rank = np.arange(len(feature)) - np.repeat(first, sizes)
     group = rank * groups // np.repeat(sizes, sizes)
-    # the sample is in no order within a group but its peaks', so the middle ones stand for it
+    # by another draw than the one that chose the sample, so that the two are independent
     key = feature.astype(np.int64) * groups + group
-    starts = _run_starts(key)
-    lengths = np.diff(np.append(starts, len(key)))
-    inside = np.arange(len(key)) - np.repeat(starts, lengths)
-    begin = np.maximum(0, (np.repeat(lengths, lengths) - each) // 2)
-    keep = (inside >= begin) & (inside < begin + each)
+    chosen = _best_per_group(key, _scatter(~(feature.astype(np.int64) << 40 | window)), each)
+    keep = chosen[np.lexsort((rank[chosen], key[chosen]))]
     return feature[keep], window[keep], group[keep] + 1
 
 

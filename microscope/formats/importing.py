@@ -16,14 +16,15 @@ from microscope.models import load_model
 from microscope.params import ExportParams, ImportParams
 from microscope.progress import SILENT, Progress
 from microscope.quarantine import check_folder
-from microscope.sae import load_sae, save_sae, summarise
+from microscope.sae import TokenFilter, load_sae, save_sae, summarise
 
 
 def import_sae(params: ImportParams, progress: Progress = SILENT) -> dict[str, Any]:
     """Read a foreign SAE, test it on real activations, and save it natively.
 
     The test needs a recording or a model; without either the SAE is imported untested, and the result
-    says so. A failed test does not stop the import: what was found travels with the SAE.
+    says so. A failed test does not stop the import: what was found travels with the SAE. Files that state
+    no token filter get the one of the recording or model, marked as derived.
 
     Raises:
         MicroscopeError: those of :func:`locate` and :func:`read_sae`, ``sae_exists``, those of the recording or
@@ -40,6 +41,7 @@ def import_sae(params: ImportParams, progress: Progress = SILENT) -> dict[str, A
     progress.log(
         f"Read a {sae.config.architecture} SAE with {sae.config.n_latents} latents at {sae.config.site}."
     )
+    stated = sae.config.token_filter.known
     test: SmokeTest | None = None
     if params.activations:
         recording = Recording(params.activations)
@@ -62,8 +64,19 @@ def import_sae(params: ImportParams, progress: Progress = SILENT) -> dict[str, A
         progress.log(test.message, "info" if test.passed else "warning")
     else:
         progress.log("Not tested: give --activations or --model.", "warning")
+    if not stated:
+        progress.log(_about_filter(sae.config.token_filter), "warning")
     save_sae(sae, out)
     return {**summarise(sae), "smoke_test": sae.config.training.get("smoke_test")}
+
+
+def _about_filter(token_filter: TokenFilter) -> str:
+    if token_filter.known:
+        return f"The files state no token filter. From now on the SAE leaves out {token_filter.words}."
+    return (
+        "The files state no token filter. Wherever the SAE is used it will leave out special tokens, and sinks "
+        "by the norms of what it is measured on."
+    )
 
 
 def export_sae(params: ExportParams, progress: Progress = SILENT) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from microscope.activations.token_filters import SINK_FACTOR, filter_on_model
 from microscope.errors import MicroscopeError
 from microscope.live.distribution import Comparison, compare
 from microscope.live.generate import Continuation, Generation, Step
@@ -24,7 +25,7 @@ from microscope.params import EditPlan, Site, plan_fingerprint, validate_plan
 from microscope.patching.adapters import LowRankAdapter
 from microscope.patching.apply import feature_values
 from microscope.patching.program import Program, bind
-from microscope.sae import SparseAutoencoder
+from microscope.sae import SparseAutoencoder, TokenFilter
 
 # Patched states kept per session; each holds one vector of logits.
 _SEEN_PER_SESSION = 32
@@ -35,7 +36,6 @@ DEFAULT_ATTACHED_BYTES = 4 * 2**30
 MAX_GENERATED = 4096
 # Positions whose whole vocabulary is held at once.
 _HEAD_ROWS = 16
-_SINK_FACTOR = 8.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class ResidentModel:
         free = bytes_free(loaded.device) // 4 if packed_bytes is None else packed_bytes
         self.packed_bytes = self._runner.pack(free)
         self._room = Room(attached_bytes)
-        self._saes = SaeShelf(self._room, loaded.device)
+        self._derived: dict[str, TokenFilter] = {}  # by site, for SAEs without a token filter of their own
+        self._saes = SaeShelf(self._room, loaded.device, self._settle_filter)
         self._adapters = AdapterShelf(self._room, loaded.device)
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._special = frozenset(loaded.tokenizer.all_special_ids)
@@ -405,11 +406,7 @@ class ResidentModel:
             MicroscopeError: ``no_session``, ``sae_not_attached`` or ``no_such_feature``.
         """
         state = self._session(session)
-        found = self._saes.get(sae)
-        if found is None:
-            raise MicroscopeError(
-                "sae_not_attached", f"The SAE {sae[:12]} is not attached to this model.", "Attach it first."
-            )
+        found = self._attached(sae)
         with torch.inference_mode():
             codes = found.encode(state.baseline.residuals[Site.parse(found.config.site).layer])
             values = codes.values * self._ordinary(found, state.baseline)[:, None]
@@ -418,6 +415,15 @@ class ResidentModel:
                 found.check_feature(index)
             chosen = list(indices) or _strongest(codes.values, codes.indices, found.config.n_latents, top)
             return [(i, feature_values(codes, i).tolist()) for i in chosen]
+
+    def left_out(self, session: str, sae: str) -> list[int]:
+        """Positions of a session's prompt that the token filter of an attached SAE leaves out.
+
+        Raises:
+            MicroscopeError: ``no_session`` or ``sae_not_attached``.
+        """
+        kept = self._ordinary(self._attached(sae), self._session(session).baseline)
+        return (~kept).nonzero()[:, 0].tolist()
 
     def read_positions(self, session: str, plan: EditPlan) -> tuple[str, list[float]]:
         """How far a plan moves the next-token distribution at every position of a session's prompt.
@@ -453,22 +459,33 @@ class ResidentModel:
             self._shed()
         return state
 
+    def _attached(self, sae: str) -> SparseAutoencoder:
+        found = self._saes.get(sae)
+        if found is None:
+            raise MicroscopeError(
+                "sae_not_attached", f"The SAE {sae[:12]} is not attached to this model.", "Attach it first."
+            )
+        return found
+
     def _ordinary(self, sae: SparseAutoencoder, baseline: PromptRun) -> Tensor:
-        limit = sae.config.token_filter.max_norm
-        keep = ~baseline.special
-        return keep if limit is None else keep & (self._norms(baseline, sae.config.site) <= limit)
+        return sae.config.token_filter.keep(baseline.special, self._norms(baseline, sae.config.site))
+
+    def _settle_filter(self, sae: SparseAutoencoder) -> None:
+        """Give an SAE that came without a token filter one that follows from this model and the SAE's site."""
+        config = sae.config
+        if not config.token_filter.known:
+            if config.site not in self._derived:
+                self._derived[config.site] = filter_on_model(self.loaded, config.site)
+            config.token_filter = self._derived[config.site]
 
     def _sinks(self, baseline: PromptRun) -> Tensor:
-        """Attention sinks: by the attached SAEs' own thresholds, else 8× the prompt's median norm half-way up."""
-        limits = {sae.config.site: sae.config.token_filter.max_norm for sae in self._saes.in_memory}
-        sink = torch.zeros(len(baseline), dtype=torch.bool, device=baseline.tokens.device)
-        for site, limit in limits.items():
-            if limit is not None:
-                sink |= self._norms(baseline, site) > limit
-        if not limits:
-            norms = self._norms(baseline, f"resid_post.{self.loaded.n_layers // 2}")
-            sink |= norms > _SINK_FACTOR * norms.median()
-        return sink
+        """Attention sinks of a prompt itself, whoever has attached what: 8× its median norm half-way up.
+
+        What an SAE leaves out, and with it the edits of its features, is the SAE's own affair; see
+        :meth:`read_features`.
+        """
+        norms = self._norms(baseline, f"resid_post.{self.loaded.n_layers // 2}")
+        return norms > SINK_FACTOR * norms.median()
 
     @staticmethod
     def _norms(baseline: PromptRun, site: str) -> Tensor:

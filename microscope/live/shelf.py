@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -154,9 +154,25 @@ class Shelf(MutableMapping[str, T], ABC, Generic[T]):
 
 
 class SaeShelf(Shelf[SparseAutoencoder]):
-    """Autoencoders."""
+    """Autoencoders.
+
+    Args:
+        room: the memory they share with adapters.
+        device: where they go.
+        settle: completes each one that is held, read for the first time or again.
+    """
 
     kind, code = "SAE", "sae"
+
+    def __init__(
+        self, room: Room, device: torch.device, settle: Callable[[SparseAutoencoder], object]
+    ) -> None:
+        super().__init__(room, device)
+        self._settle = settle
+
+    def __setitem__(self, fingerprint: str, item: SparseAutoencoder) -> None:
+        self._settle(item)
+        super().__setitem__(fingerprint, item)
 
     def read(self, path: Path) -> SparseAutoencoder:
         return load_sae(path, device=self._device)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from microscope.activations.token_filters import settle_on_model
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel
 from microscope.params import Edit, EditPlan, FeatureRef, PatchCreateParams, Positions, validate_plan
@@ -124,6 +125,7 @@ def load_parts(
                 f"The SAE at '{path}' was trained on another model ({sae.config.model.get('reference')}).",
                 "Give the model it was trained on.",
             )
+        settle_on_model(sae, loaded)
         saes[sae.content_fingerprint()] = sae
     adapters = {}
     for path in [*adapter_paths, *patch.adapters.values()]:

@@ -2,7 +2,7 @@
 
 from microscope.sae.base import Codes, IndependentLatents, SparseAutoencoder
 from microscope.sae.config import SaeConfig
-from microscope.sae.files import load_sae, save_sae, summarise
+from microscope.sae.files import load_sae, read_config, save_sae, summarise
 from microscope.sae.registry import ARCHITECTURES, architecture
 from microscope.sae.token_filter import Derivation, TokenFilter
 
@@ -16,6 +16,7 @@ __all__ = [
     "TokenFilter",
     "architecture",
     "load_sae",
+    "read_config",
     "save_sae",
     "summarise",
 ]

@@ -32,25 +32,34 @@ def save_sae(sae: SparseAutoencoder, folder: str | Path) -> Path:
     return folder
 
 
+def read_config(path: str | Path) -> SaeConfig:
+    """The configuration of an SAE in its folder, or at the path of its ``sae.safetensors``.
+
+    Raises:
+        MicroscopeError: ``no_sae`` or ``bad_sae``.
+    """
+    folder = _folder(path)
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise MicroscopeError(
+            "no_sae", f"There is no SAE at '{path}'.", f"Its folder must hold {WEIGHTS} and {CONFIG}."
+        )
+    try:
+        return msgspec.json.decode((folder / CONFIG).read_bytes(), type=SaeConfig)
+    except (msgspec.DecodeError, msgspec.ValidationError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
 def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> SparseAutoencoder:
     """Load an SAE from its folder, or from the path of its ``sae.safetensors``.
 
     Raises:
         MicroscopeError: ``no_sae`` or ``bad_sae``.
     """
-    folder = Path(path)
-    folder = folder.parent if folder.suffix == ".safetensors" else folder
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise MicroscopeError(
-            "no_sae", f"There is no SAE at '{path}'.", f"Its folder must hold {WEIGHTS} and {CONFIG}."
-        )
+    config, folder = read_config(path), _folder(path)
     try:
-        config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=SaeConfig)
         tensors = load_file(folder / WEIGHTS)
-    except (msgspec.DecodeError, msgspec.ValidationError, SafetensorError, OSError) as error:
-        raise MicroscopeError(
-            "bad_sae", f"The SAE at '{path}' cannot be read: {error}", "The files may be truncated."
-        ) from error
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
     sae = architecture(config.architecture)(config)
     try:
         sae.load_state_dict(tensors)
@@ -61,6 +70,17 @@ def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> SparseA
     if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
         raise MicroscopeError("bad_sae", f"The weights at '{path}' contain NaN or infinity.")
     return sae.requires_grad_(False).eval().to(device)
+
+
+def _folder(path: str | Path) -> Path:
+    folder = Path(path)
+    return folder.parent if folder.suffix == ".safetensors" else folder
+
+
+def _unreadable(path: str | Path, error: Exception) -> MicroscopeError:
+    return MicroscopeError(
+        "bad_sae", f"The SAE at '{path}' cannot be read: {error}", "The files may be truncated."
+    )
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

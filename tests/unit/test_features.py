@@ -142,7 +142,7 @@ def test_little_memory_gives_the_same_result(params, result, tmp_path, monkeypat
     """Codes are forgotten and recomputed; nothing else changes."""
     encodes = []
     original = CodeReader._encode
-    monkeypatch.setattr(CodeReader, "_encode", lambda self, chunk: encodes.append(1) or original(self, chunk))
+    monkeypatch.setattr(CodeReader, "_encode", lambda self, *rows: encodes.append(1) or original(self, *rows))
     monkeypatch.setattr(CodeReader, "__init__", _with_no_memory(CodeReader.__init__))
     analyse(msgspec.structs.replace(params, out=str(tmp_path)))
     assert (tmp_path / "details.jsonl").read_bytes() == Path(params.out, "details.jsonl").read_bytes()
@@ -218,17 +218,25 @@ def test_a_random_sample_is_fair():
         for part in range(4):
             window = np.arange(25) + 25 * part
             ones = np.full(25, feature, np.int32)
-            windows.add(Firings(None, 0, ones, window, window, window + np.float32(1)))
+            windows.add(Firings(None, 0, 0, ones, window, window, window + np.float32(1)))
         found = windows.result()[1]
         assert len(found) == 10
         kept[found] += 1
     assert np.abs(kept - 30).max() < 5 * np.sqrt(30)
+
+
+def test_quantile_examples_are_drawn_from_the_whole_group():
+    """Every window of a quantile has the same chance: not the strongest, not the middle ones."""
+    features = np.repeat(np.arange(500, dtype=np.int32), 40)
+    windows = np.tile(np.arange(40), 500)
     feature, window, group = spread_over_quantiles(
-        np.zeros(40, np.int32), np.arange(40), np.arange(40, 0, -1).astype(np.float32), groups=4, each=2
+        features, windows, (40 - windows).astype(np.float32), groups=4, each=2
     )
-    assert window.tolist() == [4, 5, 14, 15, 24, 25, 34, 35]
-    assert group.tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
-    assert not feature.any()
+    assert (np.bincount(feature) == 8).all()
+    assert (group == window // 10 + 1).all()
+    assert (np.diff(feature * 4 + group) >= 0).all()
+    assert (np.diff(window)[np.diff(feature * 4 + group) == 0] > 0).all()  # stronger ones first
+    assert np.abs(np.bincount(window, minlength=40) - 100).max() < 5 * np.sqrt(100)
 
 
 def test_few_windows_wait_and_the_same_ones_stay():
@@ -244,7 +252,7 @@ def test_few_windows_wait_and_the_same_ones_stay():
             feature = np.repeat(np.arange(40, dtype=np.int32), 100)
             window = np.tile(np.arange(100) + 100 * part, 40)
             value = random.random(4000).astype(np.float32)
-            windows.add(Firings(None, 0, feature, window, window, value))
+            windows.add(Firings(None, 0, 0, feature, window, window, value))
             held = sum(len(columns[0]) for columns in windows._parts)
             most[memory] = max(most.get(memory, 0), held)
         found.append(windows.result())
