@@ -314,6 +314,8 @@ def _show_comparison(_options: dict[str, Any], result: dict[str, Any], console: 
 
 def _show_import(_options: dict[str, Any], result: dict[str, Any], console: Console) -> None:
     _show_facts({}, result, console)
+    for sentence in result["assumed"]:
+        console.print(f"[bold]assumed[/] {_plain(sentence)}", highlight=False)
     if result["smoke_test"]:
         _show_facts({}, result["smoke_test"], console)
 

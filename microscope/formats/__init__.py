@@ -3,10 +3,12 @@
 from microscope.formats.base import Format, Hints
 from microscope.formats.importing import export_sae, import_sae
 from microscope.formats.registry import FORMATS, read_sae, write_sae
+from microscope.formats.settings import Assumptions
 from microscope.formats.smoke import SmokeTest, smoke_test, smoke_test_on_model, smoke_test_on_recording
 
 __all__ = [
     "FORMATS",
+    "Assumptions",
     "Format",
     "Hints",
     "SmokeTest",

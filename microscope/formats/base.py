@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from microscope.errors import MicroscopeError
+from microscope.formats.settings import Assumptions, Settings
+from microscope.formats.weights import Weights
+from microscope.params import Site
 from microscope.sae import SparseAutoencoder
 
 
@@ -22,27 +25,69 @@ class Hints:
     """What a person adds where files are silent: site (``resid_post.12``), winners per token, output site.
 
     ``allow_pickle`` permits ``.pt`` files, read with ``weights_only``; it is set on the command line only.
+    ``assumptions`` collects what is said, and used, about settings a reader cannot honour by itself.
     """
 
     site: str | None = None
     k: int | None = None
     site_out: str | None = None
     allow_pickle: bool = False
+    assumptions: Assumptions = field(default_factory=Assumptions)
 
-    def need_site(self, found: str | None, source: str) -> str:
+    def need_site(self, found: str | None, source: str, *, said: str = "") -> str:
         """The site: what the person said, else what the files say.
 
+        Args:
+            found: the site in the files, if they name one.
+            source: the file or folder, for the message.
+            said: what the files name instead, where that is none of the sites.
+
         Raises:
-            MicroscopeError: ``site_unknown``.
+            MicroscopeError: ``site_unknown``, or ``bad_site`` for what the person said.
         """
-        chosen = self.site or found
-        if chosen is None:
+        return self._site(self.site, found, source, said, "reads", "--site, for example resid_post.12")
+
+    def need_site_out(self, found: str | None, source: str, *, said: str = "") -> str:
+        """Where a transcoder writes: what the person said, else what the files say.
+
+        Raises:
+            MicroscopeError: ``site_unknown``, or ``bad_site`` for what the person said.
+        """
+        return self._site(self.site_out, found, source, said, "writes", "--site-out, for example mlp_out.12")
+
+    def _site(
+        self, chosen: str | None, found: str | None, source: str, said: str, verb: str, option: str
+    ) -> str:
+        if chosen is not None:
+            return str(Site.parse(chosen))
+        if found is None:
             raise MicroscopeError(
                 "site_unknown",
-                f"{source} does not say where in the model the SAE reads.",
-                "Give it with --site, for example resid_post.12.",
+                f"{source} says that the SAE {verb} {said}, which is none of the known sites."
+                if said
+                else f"{source} does not say where in the model the SAE {verb}.",
+                f"Give the site with {option}.",
             )
-        return chosen
+        return found
+
+    def need_k(self, found: int | None, source: str) -> int:
+        """Winners per token: what the files say, else what the person said.
+
+        Raises:
+            MicroscopeError: ``k_unknown``, or ``k_conflict`` where both say something else.
+        """
+        if found is not None and self.k is not None and found != self.k:
+            raise MicroscopeError(
+                "k_conflict",
+                f"{source} says that {found} latents are active per token, --k says {self.k}.",
+                f"Leave --k out, or import with --assume k={self.k}; it will be noted in the SAE.",
+            )
+        k = found if found is not None else self.k
+        if k is None:
+            raise MicroscopeError(
+                "k_unknown", f"{source} does not say how many latents are active.", "Give it with --k."
+            )
+        return k
 
 
 @dataclass(frozen=True)
@@ -63,12 +108,30 @@ def read_json(path: Path) -> dict[str, Any]:
         MicroscopeError: ``bad_sae``.
     """
     try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise MicroscopeError("bad_sae", f"{path.name} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise MicroscopeError("bad_sae", f"{path.name} is not a JSON object.")
     return data
+
+
+def read_settings(path: Path, hints: Hints) -> Settings:
+    """The settings of a JSON file.
+
+    Raises:
+        MicroscopeError: ``bad_sae``.
+    """
+    return Settings(path.name, read_json(path), hints.assumptions)
+
+
+def read_weights(path: Path, hints: Hints) -> Weights:
+    """The tensors of a safetensors file.
+
+    Raises:
+        MicroscopeError: ``bad_sae``.
+    """
+    return Weights(path.name, read_tensors(path), hints.assumptions)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -79,13 +142,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise MicroscopeError(
             "bad_sae", f"{path.name} cannot be read: {error}", "It may be truncated."
         ) from error
 
 
-def read_pickled_tensors(path: Path, hints: Hints) -> dict[str, Any]:
+def read_pickled_weights(path: Path, hints: Hints) -> Weights:
     """Contents of a ``.pt`` file, read with ``weights_only`` so that no code in it can run.
 
     Raises:
@@ -101,11 +164,11 @@ def read_pickled_tensors(path: Path, hints: Hints) -> dict[str, Any]:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise MicroscopeError(
-            "bad_sae", f"{path.name} cannot be read: {str(error).splitlines()[0]}"
+            "bad_sae", f"{path.name} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}"
         ) from error
     if not isinstance(data, dict):
         raise MicroscopeError("bad_sae", f"{path.name} holds no dictionary of tensors.")
-    return data
+    return Weights(path.name, data, hints.assumptions)
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ def build(
         **config: other fields of :class:`SaeConfig`.
 
     Raises:
-        MicroscopeError: ``bad_sae`` when shapes disagree or values are not finite.
+        MicroscopeError: ``bad_sae`` when shapes disagree, values are not finite, or k is out of range.
     """
     tensors = {"W_enc": w_enc, "b_enc": b_enc, "W_dec": w_dec, "b_dec": b_dec, **(extra or {})}
     if w_skip is not None:
@@ -49,8 +49,11 @@ def build(
     tensors = {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise MicroscopeError("bad_sae", f"{name} contains NaN or infinity.")
+            raise MicroscopeError(
+                "bad_sae", f"{name} contains NaN or infinity, in float32 at least.", "The file is damaged."
+            )
     n, d_in = w_enc.shape
+    check_k(arch, k, n)
     if site_out is not None:
         config |= {"site_out": site_out, "d_out": w_dec.shape[1], "apply_b_dec": False}
     config.setdefault("token_filter", TokenFilter())
@@ -61,21 +64,50 @@ def build(
     try:
         sae.load_state_dict(sae.state_dict() | tensors)
     except RuntimeError as error:
-        raise MicroscopeError("bad_sae", f"The tensors do not fit together: {error}") from error
+        faults = [line.strip().rstrip(".") for line in str(error).splitlines()[1:]]
+        raise MicroscopeError(
+            "bad_sae", f"The tensors do not fit together: {'; '.join(faults)}.", "The file is damaged."
+        ) from error
     return sae.requires_grad_(False).eval()
 
 
-def take(tensors: dict[str, Tensor], *names: str) -> list[Tensor]:
-    """Tensors by name.
+def check_k(arch: str, k: int, n: int) -> None:
+    """Refuse a number of winners that the latents cannot have.
 
     Raises:
-        MicroscopeError: ``bad_sae`` naming what is missing.
+        MicroscopeError: ``bad_sae``.
     """
-    missing = [name for name in names if name not in tensors]
-    if missing:
+    if arch in ("topk", "groupmax") and not 1 <= k <= n:
         raise MicroscopeError(
             "bad_sae",
-            f"The file has no tensor {', '.join(missing)}.",
-            f"It has {', '.join(sorted(tensors)) or 'none'}.",
+            f"{k} latents are to be active per token, the SAE has {n}.",
+            "Give the right one with --k.",
         )
-    return [tensors[name] for name in names]
+    if arch == "groupmax" and n % k:
+        raise MicroscopeError("bad_sae", f"{n} latents cannot be divided into {k} groups of equal size.")
+
+
+def check_sizes(w_enc: Tensor, w_dec: Tensor, **said: tuple[int | None, int]) -> None:
+    """Refuse matrices that do not belong together, or that disagree with what a configuration says.
+
+    Args:
+        w_enc: ``[latents, d_in]``.
+        w_dec: ``[latents, d_out]``.
+        **said: by name of the setting, what it says (or None) and what the tensors have.
+
+    Raises:
+        MicroscopeError: ``bad_sae``.
+    """
+    if len(w_enc) != len(w_dec):
+        raise MicroscopeError(
+            "bad_sae",
+            f"The encoder has {len(w_enc)} latents, the decoder {len(w_dec)}.",
+            "The file is damaged.",
+        )
+    for name, (value, found) in said.items():
+        if value is not None and value != found:
+            raise MicroscopeError(
+                "bad_sae",
+                f"The configuration says {name} = {value}, the tensors have {found}.",
+                "Configuration and weights belong to different SAEs.",
+            )

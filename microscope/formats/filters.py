@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from microscope.errors import MicroscopeError
+from microscope.formats.settings import Settings
 from microscope.sae import TokenFilter
 
 FILTER_KEY = "microscope_token_filter"
@@ -19,7 +19,7 @@ def filter_entry(token_filter: TokenFilter) -> dict[str, Any]:
     return {FILTER_KEY: msgspec.to_builtins(token_filter)} if token_filter.known else {}
 
 
-def stated_filter(config: Mapping[str, Any]) -> TokenFilter:
+def stated_filter(config: Settings) -> TokenFilter:
     """The filter in a configuration, or the unknown one where there is none.
 
     Raises:

@@ -45,11 +45,12 @@ def without_scale(sae: SparseAutoencoder) -> SparseAutoencoder:
 def with_unit_decoder(sae: SparseAutoencoder) -> SparseAutoencoder:
     """A copy with decoder rows of unit length; activations grow by the old lengths.
 
-    Refused for plain TopK, where it would change which latents win.
+    Refused where latents win by rank, since others would.
     """
-    if sae.config.architecture == "topk":
+    if sae.config.architecture in ("topk", "groupmax"):
         raise MicroscopeError(
-            "cannot_fold", "Decoder norms of a TopK SAE cannot be folded: other latents would win."
+            "cannot_fold",
+            f"Decoder norms of a {sae.config.architecture} SAE cannot be folded: other latents would win.",
         )
     out = copy.deepcopy(sae)
     norms = out.W_dec.norm(dim=1).clamp_min(1e-12)
@@ -59,18 +60,69 @@ def with_unit_decoder(sae: SparseAutoencoder) -> SparseAutoencoder:
 
 @torch.no_grad()
 def rescale_rows(sae: SparseAutoencoder, norms: Tensor) -> None:
-    """Divide decoder rows by ``norms`` and multiply activations by them, in place."""
-    sae.W_dec.div_(norms[:, None])
-    sae.W_enc.mul_(norms[:, None])
-    sae.b_enc.mul_(norms)
-    if isinstance(sae, JumpReluSae):
-        sae.log_threshold.add_(norms.log())
-    elif isinstance(sae, GatedSae):
-        sae.b_mag.mul_(norms)
-    elif isinstance(sae, BatchTopKSae):
+    """Divide decoder rows by ``norms`` and multiply activations by them, in place; winners stay the same.
+
+    Raises:
+        MicroscopeError: ``cannot_fold`` where one threshold is shared by all latents.
+    """
+    if isinstance(sae, BatchTopKSae):
         raise MicroscopeError(
             "cannot_fold", "One shared threshold cannot follow decoder norms; use per-latent ones."
         )
+    gate_by_rescaled(sae, norms)
+    if isinstance(sae, JumpReluSae):
+        sae.log_threshold.add_(norms.log())
+
+
+@torch.no_grad()
+def gate_by_rescaled(sae: SparseAutoencoder, norms: Tensor) -> None:
+    """As :func:`rescale_rows`, but what wins is decided on the multiplied activations: thresholds stay.
+
+    That is how an SAE is read whose winners are ranked, or compared with a threshold, by pre·‖W_dec‖.
+    """
+    sae.W_dec.div_(norms[:, None])
+    sae.W_enc.mul_(norms[:, None])
+    sae.b_enc.mul_(norms)
+    if isinstance(sae, GatedSae):
+        sae.b_mag.mul_(norms)
+
+
+@torch.no_grad()
+def shift_input(sae: SparseAutoencoder, shift: Tensor) -> None:
+    """Subtract ``shift`` ``[latents]`` from what the encoder computes of each row, in place."""
+    sae.b_enc.sub_(shift)
+    if isinstance(sae, GatedSae):
+        # the magnitude path multiplies the same product by exp(r_mag)
+        sae.b_mag.sub_(shift * sae.r_mag.exp())
+
+
+@torch.no_grad()
+def fold_centring(sae: SparseAutoencoder) -> None:
+    """Make an SAE that was trained on rows less their own mean read rows as they are, in place.
+
+    With P = I − 11ᵀ/d: ``W_enc·(P·u − a·b_dec) = (W_enc·P)·(u − a·b_dec) − a·mean(b_dec)·W_enc·1``. What it
+    writes is unchanged: a row less its mean, as it was trained to.
+    """
+    if sae.config.apply_b_dec:
+        shift_input(sae, sae.W_enc.sum(1) * sae.b_dec.mean())
+    sae.W_enc.sub_(sae.W_enc.mean(1, keepdim=True))
+
+
+@torch.no_grad()
+def fold_whitening(sae: SparseAutoencoder, mean: Tensor, matrix: Tensor, inverse: Tensor) -> None:
+    """Make an SAE that was trained on ``(x − mean)·matrix`` read and write x itself, in place (float64).
+
+    Args:
+        mean: ``[d]``.
+        matrix: ``[d, d]``, applied from the right.
+        inverse: its inverse.
+    """
+    w_enc = sae.W_enc.double() @ matrix.T
+    sae.W_enc.copy_(w_enc)
+    if not sae.config.apply_b_dec:
+        shift_input(sae, (w_enc @ mean).to(sae.b_enc.dtype))
+    sae.W_dec.copy_(sae.W_dec.double() @ inverse)
+    sae.b_dec.copy_(sae.b_dec.double() @ inverse + mean)
 
 
 def thresholds(sae: SparseAutoencoder) -> Tensor:

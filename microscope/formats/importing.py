@@ -11,6 +11,7 @@ from microscope.activations import Recording
 from microscope.errors import MicroscopeError
 from microscope.formats.base import Hints
 from microscope.formats.registry import locate, read_sae, write_sae
+from microscope.formats.settings import Assumptions
 from microscope.formats.smoke import SmokeTest, smoke_test_on_model, smoke_test_on_recording
 from microscope.models import load_model
 from microscope.params import ExportParams, ImportParams
@@ -33,7 +34,13 @@ def import_sae(params: ImportParams, progress: Progress = SILENT) -> dict[str, A
     out = Path(params.out)
     if (out / "sae.json").exists():
         raise MicroscopeError("sae_exists", f"{out} already holds an SAE.", "Choose another --out.")
-    hints = Hints(site=params.site, k=params.k, site_out=params.site_out, allow_pickle=params.allow_pickle)
+    hints = Hints(
+        site=params.site,
+        k=params.k,
+        site_out=params.site_out,
+        allow_pickle=params.allow_pickle,
+        assumptions=Assumptions(params.assume),
+    )
     if params.untrusted:
         check_folder(Path(params.path), progress)
     place = locate(Path(params.path), format=params.format, subfolder=params.subfolder)
@@ -42,6 +49,8 @@ def import_sae(params: ImportParams, progress: Progress = SILENT) -> dict[str, A
         f"Read a {sae.config.architecture} SAE with {sae.config.n_latents} latents at {sae.config.site}."
     )
     stated = sae.config.token_filter.known
+    for sentence in sae.config.assumed:
+        progress.log(f"Assumed: {sentence}.", "warning")
     test: SmokeTest | None = None
     if params.activations:
         recording = Recording(params.activations)

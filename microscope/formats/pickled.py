@@ -10,11 +10,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from microscope.errors import MicroscopeError
-from microscope.formats.base import Format, Hints, read_pickled_tensors
-from microscope.formats.building import build, take
+from microscope.formats.base import Format, Hints, read_pickled_weights
+from microscope.formats.building import build, check_sizes
+from microscope.formats.settings import Settings
+from microscope.formats.weights import Weights
 from microscope.sae import SparseAutoencoder
 
 _OPENAI_LOCATIONS = {
@@ -26,33 +26,54 @@ _OPENAI_LOCATIONS = {
 }
 
 
+# Statistics of training that OpenAI keeps beside the weights.
+_STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
+
+
 def read(path: Path, hints: Hints) -> SparseAutoencoder:
-    """Read a ``.pt`` file by the names of its tensors."""
-    data = read_pickled_tensors(path, hints)
-    if "latent_bias" in data:
-        return _openai(path, data, hints)
-    if {"W_enc", "W_dec", "b_enc", "b_dec"} <= set(data):
-        return _qwen_scope(path, data, hints)
+    """Read a ``.pt`` file by the names of its tensors.
+
+    Raises:
+        MicroscopeError: ``pickle_refused``, ``unsupported_sae``, ``unsupported_setting``,
+            ``unknown_setting``, ``site_unknown``, ``k_unknown`` or ``bad_sae``.
+    """
+    weights = read_pickled_weights(path, hints)
+    if "latent_bias" in weights:
+        return _openai(path, weights, hints)
+    if all(name in weights for name in ("W_enc", "W_dec", "b_enc", "b_dec")):
+        return _qwen_scope(path, weights, hints)
     raise MicroscopeError(
-        "unsupported_sae", f"{path.name} is of no known layout: it has {', '.join(sorted(map(str, data)))}."
+        "unsupported_sae", f"{path.name} is of no known layout: it has {', '.join(weights.names())}."
     )
 
 
-def _openai(path: Path, data: dict[str, Any], hints: Hints) -> SparseAutoencoder:
-    tensors: dict[str, Tensor] = data
-    w_enc, b_enc, w_dec, b_dec = take(tensors, "encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
-    activation = str(data.get("activation", "ReLU"))
-    state = data.get("activation_state_dict") or {}
-    topk = activation == "TopK"
+def _openai(path: Path, weights: Weights, hints: Hints) -> SparseAutoencoder:
+    w_enc, w_dec = weights.matrices("encoder.weight", "decoder.weight")
+    b_enc, b_dec = weights.take("latent_bias", "pre_bias")
+    said = {"activation": weights.plain("activation"), "state": weights.plain("activation_state_dict")}
+    settings = Settings(path.name, said, hints.assumptions)
+    kind = settings.expect(
+        "activation", "ReLU", "TopK", default="ReLU", why="this activation is not supported"
+    )
+    state = settings.nested("state")
+    found = state.count("k") if kind == "TopK" else None
+    after = state.get("postact_fn", "ReLU")
+    if after not in ("ReLU", "relu"):
+        raise state.unsupported("postact_fn", after, "winners that are not rectified are not supported")
+    state.finish()
+    weights.finish(*_STATISTICS)
+    check_sizes(w_enc, w_dec.T)
+    fields: dict[str, Any] = {}
+    if kind == "TopK":
+        fields = {"k": hints.need_k(found, path.name), "input_norm": "layer_norm"}
     return build(
-        "topk" if topk else "standard",
+        "topk" if kind == "TopK" else "standard",
         w_enc=w_enc,
         b_enc=b_enc,
         w_dec=w_dec.T,
         b_dec=b_dec,
-        k=hints.k or int(state.get("k", 0)) if topk else 0,
         site=hints.need_site(_openai_site(path), path.name),
-        input_norm="layer_norm" if topk else "none",
+        **fields,
     )
 
 
@@ -64,14 +85,15 @@ def _openai_site(path: Path) -> str | None:
     return f"{_OPENAI_LOCATIONS[match[1]]}.{match[2]}" if match else None
 
 
-def _qwen_scope(path: Path, data: dict[str, Any], hints: Hints) -> SparseAutoencoder:
-    w_enc, b_enc, w_dec, b_dec = take(data, "W_enc", "b_enc", "W_dec", "b_dec")
+def _qwen_scope(path: Path, weights: Weights, hints: Hints) -> SparseAutoencoder:
+    w_enc, w_dec = weights.matrices("W_enc", "W_dec")
+    b_enc, b_dec = weights.take("b_enc", "b_dec")
+    weights.finish()
+    check_sizes(w_enc, w_dec.T)
     layer, k = re.search(r"layer(\d+)", path.name), re.search(r"L0_(\d+)", path.as_posix())
-    winners = hints.k or (int(k[1]) if k else None)
-    if winners is None:
-        raise MicroscopeError(
-            "k_unknown", f"{path.name} does not say how many latents are active.", "Give it with --k."
-        )
+    # the name of the folder is no setting: what a person says comes first
+    winners = hints.k or hints.need_k(int(k[1]) if k else None, path.name)
+    named = "SAE-Res-" in path.as_posix()
     return build(
         "topk",
         w_enc=w_enc,
@@ -79,7 +101,7 @@ def _qwen_scope(path: Path, data: dict[str, Any], hints: Hints) -> SparseAutoenc
         w_dec=w_dec.T,
         b_dec=b_dec,
         k=winners,
-        site=hints.need_site(f"resid_post.{layer[1]}" if layer else None, path.name),
+        site=hints.need_site(f"resid_post.{layer[1]}" if layer and named else None, path.name),
         apply_b_dec=False,
     )
 

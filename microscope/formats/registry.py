@@ -80,8 +80,9 @@ def read_sae(path: str | Path, *, format: str = "auto", hints: Hints | None = No
         hints: what the files leave open.
 
     Raises:
-        MicroscopeError: ``no_sae``, ``unknown_format``, ``bad_sae``, ``unsupported_sae``,
-            ``site_unknown``, ``scale_unknown``, ``k_unknown`` or ``pickle_refused``.
+        MicroscopeError: ``no_sae``, ``unknown_format``, ``bad_sae``, ``unsupported_sae``, ``unsupported_setting``,
+            ``unknown_setting``, ``bad_assumption``, ``site_unknown``, ``scale_unknown``, ``k_unknown``,
+            ``k_conflict`` or ``pickle_refused``.
     """
     place = Path(path)
     if not place.exists():
@@ -93,7 +94,9 @@ def read_sae(path: str | Path, *, format: str = "auto", hints: Hints | None = No
             raise MicroscopeError("unknown_format", f"'{path}' is in no known format.", f"Known: {known}.")
     else:
         chosen = _named(format)
-    sae = chosen.read(place, hints or Hints())
+    hints = hints or Hints()
+    sae = chosen.read(place, hints)
+    sae.config.assumed = tuple(dict.fromkeys((*sae.config.assumed, *hints.assumptions.finish())))
     sae.config.fingerprint = sae.content_fingerprint()
     return sae
 

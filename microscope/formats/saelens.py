@@ -1,7 +1,9 @@
-"""SAELens v6: ``cfg.json`` and ``sae_weights.safetensors``.
+"""SAELens: ``cfg.json`` and ``sae_weights.safetensors``, as written for inference and by training.
 
 Semantics after ``sae_lens/saes/*.py``: ``W_enc [d, n]``, ``W_dec [n, d]``; JumpReLU is
-``relu(pre)·[pre > θ]``; a TopK trained with ``rescale_acts_by_decoder_norm`` ranks by ``pre·‖W_dec‖``.
+``relu(pre)·[pre > θ]``; an SAE with ``rescale_acts_by_decoder_norm`` ranks and reports ``pre·‖W_dec‖``.
+What is beside the weights of a checkpoint (scale, whitening) is folded as SAELens does it at the end of
+training.
 """
 
 from __future__ import annotations
@@ -14,67 +16,194 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from microscope.errors import MicroscopeError
-from microscope.formats.base import Format, Hints, read_json, read_tensors, write_json
-from microscope.formats.building import build, take
-from microscope.formats.filters import filter_entry, stated_filter
-from microscope.formats.folding import log_thresholds, rescale_rows, thresholds, without_scale
+from microscope.formats.base import Format, Hints, read_settings, read_weights, write_json
+from microscope.formats.building import build, check_sizes
+from microscope.formats.filters import filter_entry
+from microscope.formats.folding import (
+    fold_centring,
+    fold_whitening,
+    gate_by_rescaled,
+    log_thresholds,
+    thresholds,
+    without_scale,
+)
+from microscope.formats.saelens_config import (
+    BATCHED,
+    NORMS,
+    SCALED,
+    WHITENED,
+    SaeLensConfig,
+    understand,
+)
+from microscope.formats.settings import assumed_entry
+from microscope.formats.weights import Weights
 from microscope.params import Site
 from microscope.sae import SparseAutoencoder
 from microscope.sae.batchtopk import BatchTopKSae
 from microscope.sae.gated import GatedSae
+from microscope.sae.groupmax import GroupMaxSae
 from microscope.sae.standard import StandardSae
 from microscope.sae.topk import TopKSae
 
-_CONFIG, _WEIGHTS, _SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
-_NORMS = {"none": "none", "layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm"}
-_TRANSCODERS = {"transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"}
+_CONFIG, _WEIGHTS = "cfg.json", "sae_weights.safetensors"
+_SCALER, _WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
+# Training keeps the firing rates beside the weights of some old files.
+_HARMLESS_TENSORS = ("sparsity", "log_feature_sparsity")
 
 
 def read(folder: Path, hints: Hints) -> SparseAutoencoder:
-    """Read an inference SAE or transcoder, or a checkpoint with its scaling factor beside it."""
-    config, tensors = _modern(read_json(folder / _CONFIG)), read_tensors(folder / _WEIGHTS)
-    kind = str(config.get("architecture", "standard"))
-    w_enc, w_dec, b_dec = take(tensors, "W_enc", "W_dec", "b_dec")
-    transcoder = kind in _TRANSCODERS
-    common: dict[str, Any] = {
-        "w_enc": w_enc.T,
-        "w_dec": w_dec,
-        "b_dec": b_dec,
-        "site": hints.need_site(_site(config, "hook_name"), folder.name),
-        "site_out": hints.site_out or _site(config, "hook_name_out") or "mlp_out.0" if transcoder else None,
-        "w_skip": tensors.get("W_skip"),
-        "model": {"reference": _meta(config).get("model_name", "")},
-        "token_filter": stated_filter(_meta(config)),
-    }
-    if not transcoder:
-        common |= _normalisation(config, folder)
-        common["apply_b_dec"] = bool(config.get("apply_b_dec_to_input", True))
-    if kind == "gated":
-        b_gate, b_mag, r_mag = take(tensors, "b_gate", "b_mag", "r_mag")
-        return build("gated", b_enc=b_gate, extra={"b_mag": b_mag, "r_mag": r_mag}, **common)
-    (b_enc,) = take(tensors, "b_enc")
-    if kind.startswith("jumprelu"):
-        threshold = tensors.get("threshold")
-        if threshold is None and "log_threshold" in tensors:
-            threshold = tensors["log_threshold"].float().exp()
-        if threshold is None:
-            raise MicroscopeError("bad_sae", "A JumpReLU SAE needs a tensor 'threshold'.")
-        return build("jumprelu", b_enc=b_enc, extra={"log_threshold": log_thresholds(threshold)}, **common)
-    if kind == "topk":
-        sae = build("topk", b_enc=b_enc, k=int(config["k"]), **common)
-        if config.get("rescale_acts_by_decoder_norm"):
-            with torch.no_grad():
-                rescale_rows(sae, sae.W_dec.norm(dim=1).clamp_min(1e-8))
-        return sae
-    if kind in ("standard", "transcoder", "skip_transcoder"):
-        return build("standard", b_enc=b_enc, **common)
-    raise MicroscopeError("unsupported_sae", f"SAELens's architecture '{kind}' is not supported.")
+    """Read an SAE or transcoder, for inference or a checkpoint of training.
+
+    Raises:
+        MicroscopeError: those of :func:`understand`, ``scale_unknown``, ``unknown_setting`` for a tensor
+            nobody asks for, or ``bad_sae``.
+    """
+    config = understand(read_settings(folder / _CONFIG, hints), hints)
+    weights = read_weights(folder / _WEIGHTS, hints)
+    w_enc, w_dec = weights.matrices("W_enc", "W_dec")
+    (b_dec,) = weights.take("b_dec")
+    d_in, d_out = len(w_enc), w_dec.shape[1]
+    check_sizes(w_enc.T, w_dec, d_in=(config.d_in, d_in), d_sae=(config.d_sae, len(w_dec)))
+    check_sizes(w_enc.T, w_dec, d_out=(config.d_out, d_out))
+    arch, own = _own_tensors(config, weights)
+    skip = config.kind in ("skip_transcoder", "jumprelu_skip_transcoder")
+    shared: dict[str, Any] = {} if config.site_out else {"apply_b_dec": config.apply_b_dec}
+    sae = build(
+        arch,
+        w_enc=w_enc.T,
+        w_dec=_finetuned(config, weights, w_dec),
+        b_dec=b_dec,
+        k=config.k,
+        w_skip=weights.take("W_skip")[0] if skip else None,
+        site=config.site,
+        site_out=config.site_out,
+        input_norm=NORMS.get(config.norm, "none"),
+        groups=config.groups,
+        model=config.model,
+        assumed=config.assumed,
+        token_filter=config.token_filter,
+        **shared,
+        **own,
+    )
+    weights.finish(*_HARMLESS_TENSORS)
+    _fold(sae, config, folder, hints)
+    return sae
+
+
+def _own_tensors(config: SaeLensConfig, weights: Weights) -> tuple[str, dict[str, Any]]:
+    """Our name of the architecture, its encoder bias and what only it has."""
+    if config.kind == "gated":
+        b_gate, b_mag, r_mag = weights.take("b_gate", "b_mag", "r_mag")
+        return "gated", {"b_enc": b_gate, "extra": {"b_mag": b_mag, "r_mag": r_mag}}
+    (b_enc,) = weights.take("b_enc")
+    if config.kind.startswith("jumprelu"):
+        logarithm = weights.get("log_threshold")
+        own = logarithm.exp() if logarithm is not None else weights.take("threshold")[0]
+        return "jumprelu", {"b_enc": b_enc, "extra": {"log_threshold": log_thresholds(own)}}
+    if config.kind in BATCHED:
+        threshold = weights.number("topk_threshold")
+        if threshold is None or not 0 < threshold < float("inf"):
+            raise MicroscopeError(
+                "bad_sae",
+                f"The {config.kind} checkpoint has no threshold yet, so what fires depends on the batch.",
+                "Take a later checkpoint.",
+            )
+        extra = {"threshold": torch.tensor(threshold), "threshold_weight": torch.ones(())}
+        name = "matryoshka" if config.kind.startswith("matryoshka") else "batchtopk"
+        return name, {"b_enc": b_enc, "extra": extra}
+    return ("topk" if config.kind == "topk" else "standard"), {"b_enc": b_enc}
+
+
+def _finetuned(config: SaeLensConfig, weights: Weights, w_dec: Tensor) -> Tensor:
+    """Decoder rows times the factors of a finetuning, which old versions multiply activations with."""
+    names = [name for name in ("finetuning_scaling_factor", "scaling_factor") if name in weights]
+    factors = [weights.take(name)[0] for name in names]
+    neutral = all(bool((factor == 1).all()) for factor in factors)
+    if config.finetuned and len(factors) != 1:
+        raise MicroscopeError(
+            "bad_sae",
+            f"{_CONFIG} sets finetuning_scaling_factor, and {_WEIGHTS} has {len(factors)} tensors of that kind.",
+        )
+    if not config.finetuned:
+        if not neutral:
+            raise MicroscopeError(
+                "unsupported_setting",
+                f"{_WEIGHTS} holds {names[0]}, and {_CONFIG} does not say that it is to be applied.",
+                "Say it: --assume finetuning_scaling_factor=true. It will be noted in the SAE.",
+            )
+        return w_dec
+    if factors[0].shape != (len(w_dec),):
+        raise MicroscopeError(
+            "bad_sae", f"{names[0]} has shape {list(factors[0].shape)}, not [{len(w_dec)}]."
+        )
+    return w_dec * factors[0][:, None]
+
+
+@torch.no_grad()
+def _fold(sae: SparseAutoencoder, config: SaeLensConfig, folder: Path, hints: Hints) -> None:
+    """Absorb decoder norms, the checkpoint's scale or whitening, and the model's centring, in place."""
+    scale = _scale(folder, hints) if config.norm == SCALED else 1.0
+    if config.by_norm:
+        # SAELens divides W_dec by the scale before it takes its norms
+        gate_by_rescaled(sae, sae.W_dec.norm(dim=1).clamp_min(1e-8) / scale)
+    if config.by_norm and isinstance(sae, BatchTopKSae):
+        sae.threshold.div_(scale)
+    sae.config.scale = scale
+    if config.norm == WHITENED:
+        whitening = _whitening(folder, hints, sae.config.d_in)
+        if config.site_out:
+            raise MicroscopeError("unsupported_sae", "A transcoder of whitened inputs is not supported.")
+        fold_whitening(sae, *whitening)
+    if config.centred:
+        if config.norm not in ("none", SCALED):
+            raise MicroscopeError(
+                "unsupported_setting",
+                f"{_CONFIG} asks for centred rows and normalises them ({config.norm}): both are not supported.",
+            )
+        fold_centring(sae)
+
+
+def _scale(folder: Path, hints: Hints) -> float:
+    """The factor of the inputs; checkpoints keep it beside the weights, and without it nothing can be read."""
+    path = folder / _SCALER
+    settings = read_settings(path, hints) if path.is_file() else None
+    factor = settings.number("scaling_factor") if settings else None
+    if factor is None or factor <= 0:
+        raise MicroscopeError(
+            "scale_unknown",
+            "The SAE expects inputs scaled by a factor that is not in its files.",
+            f"Export it for inference in SAELens, or put the factor into {_SCALER} as scaling_factor.",
+        )
+    return factor
+
+
+def _whitening(folder: Path, hints: Hints, d: int) -> list[Tensor]:
+    path = folder / _WHITENING
+    if not path.is_file():
+        raise MicroscopeError(
+            "scale_unknown",
+            f"The SAE expects whitened inputs, and {_WHITENING} is not beside it.",
+            "Copy that file from the checkpoint, or export the SAE for inference in SAELens.",
+        )
+    weights = read_weights(path, hints)
+    found = weights.take("mean", "matrix", "inverse_matrix", exactly=True)
+    if [tuple(t.shape) for t in found] != [(d,), (d, d), (d, d)]:
+        raise MicroscopeError("bad_sae", f"{_WHITENING} is not for rows of width {d}.")
+    return found
 
 
 def write(sae: SparseAutoencoder, folder: Path) -> None:
-    """Write an inference SAE that ``SAE.load_from_disk`` loads; scales are folded into the weights."""
+    """Write an inference SAE that ``SAE.load_from_disk`` loads; scales are folded into the weights.
+
+    Raises:
+        MicroscopeError: ``cannot_export`` for what SAELens has no architecture for.
+    """
     plain = without_scale(sae)
     c = plain.config
+    site = Site.parse(c.site)
+    if isinstance(plain, GroupMaxSae) or (c.skip and not c.is_transcoder):
+        what = "groupmax SAEs" if isinstance(plain, GroupMaxSae) else "SAEs with a skip connection"
+        raise MicroscopeError("cannot_export", f"SAELens has no {what}.", "Export it for sparsify.")
     tensors: dict[str, Tensor] = {
         "W_enc": plain.W_enc.T,
         "W_dec": plain.W_dec,
@@ -87,8 +216,9 @@ def write(sae: SparseAutoencoder, folder: Path) -> None:
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": c.apply_b_dec,
-        "normalize_activations": {v: k for k, v in _NORMS.items()}[c.input_norm],
-        "reshape_activations": "none",
+        "normalize_activations": {v: k for k, v in NORMS.items()}[c.input_norm],
+        # its hook has the heads apart
+        "reshape_activations": "hook_z" if site.kind == "attn_z" and not c.is_transcoder else "none",
         "metadata": _metadata(plain),
     }
     match plain:
@@ -122,54 +252,6 @@ def _transcoder_name(kind: str, *, skip: bool) -> str:
     return ("jumprelu_" if kind == "jumprelu" else "") + ("skip_transcoder" if skip else "transcoder")
 
 
-def _normalisation(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    kind = config.get("normalize_activations", "none")
-    if kind == "expected_average_only_in":
-        # Checkpoints keep the factor beside the weights; without it the SAE cannot be used.
-        path = folder / _SCALER
-        factor = read_json(path).get("scaling_factor") if path.is_file() else None
-        if not factor:
-            raise MicroscopeError(
-                "scale_unknown",
-                "The SAE expects inputs scaled by a factor that is not in its files.",
-                f"Export it for inference in SAELens, or put the factor into {_SCALER} as scaling_factor.",
-            )
-        return {"scale": float(factor)}
-    if kind not in _NORMS:
-        raise MicroscopeError(
-            "unsupported_sae", f"Input normalisation '{kind}' is not supported.", "Fold it before exporting."
-        )
-    return {"input_norm": _NORMS[kind]}
-
-
-def _modern(config: dict[str, Any]) -> dict[str, Any]:
-    """Bring configurations from before version 6 to today's names."""
-    if "metadata" in config or ("hook_point" not in config and "activation_fn" not in config):
-        config.setdefault("architecture", "standard")
-        return config
-    out = dict(config)
-    out.setdefault("hook_name", out.get("hook_point"))
-    activation = out.get("activation_fn") or out.get("activation_fn_str")
-    if activation == "topk":
-        out |= {"architecture": "topk", "k": (out.get("activation_fn_kwargs") or {}).get("k", 100)}
-    if isinstance(out.get("normalize_activations"), bool):
-        out["normalize_activations"] = "expected_average_only_in" if out["normalize_activations"] else "none"
-    out.setdefault("architecture", "standard")
-    return out
-
-
-def _meta(config: dict[str, Any]) -> dict[str, Any]:
-    return config.get("metadata") or config
-
-
-def _site(config: dict[str, Any], key: str) -> str | None:
-    name = _meta(config).get(key)
-    try:
-        return str(Site.parse(name)) if name else None
-    except MicroscopeError:
-        return None
-
-
 def _metadata(sae: SparseAutoencoder) -> dict[str, Any]:
     c = sae.config
     out = {
@@ -178,6 +260,7 @@ def _metadata(sae: SparseAutoencoder) -> dict[str, Any]:
         "sae_lens_version": "6.0.0",
         "exclude_special_tokens": c.token_filter.exclude_special,
         **filter_entry(c.token_filter),
+        **assumed_entry(c.assumed),
     }
     if c.site_out:
         out["hook_name_out"] = Site.parse(c.site_out).transformer_lens_name

@@ -257,6 +257,14 @@ class ImportParams(JobParams, frozen=True):
         Annotated[int, _meta("Active latents per token, where the files do not say.", advanced=True, ge=1)]
         | None
     ) = None
+    assume: Annotated[
+        tuple[str, ...],
+        _meta(
+            "What to assume about a setting that stops the import: KEY=VALUE reads it as VALUE, KEY alone says that "
+            "it does not change what the SAE computes. Noted in the SAE for good.",
+            advanced=True,
+        ),
+    ] = ()
     subfolder: (
         Annotated[str, _meta("Which folder inside, when there are several SAEs.", advanced=True)] | None
     ) = None

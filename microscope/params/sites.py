@@ -41,13 +41,15 @@ class Site(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Site:
-        """Read ``resid_post.15`` or a TransformerLens hook name.
+        """Read ``resid_post.15`` or a TransformerLens hook name; what block 16 reads is ``resid_post.15``, too.
 
         Raises:
             MicroscopeError: ``bad_site`` when the text names no site.
         """
         if text.startswith("blocks."):
             _, layer, hook = [*text.split(".", 2), "", ""][:3]
+            if hook == "hook_resid_pre" and layer.isdecimal():
+                return cls._before(text, int(layer))
             kind = next((k for k, name in _HOOKS.items() if name == hook), None)
         else:
             name, _, layer = text.partition(".")
@@ -59,3 +61,14 @@ class Site(NamedTuple):
                 f"Write KIND.LAYER, for example resid_post.15, with KIND one of {', '.join(SITE_KINDS)}.",
             )
         return cls(kind, int(layer))
+
+    @classmethod
+    def _before(cls, text: str, layer: int) -> Site:
+        """What block ``layer`` reads: the output of the one before it."""
+        if layer == 0:
+            raise MicroscopeError(
+                "bad_site",
+                f"'{text}' is the embedding, before the first block: it is not recorded.",
+                "Use an SAE of a later block; blocks.1.hook_resid_pre is resid_post.0.",
+            )
+        return cls("resid_post", layer - 1)

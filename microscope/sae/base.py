@@ -88,7 +88,7 @@ class SparseAutoencoder(nn.Module):
 
     def output_gain(self, x: Tensor) -> Tensor:
         """What one unit of decoded output is worth in raw units, per row: ``[rows, 1]``."""
-        _, spread = self._row_norm(x)
+        spread = None if self.config.is_transcoder else self._row_norm(x)[1]
         one = torch.ones(len(x), 1, device=x.device)
         return (one if spread is None else spread) / self.config.output_scale
 
@@ -110,14 +110,18 @@ class SparseAutoencoder(nn.Module):
     def decode(self, codes: Codes, x: Tensor | None = None) -> Tensor:
         """Reconstruction in raw units, ``[rows, d_out]``.
 
-        A skip transcoder and an SAE with a per-row norm also need the input rows ``x``.
+        A skip transcoder and an SAE with a per-row norm also need the input rows ``x``. What a transcoder
+        writes has a norm of its own, so its input's is not undone.
         """
         out = decode(codes.values, codes.indices, self.W_dec) + self.b_dec
-        if self.W_skip is None and self.config.input_norm == "none":
+        undone = self.config.input_norm != "none" and not self.config.is_transcoder
+        if self.W_skip is None and not undone:
             return out / self.config.output_scale
         assert x is not None, "a skip path and a per-row norm decode with their input"
         if self.W_skip is not None:
-            out = out + self.scaled(x) @ self.W_skip.T
+            out = out + (x.float() * self.config.scale) @ self.W_skip.T
+        if not undone:
+            return out / self.config.output_scale
         out = out * self.output_gain(x)
         centre, _ = self._row_norm(x)
         return out if centre is None else out + centre

@@ -13,12 +13,14 @@ class SaeConfig(msgspec.Struct, kw_only=True):
     """Definition of the function and where it comes from.
 
     ``u = s·norm(x)``, ``pre = W_enc·(u − a·b_dec) + b_enc``, ``f = act(pre)``,
-    ``x̂ = (W_decᵀ·f + b_dec [+ W_skip·u]) / s_out``. ``scale`` is s, ``apply_b_dec`` is a. A plain SAE
+    ``x̂ = (W_decᵀ·f + b_dec [+ W_skip·s·x]) / s_out``. ``scale`` is s, ``apply_b_dec`` is a. A plain SAE
     reads and writes ``site``; a transcoder writes ``site_out``, with its own width ``d_out`` and scale
     ``scale_out``, and has no pre-bias. ``k`` is the number of winners per token, or the mean number an
     architecture with a penalty was steered to. ``groups`` are the prefix sizes of a Matryoshka SAE.
-    ``input_norm`` is applied to every row and undone on its reconstruction: ``layer_norm`` (less its
-    mean, over its standard deviation) or ``constant_norm`` (to length √d); it cannot be folded away.
+    ``input_norm`` is applied to every row: ``layer_norm`` (less its mean, over its standard deviation) or
+    ``constant_norm`` (to length √d); it cannot be folded away. An SAE undoes it on its reconstruction; a
+    transcoder, whose output is another activation, does not. ``assumed`` says, one sentence each, what a
+    person assumed about settings of the files it was imported from.
     """
 
     format: Literal["microscope-sae"] = "microscope-sae"
@@ -41,6 +43,7 @@ class SaeConfig(msgspec.Struct, kw_only=True):
     model: dict[str, Any] = {}
     recording: str = ""
     training: dict[str, Any] = {}
+    assumed: tuple[str, ...] = ()
 
     @property
     def width_out(self) -> int:

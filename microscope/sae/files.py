@@ -102,5 +102,6 @@ def summarise(sae: SparseAutoencoder) -> dict[str, Any]:
         "scale": config.scale,
         "token_filter": msgspec.to_builtins(config.token_filter),
         "recording": config.recording,
+        "assumed": list(config.assumed),
         "training": config.training,
     }

@@ -6,6 +6,7 @@ from microscope.errors import MicroscopeError
 from microscope.sae.base import SparseAutoencoder
 from microscope.sae.batchtopk import BatchTopKSae
 from microscope.sae.gated import GatedSae
+from microscope.sae.groupmax import GroupMaxSae
 from microscope.sae.jumprelu import JumpReluSae
 from microscope.sae.matryoshka import MatryoshkaSae
 from microscope.sae.standard import StandardSae
@@ -15,15 +16,18 @@ ARCHITECTURES: dict[str, type[SparseAutoencoder]] = {
     cls.architecture: cls
     for cls in (TopKSae, BatchTopKSae, MatryoshkaSae, JumpReluSae, GatedSae, StandardSae)
 }
+# Computed, edited and exported as all others are, but not offered for training.
+IMPORTED: dict[str, type[SparseAutoencoder]] = {cls.architecture: cls for cls in (GroupMaxSae,)}
 
 
 def architecture(name: str) -> type[SparseAutoencoder]:
     """Raises :class:`MicroscopeError` ``unknown_architecture``."""
+    known = ARCHITECTURES | IMPORTED
     try:
-        return ARCHITECTURES[name]
+        return known[name]
     except KeyError:
         raise MicroscopeError(
             "unknown_architecture",
             f"There is no SAE architecture '{name}'.",
-            f"Known: {', '.join(ARCHITECTURES)}.",
+            f"Known: {', '.join(known)}.",
         ) from None

@@ -37,7 +37,11 @@ def load(folder: Path) -> torch.nn.Module:
 
 for case in sorted(Path(sys.argv[1]).iterdir()):
     x = load_file(case / "expected.safetensors")["x"]
+    sae = load(case)
+    if getattr(sae, "hook_z_reshaping_mode", False):
+        x = x.view(len(x), 4, -1)  # heads apart, as TransformerLens gives them
     with torch.no_grad():
-        out = load(case)(x)
+        out = sae(x)
     out = out if isinstance(out, torch.Tensor) else out.sae_out
+    out = out.reshape(len(x), -1)
     save_file({"out": out.float().contiguous()}, case / "peer.safetensors")

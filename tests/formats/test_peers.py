@@ -15,22 +15,11 @@ from microscope.formats import Hints, read_sae, write_sae
 from microscope.params import Site
 from microscope.sae import Derivation, SaeConfig, SparseAutoencoder, TokenFilter, architecture
 from tests.formats.conftest import run_peer
+from tests.formats.peer_cases import CASES, TRANSCODERS, Case
 
 pytestmark = pytest.mark.peers
 
-WRITTEN_BY_PEERS = (
-    *(
-        f"saelens-{n}"
-        for n in ("topk", "topk-no-pre-bias", "topk-by-norm", "topk-layer-norm", "topk-constant-norm")
-    ),
-    *(f"saelens-{n}" for n in ("jumprelu", "gated", "standard", "transcoder")),
-    *(f"sparsify-{n}" for n in ("sae", "transcoder", "skip")),
-    *(
-        f"dictionary_learning-{n}"
-        for n in ("AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "JumpReluAutoEncoder")
-    ),
-    *(f"dictionary_learning-{n}" for n in ("AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE")),
-)
+PICKLES = Hints(allow_pickle=True)
 
 
 def assert_same(got: torch.Tensor, expected: torch.Tensor) -> None:
@@ -38,21 +27,44 @@ def assert_same(got: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
 
 
-@pytest.mark.parametrize("name", WRITTEN_BY_PEERS)
-def test_reading_what_a_peer_wrote(peer_files, name):
+def dense(sae: SparseAutoencoder, x: torch.Tensor) -> torch.Tensor:
+    codes = sae.encode(x)
+    return torch.zeros(len(x), sae.config.n_latents).scatter_add_(1, codes.indices, codes.values)
+
+
+def sites_of(case: Case) -> tuple[str, str | None]:
+    """What the files name: a whole block of sparsify reads the output of the one before."""
+    if case.library == "sparsify" and case.settings.get("transcode"):
+        return "resid_post.2", "resid_post.3"
+    if case.settings.get("reshape_activations") == "hook_z":
+        return "attn_z.3", None
+    return "resid_post.3", "mlp_out.3" if case.kind in TRANSCODERS else None
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_peer_wrote_is_the_same_here_or_refused(peer_files, name):
+    case = CASES[name]
     folder = peer_files / name
-    folder = folder / "layers.3" if name.startswith("sparsify") else folder
+    folder = folder / "layers.3" if case.library == "sparsify" else folder
+    if case.refused:
+        with pytest.raises(MicroscopeError) as caught:
+            read_sae(folder, hints=PICKLES)
+        assert caught.value.code == case.refused
+        assert caught.value.hint or caught.value.code == "unsupported_sae"
+        return
     expected = load_file(folder / "expected.safetensors")
-    sae = read_sae(
-        folder,
-        hints=Hints(allow_pickle=True, site_out="mlp_out.3" if "trans" in name or "skip" in name else None),
-    )
-    assert sae.config.site == "resid_post.3"
+    sae = read_sae(folder, hints=PICKLES)
+    assert (sae.config.site, sae.config.site_out) == sites_of(case)
     assert_same(sae(expected["x"]), expected["out"])
-    codes = sae.encode(expected["x"])
-    acts = torch.zeros_like(expected["acts"]).scatter_add_(1, codes.indices, codes.values)
-    assert_same(acts, expected["acts"])
+    assert_same(dense(sae, expected["x"]), expected["acts"])
+    assert float((expected["acts"] > 0).float().mean()) > 0.01  # otherwise nothing was compared
     assert sae.config.fingerprint == sae.content_fingerprint()
+    assert sae.config.assumed == ()
+
+
+def test_every_case_is_written_and_most_agree(peer_files):
+    assert {path.name for path in peer_files.iterdir()} == set(CASES)
+    assert sum(case.refused is None for case in CASES.values()) > len(CASES) / 2
 
 
 def make(name: str, *, transcoder: bool = False, skip: bool = False, **config: object) -> SparseAutoencoder:
@@ -85,12 +97,23 @@ OURS = {
     "saelens-jumprelu": ("saelens", make("jumprelu")),
     "saelens-gated": ("saelens", make("gated")),
     "saelens-standard": ("saelens", make("standard")),
+    "saelens-hook_z": ("saelens", make("jumprelu", site="attn_z.3")),
+    "saelens-no-pre-bias": ("saelens", make("topk", apply_b_dec=False)),
+    "saelens-jumprelu-constant-norm": ("saelens", make("jumprelu", input_norm="constant_norm", scale=1.0)),
+    "saelens-transcoder-layer-norm": ("saelens", make("standard", transcoder=True, input_norm="layer_norm")),
+    "saelens-skip-constant-norm": (
+        "saelens",
+        make("jumprelu", transcoder=True, skip=True, input_norm="constant_norm"),
+    ),
     "saelens-transcoder": ("saelens", make("standard", transcoder=True)),
     "saelens-skip": ("saelens", make("jumprelu", transcoder=True, skip=True)),
     "sparsify-topk": ("sparsify", make("topk")),
+    "sparsify-groupmax": ("sparsify", make("groupmax", k=6)),
+    "sparsify-sae-skip": ("sparsify", make("topk", skip=True)),
     "sparsify-transcoder": ("sparsify", make("topk", transcoder=True)),
     "sparsify-skip": ("sparsify", make("topk", transcoder=True, skip=True)),
     "dictionary_learning-topk": ("dictionary_learning", make("topk")),
+    "dictionary_learning-mlp": ("dictionary_learning", make("topk", site="mlp_out.3")),
     "dictionary_learning-batchtopk": ("dictionary_learning", make("batchtopk")),
     "dictionary_learning-jumprelu": ("dictionary_learning", make("jumprelu")),
     "dictionary_learning-gated": ("dictionary_learning", make("gated")),
@@ -120,10 +143,18 @@ def test_our_own_exports_read_back(tmp_path, name):
     format, sae = OURS[name]
     folder = tmp_path / "layers.3"
     write_sae(sae, folder, format=format)
-    again = read_sae(folder, format=format, hints=Hints(allow_pickle=True, site_out=sae.config.site_out))
+    # a folder of sparsify's names one module, whose input and output it reads
+    ours = format == "sparsify" and sae.config.is_transcoder
+    hints = Hints(
+        allow_pickle=True,
+        site=sae.config.site if ours else None,
+        site_out=sae.config.site_out if ours else None,
+    )
+    again = read_sae(folder, format=format, hints=hints)
     x = torch.randn(20, 16)
     assert_same(again(x), sae(x))
-    assert again.config.site == "resid_post.3"
+    assert again.config.site == sae.config.site
+    assert again.config.site_out == sae.config.site_out
 
 
 FILTERS = {
@@ -165,7 +196,9 @@ def test_hook_names_survive_saelens(tmp_path):
     sae = make("topk")
     sae.config.site = str(Site("attn_z", 7))
     write_sae(sae, tmp_path, format="saelens")
-    assert '"blocks.7.attn.hook_z"' in (tmp_path / "cfg.json").read_text()
+    written = json.loads((tmp_path / "cfg.json").read_text())
+    assert written["metadata"]["hook_name"] == "blocks.7.attn.hook_z"
+    assert written["reshape_activations"] == "hook_z"
     assert read_sae(tmp_path).config.site == "attn_z.7"
 
 
@@ -176,6 +209,10 @@ def test_hook_names_survive_saelens(tmp_path):
         (make("topk", transcoder=True), "dictionary_learning"),
         (make("topk", transcoder=True), "saelens"),
         (make("topk"), "gemma_scope"),
+        (make("groupmax", k=6), "saelens"),
+        (make("groupmax", k=6), "dictionary_learning"),
+        (make("topk", skip=True), "saelens"),
+        (make("topk", skip=True), "dictionary_learning"),
     ],
 )
 def test_what_a_format_cannot_say_is_refused(tmp_path, sae, format):
