@@ -92,7 +92,7 @@ class SaeLensConfig:
     groups: tuple[int, ...] = ()
     model: dict[str, Any] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
-    token_filter: TokenFilter = TokenFilter()
+    token_filter: TokenFilter = field(default_factory=TokenFilter)
 
 
 def understand(settings: Settings, hints: Hints) -> SaeLensConfig:
