@@ -17,6 +17,9 @@ MAX_ENTRIES = 100_000
 MAX_RATIO = 200  # uncompressed over compressed, of one entry above a megabyte
 _CHUNK = 1 << 20
 _MAX_NAME = 500
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_MAX_DIRECTORY = 32 * 2**20  # bytes of the list of entries, which is read whole
+_END, _END_64, _LOCATOR_64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 # What zipfile and the decompressors raise over damaged bytes.
 BROKEN = (
     *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError),
@@ -32,6 +35,7 @@ def extract_zip(path: Path, folder: Path, *, max_bytes: int, progress: Progress 
     Raises:
         MicroscopeError: ``bad_archive`` or ``archive_too_large``.
     """
+    check_directory(path)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = _checked(archive, max_bytes)
@@ -54,6 +58,39 @@ def extract_zip(path: Path, folder: Path, *, max_bytes: int, progress: Progress 
         if error.errno == errno.EINVAL:  # a seek to a place no file has
             raise _bad("it names places outside itself") from error
         raise
+
+
+def check_directory(path: Path) -> None:
+    """How long the list of entries is, which every library reads into memory before it looks at one of them.
+
+    Raises:
+        MicroscopeError: ``bad_archive`` or ``archive_too_large``.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        stream.seek(max(0, size - 2**16 - 22))  # behind it stands a comment of up to 2¹⁶ bytes
+        start, tail = stream.tell(), stream.read()
+        at = tail.rfind(_END)
+        if at < 0 or len(tail) - at < 22:
+            raise _bad("it has no list of entries")
+        entries, length = struct.unpack_from("<HI", tail, at + 10)
+        if start + at >= 20:
+            stream.seek(start + at - 20)
+            locator = stream.read(20)
+            if locator[:4] == _LOCATOR_64:
+                stream.seek(min(int.from_bytes(locator[8:16], "little"), size))
+                record = stream.read(56)
+                if len(record) == 56 and record[:4] == _END_64:
+                    entries, length = struct.unpack_from("<QQ", record, 32)
+    if entries > MAX_ENTRIES:
+        raise MicroscopeError(
+            "archive_too_large", f"The archive has {entries} files; {MAX_ENTRIES} are allowed."
+        )
+    if length > min(_MAX_DIRECTORY, size):
+        raise MicroscopeError(
+            "archive_too_large",
+            f"The archive's list of files has {length} bytes; {_MAX_DIRECTORY} are allowed.",
+        )
 
 
 def _bad(reason: str) -> MicroscopeError:
@@ -84,6 +121,8 @@ def _checked(archive: zipfile.ZipFile, max_bytes: int) -> list[zipfile.ZipInfo]:
             raise _bad(f"'{name[:80]}' is a link or a device")
         if info.flag_bits & 1:
             raise _bad("it is encrypted")
+        if info.compress_type not in METHODS:  # others take gigabytes for the smallest entry, if it says so
+            raise _bad(f"'{name[:80]}' is packed by method {info.compress_type}; only deflate is read")
         if name.casefold() in seen:
             raise _bad(f"'{name[:80]}' occurs twice")
         seen.add(name.casefold())
