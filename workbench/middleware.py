@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from whitenoise.middleware import WhiteNoiseMiddleware
 
+from apps.core.errors import UNSTORABLE, error_body, is_unstorable
 from apps.core.ids import uuid7
 from apps.core.metrics import HTTP_SECONDS
 
@@ -45,6 +46,23 @@ class StaticFiles(WhiteNoiseMiddleware):  # type: ignore[misc]
         for name, value in found.headers:
             response[name] = value
         return response
+
+
+class StorableText:
+    """Characters that nothing can store are the sender's mistake, also in views outside the REST framework."""
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """Answer the request."""
+        return self.get_response(request)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        """A 400 for such a string, nothing for other failures."""
+        if not is_unstorable(exception):
+            return None
+        return JsonResponse(error_body("invalid", UNSTORABLE, kind="validation_error"), status=400)
 
 
 class RequestLog:

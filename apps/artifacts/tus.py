@@ -14,7 +14,7 @@ from django.utils.http import http_date
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins, serializers, status
-from rest_framework.parsers import BaseParser, JSONParser
+from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -23,6 +23,7 @@ from apps.accounts.scopes import Scope
 from apps.artifacts import uploads
 from apps.artifacts.models import Upload
 from apps.core.errors import Refused
+from apps.core.parsers import JSONParser
 from apps.core.schema import ErrorResponseSerializer
 from apps.core.views import VisibleViewSet
 

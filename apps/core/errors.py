@@ -75,6 +75,21 @@ def server_error(request: HttpRequest) -> JsonResponse:
     return JsonResponse(error_body("error", "The server failed to answer.", kind="server_error"), status=500)
 
 
+UNSTORABLE = "The request has characters that cannot be stored: a zero byte, or half a surrogate pair."
+
+
+def is_unstorable(error: BaseException) -> bool:
+    """Whether a database or the file system refused a string of the request for its characters.
+
+    Bodies are looked at when they are read; this is for addresses, headers and forms.
+    """
+    if isinstance(error, UnicodeEncodeError):
+        return error.reason == "surrogates not allowed"
+    return isinstance(error, ValueError) and str(error).startswith(
+        ("A string literal cannot contain NUL", "embedded null", "PostgreSQL text fields cannot contain NUL")
+    )
+
+
 @contextlib.contextmanager
 def refuse_taken_name(name: str, what: str) -> Iterator[None]:
     """Around the insert or update of a row whose name must be unique in its project.

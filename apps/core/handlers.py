@@ -8,7 +8,7 @@ from drf_standardized_errors.formatter import ExceptionFormatter as BaseFormatte
 from drf_standardized_errors.handler import ExceptionHandler as BaseHandler
 from rest_framework import exceptions
 
-from apps.core.errors import MicroscopeError
+from apps.core.errors import UNSTORABLE, MicroscopeError, is_unstorable
 
 
 class ExceptionHandler(BaseHandler):
@@ -23,6 +23,8 @@ class ExceptionHandler(BaseHandler):
             refusal.headers = getattr(exc, "headers", {})  # type: ignore[attr-defined]
             refusal.auth_header = "Bearer" if refusal.status_code == 401 else None  # type: ignore[attr-defined]
             return refusal
+        if is_unstorable(exc):
+            return exceptions.ValidationError(UNSTORABLE, code="invalid")
         return super().convert_known_exceptions(exc)
 
     def get_headers(self, exc: exceptions.APIException) -> dict[str, Any]:

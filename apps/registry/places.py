@@ -8,7 +8,8 @@ from pathlib import Path
 
 from django.conf import settings
 
-from apps.core.errors import Refused
+from apps.core.errors import MicroscopeError, Refused
+from microscope.params.datasets import check_dataset_id
 
 _WORD = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
 _HUB_ID = re.compile(rf"^(?:{_WORD}/)?{_WORD}$")
@@ -29,6 +30,19 @@ def check_hub_id(reference: str, *, attr: str = "reference") -> str:
             attr=attr,
         )
     return reference
+
+
+def check_dataset(reference: str) -> str:
+    """The id of a dataset of the Hub as it stands; a reader of local files is none.
+
+    Raises:
+        Refused: ``bad_hub_id`` or ``bad_dataset``.
+    """
+    check_hub_id(reference)
+    try:
+        return check_dataset_id(reference)
+    except MicroscopeError as error:
+        raise Refused(error.code, error.message, error.hint, attr="reference") from error
 
 
 def check_revision(revision: str) -> str:

@@ -127,12 +127,12 @@ def create_corpus(
     """Add text that needs no looking at: a built-in corpus by name, or a Hub dataset by id.
 
     Raises:
-        Refused: ``unknown_corpus``, ``bad_hub_id`` or ``name_taken``.
+        Refused: ``unknown_corpus``, ``bad_hub_id``, ``bad_dataset`` or ``name_taken``.
     """
     require(actor, Action.EDIT, project)
     values: dict[str, Any] = {"kind": kind, "reference": reference, "text_field": text_field or "text"}
     if kind == Corpus.Kind.HUB_DATASET:
-        places.check_hub_id(reference)
+        places.check_dataset(reference)
     else:
         offered = places.builtin_corpora()
         if reference not in offered:

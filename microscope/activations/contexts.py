@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from microscope.activations.corpus import Document
+from microscope.activations.corpus import Document, moved
 from microscope.activations.manifest import BOS, SPECIAL, Split
 
 
@@ -34,7 +34,8 @@ class Tokeniser:
 
     Windows begin and end with the special tokens the tokenizer itself wraps a text in (a BOS token, or
     [CLS] and [SEP]), given as ``wrapping``. With ``per_document``
-    at most that many tokens of a document are used, as windows spread evenly over it.
+    at most that many tokens of a document are used, as windows spread evenly over it. A text that
+    brings the wrapping itself, as some corpora do, is not wrapped twice.
     """
 
     def __init__(
@@ -53,6 +54,10 @@ class Tokeniser:
         body = self._length - len(self._before) - len(self._after)
         for document in documents:
             ids = self._tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+            if self._before and ids[: len(self._before)] == self._before:
+                ids = ids[len(self._before) :]
+            if self._after and ids[-len(self._after) :] == self._after:
+                ids = ids[: -len(self._after)]
             starts = list(range(0, len(ids), body))
             if self._per_document and len(ids) > self._per_document:
                 keep = max(1, self._per_document // body)
@@ -89,3 +94,29 @@ def mixed(
             continue
         given[source] += document.tokens
         yield document._replace(source=source)
+
+
+def on_both_sides(
+    documents: Iterator[TokenisedDocument], tokens: int, description: str
+) -> Iterator[TokenisedDocument]:
+    """The same documents; where all that make up the first ``tokens`` are on one side of the split, one changes it.
+
+    Which documents those are is known once they are tokenised, and before any is run.
+
+    Raises:
+        MicroscopeError: ``corpus_too_small`` when they are a single document.
+    """
+    head: list[TokenisedDocument] = []
+    seen = 0
+    while len({document.split for document in head}) < 2 and seen < tokens:
+        document = next(documents, None)
+        if document is None:
+            break
+        head.append(document)
+        seen += document.tokens
+    sides = {document.split for document in head}
+    if len(sides) == 1:
+        changed = moved([document.digest for document in head], sides.pop(), description)
+        head = [d._replace(split=changed.get(d.digest, d.split)) for d in head]
+    yield from head
+    yield from documents

@@ -26,9 +26,8 @@ from microscope.activations.manifest import (
     SiteRecord,
     SourceRecord,
     SplitRecord,
-    write_manifest,
 )
-from microscope.activations.writer import SHARD_ROWS, RecordingWriter, Rows, recording_fingerprint
+from microscope.activations.writer import SHARD_ROWS, RecordingWriter, Rows, refuse_mostly_not_finite
 from microscope.errors import MicroscopeError
 from microscope.models.gguf_files import cache_dir
 from microscope.params import Site
@@ -147,14 +146,13 @@ def _convert(path: Path, files: Sequence[Path], folder: Path) -> None:
                 writer.add(split, _picked(rows, mask))  # type: ignore[arg-type]
         if writer.pending_rows() >= min(SHARD_ROWS, _BATCH_BYTES // row_bytes):
             writer.flush(0)
-    writer.flush(len(np.unique(documents)))
+    refuse_mostly_not_finite(manifest, f"'{path}'", "Make it again with a model in float32.")
     manifest.context_length = longest
     manifest.held_out.documents = len(held)
     manifest.train.documents = manifest.corpus.documents - len(held)
     manifest.corpus.fingerprint = _identity(files)
     manifest.complete = True
-    manifest.fingerprint = recording_fingerprint(folder, manifest)
-    write_manifest(folder, manifest)
+    writer.flush(manifest.corpus.documents)
 
 
 def _layout(schema: pa.Schema, path: Path) -> _Layout:
@@ -266,6 +264,7 @@ def _rows(
         overflow = ~(np.abs(exact).max(1) <= _FLOAT16_MAX)
         if overflow.any():
             exact = np.where(overflow[:, None], 0, exact)
+            norm[np.isnan(norm)] = np.inf
         sites[name] = SiteRows(exact.astype(np.float16), norm, overflow)
     token, flags = (
         _numbers(batch[layout.columns[c]], len(doc)) if c in layout.columns else np.zeros(len(doc), np.int32)

@@ -24,7 +24,8 @@ _FLOAT16_MAX = float(torch.finfo(torch.float16).max)
 class SiteRows(NamedTuple):
     """Consecutive rows of one site: ``[rows, width]`` float16, their float32 norms, and which overflowed.
 
-    Rows that do not fit float16 are zeros; their norm is still the true one.
+    Rows that do not fit float16 are zeros; their norm is still the true one, and infinite for those
+    with an entry that is infinite or no number.
     """
 
     values: np.ndarray
@@ -144,6 +145,7 @@ def _stored(values: Tensor, lengths: Sequence[int]) -> list[SiteRows]:
     if not bool((norm <= _FLOAT16_MAX).all()):  # a row shorter than that has no larger entry
         overflow = ~(exact.abs().amax(-1) <= _FLOAT16_MAX)
         exact = exact.masked_fill(overflow[..., None], 0)
+        norm = norm.nan_to_num(nan=torch.inf, posinf=torch.inf)
     columns = [t.cpu().numpy() for t in (exact.half(), norm, overflow)]
     return [SiteRows._make(c[row, :length] for c in columns) for row, length in enumerate(lengths)]
 

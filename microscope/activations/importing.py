@@ -20,8 +20,7 @@ from microscope.activations.manifest import (
     SiteRecord,
     read_manifest,
 )
-from microscope.activations.pages import MappedColumn, MappedShard
-from microscope.activations.reader import site_values
+from microscope.activations.pages import MappedColumn, MappedShard, site_values
 from microscope.activations.recorder import summarise
 from microscope.activations.writer import ROW_GROUP, recording_fingerprint, shard_schema
 from microscope.bundles import DOCUMENT, FILES, ListedFile, Listing, check_unpacked, write_archive

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from microscope.errors import MicroscopeError
+from microscope.outputs import write_durably
 
 FORMAT = "microscope-activations"
 MANIFEST = "manifest.json"
@@ -25,7 +25,8 @@ class SiteRecord(msgspec.Struct, kw_only=True):
 
     Norms are L2 norms of whole rows. ``outlier_norm`` is the threshold above which a token counts as
     an attention sink; ``outliers`` of ``tokens`` rows are above it and ``overflowed`` ones did not fit
-    float16 (stored as zeros, flagged). ``rms_norm`` and ``gamma`` (|mean| / |standard deviation|)
+    float16 (stored as zeros, flagged), ``nonfinite`` of them because they were infinite or no numbers
+    (their norm is stored as infinite). ``rms_norm`` and ``gamma`` (|mean| / |standard deviation|)
     are over training rows that are neither.
     """
 
@@ -38,6 +39,7 @@ class SiteRecord(msgspec.Struct, kw_only=True):
     outlier_norm: float = 0.0
     outliers: int = 0
     overflowed: int = 0
+    nonfinite: int = 0
     rms_norm: float = 0.0
     gamma: float = 0.0
 
@@ -90,7 +92,12 @@ class SplitRecord(msgspec.Struct, kw_only=True):
 
 
 class Manifest(msgspec.Struct, kw_only=True):
-    """Everything a reader must know about a recording."""
+    """Everything a reader must know about a recording.
+
+    It is the record of commits as well: shards, counts and the statistics file it names belong together,
+    and all of them become true in the one step that replaces it. ``settings`` are the parameters that
+    shape the rows, by name; None in recordings made before they were kept.
+    """
 
     format: str = FORMAT
     version: int = 1
@@ -106,6 +113,8 @@ class Manifest(msgspec.Struct, kw_only=True):
     held_out_share: float
     train: SplitRecord
     held_out: SplitRecord
+    settings: dict[str, Any] | None = None
+    statistics: str = STATISTICS
     documents_read: int = 0  # how far a resumed recording must skip
     complete: bool = False
     fingerprint: str = ""
@@ -158,6 +167,4 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the manifest in one step, so that a reader never sees half of it."""
-    temporary = folder / (MANIFEST + ".tmp")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-    os.replace(temporary, folder / MANIFEST)
+    write_durably(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))

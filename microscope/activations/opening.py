@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import torch
@@ -19,9 +20,12 @@ from microscope.activations.manifest import (
     SourceRecord,
     SplitRecord,
     read_manifest,
+    write_manifest,
 )
+from microscope.activations.writer import OWN_FILES
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, dtype_name
+from microscope.outputs import check_output_folder, make_output_folder
 from microscope.params import Site, TraceParams
 
 
@@ -49,30 +53,163 @@ def open_corpora(params: TraceParams) -> list[Corpus]:
     return [*corpora, open_one((), params.dataset)] if params.dataset else corpora
 
 
-def open_manifest(
-    folder: Path, params: TraceParams, loaded: LoadedModel, sites: list[Site], corpora: list[Corpus]
-) -> Manifest:
-    """A fresh manifest, or the one of the recording to be continued.
+# What of the parameters decides the rows of a recording. Model, sites and precision are compared as they
+# turned out, texts by their content; the others only say where and how fast, up to rounding.
+SHAPING = (
+    *("tokens", "context_length", "tokens_per_document", "held_out", "seed", "outlier_factor"),
+    *("text_field", "dataset", "dataset_config", "dataset_split", "weights"),
+)
+
+
+def begun_recording(folder: Path, params: TraceParams) -> Manifest | None:
+    """The recording that is to be continued, after a look at what it was begun with; None to begin one.
+
+    One that was interrupted before its first commit has nothing to continue, and is begun anew.
 
     Raises:
-        MicroscopeError: ``recording_exists`` or ``bad_recording``.
+        MicroscopeError: ``bad_output``, ``recording_exists``, ``recording_mismatch`` or ``bad_recording``.
     """
-    if (folder / MANIFEST).exists():
-        found = read_manifest(folder)
-        same = found.model.fingerprint == loaded.fingerprint and [s.site for s in found.sites] == [
-            str(s) for s in sites
-        ]
-        if not params.resume or not same:
+    check_output_folder(folder)
+    if not (folder / MANIFEST).exists():
+        if taken := [file.name for file in _own_files(folder)]:
             raise MicroscopeError(
                 "recording_exists",
-                f"{folder} already holds a recording"
-                + ("" if same else " of another model or other layers")
-                + ".",
-                "Choose another --out, or continue it with --resume." if same else "Choose another --out.",
+                f"{folder} holds files that a recording would replace, {taken[0]} among them.",
+                "Choose another --out.",
             )
-        _remove_uncommitted(folder, found)
-        return found
-    folder.mkdir(parents=True, exist_ok=True)
+        return None
+    found = read_manifest(folder)
+    if not found.complete and not found.documents_read:
+        return None
+    if not params.resume:
+        raise MicroscopeError(
+            "recording_exists",
+            f"{folder} already holds a recording.",
+            "Choose another --out, or continue it with --resume.",
+        )
+    now = _settings(params)
+    before = found.settings or _settings_of_older(found)
+    _require_same(folder, {name: (was, now[name]) for name, was in before.items() if name in now}, found)
+    return found
+
+
+def open_manifest(
+    folder: Path,
+    params: TraceParams,
+    loaded: LoadedModel,
+    sites: list[Site],
+    corpora: list[Corpus],
+    begun: Manifest | None,
+) -> Manifest:
+    """A fresh manifest, or that of the recording to be continued once its model is known to be this one.
+
+    Raises:
+        MicroscopeError: ``recording_exists``, ``recording_mismatch`` or ``bad_output``.
+    """
+    if begun is not None:
+        same_sites = [s.site for s in begun.sites] == [str(s) for s in sites]
+        if begun.model.fingerprint != loaded.fingerprint or not same_sites:
+            raise MicroscopeError(
+                "recording_exists",
+                f"{folder} already holds a recording of another model or other layers: "
+                f"{', '.join(s.site for s in begun.sites)} of {begun.model.reference}.",
+                "Choose another --out.",
+            )
+        pairs = {
+            "dtype": (begun.model.dtype, dtype_name(loaded.dtype)),
+            "quantisation": (begun.model.quantisation, loaded.quantisation),
+            "tokenizer": (begun.model.tokenizer_hash, loaded.tokenizer_hash),
+            "special tokens": (_plain(begun.wrapping), _plain(loaded.wrapping)),
+        }
+        _require_same(folder, pairs, begun)
+        _remove_uncommitted(folder, begun)
+        return begun
+    make_output_folder(folder)
+    manifest = _fresh(params, loaded, sites, corpora)
+    # Whatever is written from here on belongs to a recording that names itself.
+    write_manifest(folder, manifest)
+    _remove_uncommitted(folder, manifest)
+    return manifest
+
+
+def remove_recording(folder: Path) -> None:
+    """Delete a recording, and nothing else that lies in its folder.
+
+    Raises:
+        MicroscopeError: ``recording_exists`` for a folder with something else in it.
+    """
+    if not folder.is_dir():
+        return
+    if not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+        raise MicroscopeError(
+            "recording_exists",
+            f"{folder} is no recording, and is not overwritten.",
+            "Choose another folder, or delete it yourself.",
+        )
+    for file in _own_files(folder):
+        file.unlink()
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def require_same_text(folder: Path, manifest: Manifest, fingerprint: str, description: str) -> None:
+    """Whether the documents that were recorded are those that come first now.
+
+    Raises:
+        MicroscopeError: ``recording_mismatch``.
+    """
+    if fingerprint != manifest.corpus.fingerprint:
+        was = manifest.corpus.description
+        raise MicroscopeError(
+            "recording_mismatch",
+            f"The recording in {folder} was begun with another text: its first {manifest.documents_read} "
+            f"documents were of {was}, and those of {description} are {'others' if was == description else 'not they'}.",
+            "Give the text it was begun with, or choose another --out.",
+        )
+
+
+def _settings(params: TraceParams) -> dict[str, Any]:
+    return {name: _plain(getattr(params, name)) for name in SHAPING}
+
+
+def _settings_of_older(manifest: Manifest) -> dict[str, Any]:
+    """What a manifest without settings says about them."""
+    weights = [source.weight for source in manifest.corpus.sources]
+    return {
+        "context_length": manifest.context_length,
+        "held_out": manifest.held_out_share,
+        "outlier_factor": manifest.outlier_factor,
+        "weights": weights if len(weights) > 1 else [],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as the lists that JSON makes of them."""
+    return [_plain(one) for one in value] if isinstance(value, tuple | list) else value
+
+
+def _require_same(folder: Path, pairs: dict[str, tuple[Any, Any]], manifest: Manifest) -> None:
+    """Each setting as it was and as it is; a complete recording may be asked for more tokens, and says so."""
+    others = {
+        name: (was, now)
+        for name, (was, now) in pairs.items()
+        if was != now and not (name == "tokens" and manifest.complete)
+    }
+    if others:
+        told = "; ".join(
+            f"{name} was {_shown(was)} and is now {_shown(now)}" for name, (was, now) in others.items()
+        )
+        raise MicroscopeError(
+            "recording_mismatch",
+            f"The recording in {folder} was begun with other settings: {told}.",
+            "Repeat the settings it was begun with, or choose another --out.",
+        )
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value in (None, [], "") else str(value)[:80]
+
+
+def _fresh(params: TraceParams, loaded: LoadedModel, sites: list[Site], corpora: list[Corpus]) -> Manifest:
     widths = _site_widths(loaded, sites)
     return Manifest(
         model=ModelRecord(
@@ -105,6 +242,7 @@ def open_manifest(
         wrapping=loaded.wrapping,
         outlier_factor=params.outlier_factor,
         held_out_share=params.held_out,
+        settings=_settings(params),
         train=SplitRecord(),
         held_out=SplitRecord(),
         # asking importlib.metadata takes a twentieth of a second
@@ -118,9 +256,16 @@ def _site_widths(loaded: LoadedModel, sites: list[Site]) -> dict[str, int]:
         return {name: value.shape[-1] for name, value in reader.read(token, token == 0).items()}
 
 
+def _own_files(folder: Path) -> list[Path]:
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(file for file in found if OWN_FILES.fullmatch(file.name) and file.is_file())
+
+
 def _remove_uncommitted(folder: Path, manifest: Manifest) -> None:
-    """Delete shards written after the last commit of the manifest."""
+    """Delete what was written after the last commit of the manifest."""
     committed = {s.file for split in (manifest.train, manifest.held_out) for s in split.shards}
-    for file in folder.glob("*.parquet*"):
+    committed.add(manifest.statistics)
+    for file in _own_files(folder):
         if file.name not in committed:
             file.unlink()
+    (folder / (MANIFEST + ".tmp")).unlink(missing_ok=True)

@@ -164,3 +164,14 @@ def _whole(source: mmap.mmap, place: int) -> tuple[int, int]:
     """A signed number in zigzag form."""
     value, place = _varint(source, place)
     return (value >> 1) ^ -(value & 1), place
+
+
+def site_values(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """A binary column as float16 ``[rows, width]``, without a copy where it is in one piece."""
+    parts = []
+    for chunk in column.chunks:
+        raw = np.frombuffer(
+            chunk.buffers()[1], dtype="<f2", count=len(chunk) * width, offset=chunk.offset * 2 * width
+        )
+        parts.append(raw.reshape(len(chunk), width))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from microscope.activations.foreign import converted_recording, is_foreign
 from microscope.activations.manifest import MANIFEST, Manifest, SiteRecord, Split, read_manifest
-from microscope.activations.pages import MappedColumn, MappedShard
+from microscope.activations.pages import MappedColumn, MappedShard, site_values
 from microscope.errors import MicroscopeError
 
 
@@ -158,14 +158,3 @@ class Recording:
                 )
             shards.append(mapped)
         return shards
-
-
-def site_values(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """A binary column as float16 ``[rows, width]``, without a copy where it is in one piece."""
-    parts = []
-    for chunk in column.chunks:
-        raw = np.frombuffer(
-            chunk.buffers()[1], dtype="<f2", count=len(chunk) * width, offset=chunk.offset * 2 * width
-        )
-        parts.append(raw.reshape(len(chunk), width))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)

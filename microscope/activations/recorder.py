@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,27 +14,37 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from microscope.activations.contexts import TokenisedDocument, Tokeniser, mixed
+from microscope.activations.contexts import TokenisedDocument, Tokeniser, mixed, on_both_sides
 from microscope.activations.corpus import Corpus
 from microscope.activations.forward import SiteRows, SitesRows, batches_of
-from microscope.activations.manifest import Manifest, write_manifest
-from microscope.activations.opening import open_corpora, open_manifest
+from microscope.activations.manifest import Manifest
+from microscope.activations.opening import (
+    begun_recording,
+    open_corpora,
+    open_manifest,
+    remove_recording,
+    require_same_text,
+)
 from microscope.activations.parallel import Forward
 from microscope.activations.writer import (
     SHARD_ROWS,
     RecordingWriter,
     Rows,
     bytes_per_row,
-    recording_fingerprint,
+    refuse_mostly_not_finite,
 )
 from microscope.errors import MicroscopeError
-from microscope.models import LoadedModel, check_site, load_model
+from microscope.models import LoadedModel, check_site, dtype_name, load_model
+from microscope.outputs import told_when_full
 from microscope.params import Site, TraceParams
+from microscope.params.precisions import Dtype
 from microscope.progress import SILENT, Progress
 from microscope.threads import alone
 
 # Documents are collected until this many batches are full, then run in batches of similar length.
 _BATCHES_AHEAD = 8
+# Rows after which a share of broken ones is believed before the end.
+_ENOUGH_TO_JUDGE = 4096
 
 
 def record(
@@ -52,14 +62,19 @@ def record(
 
     Raises:
         MicroscopeError: from :func:`load_model` and :func:`open_corpus`, and ``layer_out_of_range``,
-            ``context_too_long``, ``recording_exists``, ``out_of_memory``, ``processes_need_cpu`` or
-            ``process_died``.
+            ``context_too_long``, ``bad_output``, ``recording_exists``, ``recording_mismatch``,
+            ``corpus_too_small``, ``not_finite``, ``disk_full``, ``out_of_memory``, ``processes_need_cpu``
+            or ``process_died``.
     """
     folder = Path(params.out)
+    begun = begun_recording(folder, params)
     corpora = open_corpora(params)
     if loaded is None:
         progress.log(f"Loading {params.model}")
-        loaded = load_model(params.model, revision=params.revision, dtype=params.dtype, device=params.device)
+        dtype = params.dtype
+        if begun is not None and dtype == "auto":  # another processor may prefer another
+            dtype = msgspec.convert(begun.model.quantisation or begun.model.dtype, type=Dtype)
+        loaded = load_model(params.model, revision=params.revision, dtype=dtype, device=params.device)
     kinds = dict.fromkeys(params.site)
     sites = [Site(kind, layer) for layer in sorted(set(params.layers)) for kind in kinds]
     for site in sites:
@@ -70,11 +85,16 @@ def record(
             f"Contexts of {params.context_length} tokens do not fit: the model takes at most {loaded.max_context}.",
             f"Use --context-length {loaded.max_context} or less.",
         )
-    manifest = open_manifest(folder, params, loaded, sites, corpora)
-    if manifest.complete:
-        _say_complete(manifest, params, progress)
-    else:
-        _Recording(params, loaded, sites, corpora, RecordingWriter(folder, manifest), progress).run()
+    kept = "What was recorded is kept: free some space and continue with --resume."
+    with told_when_full(folder, kept):
+        manifest = open_manifest(folder, params, loaded, sites, corpora, begun)
+        recording = _Recording(params, loaded, sites, corpora, RecordingWriter(folder, manifest), progress)
+        if manifest.complete:
+            if manifest.settings is not None:  # older versions cut few documents elsewhere
+                recording.check_text()
+            _say_complete(manifest, params, progress)
+        else:
+            recording.run()
     return manifest
 
 
@@ -124,6 +144,7 @@ class _Recording:
             wrapping=loaded.wrapping,
             per_document=params.tokens_per_document,
         )
+        self._told: set[str] = set()
         # Half the memory is for rows waiting to be written, the rest for what is on its way there.
         rows = params.memory_mb * 2**20 // bytes_per_row(s.width for s in self.manifest.sites)
         self.shard_rows = max(1, min(SHARD_ROWS, rows // 2))
@@ -145,6 +166,7 @@ class _Recording:
                 if group.batches_left:
                     continue
                 alone(partial(self._store, group))
+                self._look_at_broken_rows(written + group.tokens)
                 written += group.tokens
                 manifest.seconds = before + time.monotonic() - started
                 if self.writer.pending_rows() >= self.shard_rows:
@@ -157,28 +179,55 @@ class _Recording:
                 f"After {written} tokens there is no {'training' if manifest.train.rows == 0 else 'held-out'} document.",
                 "Record more tokens, give more documents, or raise --held-out.",
             )
-        self.writer.flush(manifest.documents_read)
+        self._refuse_broken()
         manifest.seconds = before + time.monotonic() - started
         manifest.complete = True
-        manifest.fingerprint = recording_fingerprint(self.writer.folder, manifest)
-        write_manifest(self.writer.folder, manifest)
+        self.writer.flush(manifest.documents_read)
+        for site in manifest.sites:
+            if site.nonfinite:
+                self.progress.log(
+                    f"{site.nonfinite} of {written} rows of {site.site} are infinite or no numbers and left out.",
+                    "warning",
+                )
         if written < params.tokens:
             self.progress.log(f"The corpus ended after {written} of {params.tokens} tokens.", "warning")
         rate = (written - resumed_at) / max(time.monotonic() - started, 1e-9)
         self.progress.log(f"Recorded {written} tokens at {rate:.0f} tokens/s.")
 
+    def check_text(self) -> None:
+        """Whether the documents that were recorded are those that come first in the text now.
+
+        Raises:
+            MicroscopeError: ``recording_mismatch``.
+        """
+        for _ in self._to_come():
+            break
+
     def _documents(self) -> Iterator[TokenisedDocument]:
         """All documents in the order they are recorded in, from the first."""
         sources = [iter(self.tokeniser(corpus)) for corpus in self.corpora]
         documents = mixed(sources, self.params.weights) if len(sources) > 1 else sources[0]
-        return (document for document in documents if document.windows)
+        with_tokens = (document for document in documents if document.windows)
+        return on_both_sides(with_tokens, self.params.tokens, self._description)
+
+    @property
+    def _description(self) -> str:
+        return " + ".join(corpus.description for corpus in self.corpora)
+
+    def _to_come(self) -> Iterator[tuple[int, TokenisedDocument]]:
+        """The documents not yet recorded, numbered, once those that are were seen again."""
+        documents, skip = enumerate(self._documents()), self.manifest.documents_read
+        if skip:
+            fingerprint = ""
+            for _, document in itertools.islice(documents, skip):
+                fingerprint = _chained(fingerprint, document)
+            require_same_text(self.writer.folder, self.manifest, fingerprint, self._description)
+        yield from documents
 
     def _groups(self, done: int) -> Iterator[_Group]:
         """Documents in order, a few batches' worth at a time, until the token budget is used up."""
-        group, skip = _Group(), self.manifest.documents_read
-        for number, document in enumerate(self._documents()):
-            if number < skip:
-                continue
+        group = _Group()
+        for number, document in self._to_come():
             group.add(number, _truncate(document, self.params.tokens - done - group.tokens))
             full = done + group.tokens >= self.params.tokens
             if full or group.tokens >= self.group_tokens:
@@ -217,12 +266,33 @@ class _Recording:
         corpus = self.manifest.corpus
         for document, part in zip(group.documents, rows, strict=True):
             self.writer.add(document.split, part)
-            chained = corpus.fingerprint.encode() + document.digest
-            corpus.fingerprint = hashlib.sha256(chained).hexdigest()[:32]
+            corpus.fingerprint = _chained(corpus.fingerprint, document)
             corpus.documents += 1
             source = corpus.sources[document.source]
             source.documents, source.tokens = source.documents + 1, source.tokens + document.tokens
         self.manifest.documents_read = group.numbers[-1] + 1
+
+    def _look_at_broken_rows(self, rows: int) -> None:
+        """Say where the first infinite rows, or rows of no numbers, are from; stop early where they are many."""
+        for site, place in self.writer.not_finite.items():
+            if site not in self._told:
+                self._told.add(site)
+                token = self.loaded.tokenizer.convert_ids_to_tokens(place.token)
+                self.progress.log(
+                    f"{site} has rows that are infinite or no numbers, first at token {token!r}, position "
+                    f"{place.pos} of document {place.doc}. They are left out: stored as zeros, flagged and counted.",
+                    "warning",
+                )
+        if rows >= _ENOUGH_TO_JUDGE:
+            self._refuse_broken()
+
+    def _refuse_broken(self) -> None:
+        precision = dtype_name(self.loaded.dtype)
+        remedy = "Record with --dtype float32."
+        if precision == "float32":
+            remedy = "The arithmetic is float32 already: look for damaged weights in the model."
+        what = f"{self.params.model} in {precision}"
+        refuse_mostly_not_finite(self.manifest, what, remedy)
 
     def _rows(self, number: int, document: TokenisedDocument, activations: list[dict[str, SiteRows]]) -> Rows:
         before = len(self.manifest.wrapping[0])
@@ -238,6 +308,11 @@ class _Recording:
             flags=np.concatenate([self.tokeniser.flags(w) for w in document.windows]),
             sites={str(s): SiteRows.joined([a[str(s)] for a in activations]) for s in self.sites},
         )
+
+
+def _chained(fingerprint: str, document: TokenisedDocument) -> str:
+    """The fingerprint of a text with one document more."""
+    return hashlib.sha256(fingerprint.encode() + document.digest).hexdigest()[:32]
 
 
 def _truncate(document: TokenisedDocument, budget: int) -> TokenisedDocument:
@@ -303,10 +378,11 @@ class ActivationRecorder:
         """Record a Hub dataset or text files and return the manifest.
 
         Raises:
-            MicroscopeError: as :func:`record`.
+            MicroscopeError: as :func:`record`; with ``overwrite`` also ``recording_exists`` for a folder
+                that is no recording.
         """
         files = (text,) if isinstance(text, str) else tuple(text)
         params = msgspec.convert({**self._options, "dataset": dataset_name, "text": files}, type=TraceParams)
         if overwrite:
-            shutil.rmtree(params.out, ignore_errors=True)
+            remove_recording(Path(params.out))
         return record(params, progress)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from microscope.activations.forward import SiteRows
 from microscope.activations.manifest import (
@@ -29,11 +31,18 @@ from microscope.activations.manifest import (
     Split,
     write_manifest,
 )
+from microscope.activations.pages import site_values
+from microscope.errors import MicroscopeError
+from microscope.outputs import replace_durably, write_durably
 
 ROW_GROUP = 8192
 SHARD_ROWS = 8 * ROW_GROUP  # at most; fewer where they would not fit the memory allowed
 _SAMPLE_BYTES = 65536
 _SUMMED_ROWS = 128
+# Files a recording consists of beside its manifest, whole or half written.
+OWN_FILES = re.compile(r"(?:(?:train|held_out)-\d{5,}\.parquet|statistics(?:-\d+)?\.safetensors)(?:\.tmp)?")
+# Infinite rows, or rows of no numbers, are left out; above this share of a site's rows, what is left is no sample.
+_MOST_NOT_FINITE = 0.5
 # Bytes of the columns beside the activations, and how often a waiting row exists while it is written.
 _TOKEN_BYTES, _COPIES = 32, 2
 
@@ -51,6 +60,14 @@ class Rows(NamedTuple):
     token: np.ndarray
     flags: np.ndarray
     sites: dict[str, SiteRows]
+
+
+class Place(NamedTuple):
+    """Where a row is from: document and position, counted from 0, and the token's id."""
+
+    doc: int
+    pos: int
+    token: int
 
 
 class Running:
@@ -86,7 +103,9 @@ class Running:
 class RecordingWriter:
     """Collects rows per split and writes whole shards; the manifest always describes what is on disk.
 
-    A document's rows are written in order. Shards appear under their final name only when complete.
+    A document's rows are written in order. Shards and statistics get names of their own for every
+    commit, and the manifest that names them is replaced last: whenever the process is killed, the
+    manifest's rows, counts and sums are those of one and the same state.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -94,6 +113,7 @@ class RecordingWriter:
         self.running = {s.site: Running(s.width) for s in manifest.sites}
         self._pending: dict[Split, list[Rows]] = {"train": [], "held_out": []}
         self._schema = shard_schema(manifest.sites)
+        self.not_finite: dict[str, Place] = {}
         if manifest.documents_read:
             self._restore_statistics()
 
@@ -101,7 +121,14 @@ class RecordingWriter:
         """Take the median norms from the first rows; sinks are two orders of magnitude above, so few serve."""
         for record in self.manifest.sites:
             norms = np.concatenate([r.sites[record.site].norm for r in rows])
-            record.median_norm = float(np.median(norms))
+            finite = norms[np.isfinite(norms)]
+            if not len(finite):
+                raise MicroscopeError(
+                    "not_finite",
+                    f"All {len(norms)} rows of {record.site} are infinite or no numbers.",
+                    "Record with --dtype float32; if that was it, the model's weights are damaged.",
+                )
+            record.median_norm = float(np.median(finite))
             record.outlier_norm = record.median_norm * self.manifest.outlier_factor
 
     @property
@@ -110,6 +137,8 @@ class RecordingWriter:
 
     def add(self, split: Split, rows: Rows) -> None:
         """Append the rows of one document; thresholds must be set."""
+        for record in self.manifest.sites:  # what overflowed at one site is left out at all
+            rows.flags[rows.sites[record.site].overflow] |= OVERFLOW
         for record in self.manifest.sites:
             self._account(split, record, rows)
         totals = self.manifest.split(split)
@@ -121,14 +150,27 @@ class RecordingWriter:
         return sum(len(rows.doc) for queue in self._pending.values() for rows in queue)
 
     def flush(self, documents_read: int) -> None:
-        """Write everything collected as one shard per split, then commit it to the manifest."""
+        """Write everything collected as one shard per split, then commit it with the statistics to the manifest.
+
+        A manifest that says ``complete`` gets its fingerprint, and the statistics their usual name.
+
+        Raises:
+            OSError: when there is no room; the manifest and what it names are as they were.
+        """
+        manifest, before = self.manifest, self.manifest.statistics
         for split, queue in self._pending.items():
             if queue:
                 self._write_shard(split, queue)
                 queue.clear()
-        self.manifest.documents_read = documents_read
+        manifest.documents_read = documents_read
+        commits = len(manifest.train.shards) + len(manifest.held_out.shards)
+        manifest.statistics = STATISTICS if manifest.complete else f"statistics-{commits:05d}.safetensors"
         self._save_statistics()
-        write_manifest(self.folder, self.manifest)
+        if manifest.complete:
+            manifest.fingerprint = recording_fingerprint(self.folder, manifest)
+        write_manifest(self.folder, manifest)
+        if before != manifest.statistics:
+            (self.folder / before).unlink(missing_ok=True)
 
     def _write_shard(self, split: Split, queue: list[Rows]) -> None:
         record = self.manifest.split(split)
@@ -145,15 +187,19 @@ class RecordingWriter:
             columns[site.norm_column] = pa.array(stored.norm)
             columns[site.column] = _binary_column(stored.values, site.width)
         temporary = self.folder / (name + ".tmp")
-        pq.write_table(
-            pa.table(columns, schema=self._schema),
-            temporary,
-            row_group_size=ROW_GROUP,
-            compression="none",
-            use_dictionary=False,
-            write_statistics=False,
-        )
-        os.replace(temporary, self.folder / name)
+        try:
+            pq.write_table(
+                pa.table(columns, schema=self._schema),
+                temporary,
+                row_group_size=ROW_GROUP,
+                compression="none",
+                use_dictionary=False,
+                write_statistics=False,
+            )
+            replace_durably(temporary, self.folder / name)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         record.shards.append(Shard(file=name, rows=rows))
 
     def _save_statistics(self) -> None:
@@ -165,23 +211,63 @@ class RecordingWriter:
             spread = float(np.sqrt(running.variance.sum()))
             site.gamma = float(np.linalg.norm(running.mean)) / spread if spread else 0.0
             tensors[f"{site.site}.mean"] = running.mean
+            tensors[f"{site.site}.total"] = running.total
             tensors[f"{site.site}.squares"] = running.squares
             tensors[f"{site.site}.count"] = np.array([running.count])
-        temporary = self.folder / (STATISTICS + ".tmp")
-        save_file(tensors, temporary)
-        os.replace(temporary, self.folder / STATISTICS)
+        write_durably(self.folder / self.manifest.statistics, save(tensors))
 
     def _restore_statistics(self) -> None:
-        tensors = load_file(self.folder / STATISTICS)
-        for name, running in self.running.items():
-            running.count = int(tensors[f"{name}.count"][0])
-            running.total = tensors[f"{name}.mean"] * running.count
-            running.squares = tensors[f"{name}.squares"]
+        """The sums of the last commit.
+
+        Raises:
+            MicroscopeError: ``bad_recording``.
+        """
+        if self.manifest.statistics == STATISTICS:  # written before statistics and rows were one commit
+            self._sum_again()
+            return
+        try:
+            tensors = load_file(self.folder / self.manifest.statistics)
+            for name, running in self.running.items():
+                running.count = int(tensors[f"{name}.count"][0])
+                running.total = tensors[f"{name}.total"]
+                running.squares = tensors[f"{name}.squares"]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise MicroscopeError(
+                "bad_recording",
+                f"{self.manifest.statistics} of the interrupted recording in {self.folder} cannot be read.",
+                "Record it anew into another --out.",
+            ) from error
+
+    def _sum_again(self) -> None:
+        """The sums of the rows on disk; those of an older version may be of other rows."""
+        for shard in self.manifest.train.shards:
+            try:
+                with pq.ParquetFile(self.folder / shard.file) as file:
+                    for group in range(file.num_row_groups):
+                        self._sum_group(file.read_row_group(group, use_threads=False))
+            except (pa.ArrowException, OSError) as error:
+                raise MicroscopeError(
+                    "bad_recording",
+                    f"The shard {shard.file} of the interrupted recording in {self.folder} cannot be read.",
+                    "Record it anew into another --out.",
+                ) from error
+
+    def _sum_group(self, table: pa.Table) -> None:
+        flags = table["flags"].to_numpy()
+        for record in self.manifest.sites:
+            norm = table[record.norm_column].to_numpy()
+            ordinary = (norm <= record.outlier_norm) & (flags == 0)
+            self.running[record.site].add(site_values(table[record.column], record.width), ordinary)
 
     def _account(self, split: Split, record: SiteRecord, rows: Rows) -> None:
         stored = rows.sites[record.site]
-        rows.flags[stored.overflow] |= OVERFLOW
         record.overflowed += int(stored.overflow.sum())
+        broken = stored.overflow & ~np.isfinite(stored.norm)
+        if broken.any():
+            first = int(np.flatnonzero(broken)[0])
+            place = Place(int(rows.doc[first]), int(rows.pos[first]), int(rows.token[first]))
+            self.not_finite.setdefault(record.site, place)
+            record.nonfinite += int(broken.sum())
         outlier = stored.norm > record.outlier_norm
         record.outliers += int((outlier & ~stored.overflow).sum())
         if split == "train":
@@ -207,6 +293,22 @@ def shard_schema(sites: list[SiteRecord]) -> pa.Schema:
         layout = {"dtype": "float16", "byte_order": "little", "shape": json.dumps([site.width])}
         fields.append(pa.field(site.column, pa.binary(2 * site.width), False, metadata=layout))
     return pa.schema(fields)
+
+
+def refuse_mostly_not_finite(manifest: Manifest, what: str, remedy: str) -> None:
+    """Refuse a recording with so many infinite rows, or rows of no numbers, that the rest would mislead.
+
+    Raises:
+        MicroscopeError: ``not_finite`` with the site and how many.
+    """
+    rows = manifest.train.rows + manifest.held_out.rows
+    for site in manifest.sites:
+        if site.nonfinite > _MOST_NOT_FINITE * rows:
+            raise MicroscopeError(
+                "not_finite",
+                f"{site.nonfinite} of {rows} rows of {site.site} of {what} are infinite or no numbers.",
+                remedy,
+            )
 
 
 def recording_fingerprint(folder: Path, manifest: Manifest) -> str:

@@ -5,19 +5,47 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from microscope.errors import MicroscopeError
 from microscope.params.files import ImportCorpusParams
 from microscope.progress import SILENT, Progress
-from microscope.quarantine.documents import check_corpus
+from microscope.texts import TextFile
+
+_TOLD_BYTES = 16 * 2**20
+
+
+class Corpus(NamedTuple):
+    """What kind of text a file holds (its suffix from here on), and how many documents if that is known."""
+
+    suffix: str
+    documents: int | None
+
+
+def check_corpus(path: Path, name: str, text_field: str, progress: Progress = SILENT) -> Corpus:
+    """A file of text, read from the first byte to the last as a recording reads it.
+
+    Raises:
+        MicroscopeError: ``corpus_empty``, or what :class:`~microscope.texts.TextFile` raises.
+    """
+    file = TextFile(path, text_field, name)
+    documents, told = 0, 0
+    with progress.phase("check", file.size, "bytes"):
+        for document in file:
+            documents += bool(document.strip())
+            if file.position - told > _TOLD_BYTES:
+                told = file.position
+                progress.advance(told)
+    if not documents:
+        raise MicroscopeError("corpus_empty", f"{name} contains no text.", "Give a file with text in it.")
+    return Corpus(file.suffix, None if file.kind == "text" else documents)
 
 
 def import_corpus(params: ImportCorpusParams, progress: Progress = SILENT) -> dict[str, Any]:
     """Check a text file and put it into a folder, named by what it holds.
 
     Raises:
-        MicroscopeError: ``no_file``, or what :func:`~microscope.quarantine.check_corpus` raises.
+        MicroscopeError: ``no_file``, or what :func:`check_corpus` raises.
     """
     path, out = Path(params.path), Path(params.out)
     if not path.is_file():

@@ -216,7 +216,7 @@ def test_corpora(tmp_path, name, content, suffix, documents) -> None:
         ("a.parquet", b"text", "wrong_file_type"),
         ("a.parquet", b"PAR1" + bytes(50), "bad_corpus_file"),
         ("a.jsonl", b'{"text": 1}', "no_text_field"),
-        ("a.jsonl", b'{"body": "x"}', "no_text_field"),
+        ("a.jsonl", b'{"id": "x"}', "no_text_field"),
         ("a.jsonl", b"[1]", "no_text_field"),
         ("a.jsonl", b'{"text": "x"}\n{"text": ', "bad_corpus_file"),
         ("a.jsonl", b"[" * 100_000, "bad_corpus_file"),
@@ -230,7 +230,7 @@ def test_no_corpora(tmp_path, name, content, code) -> None:
 def test_parquet_corpora(tmp_path) -> None:
     path = tmp_path / "c"
     pq.write_table(pa.table({"text": ["one", None, "two"], "n": [1, 2, 3]}), path)
-    assert check_corpus(path, "c.parquet", "text") == (".parquet", 3)
+    assert check_corpus(path, "c.parquet", "text") == (".parquet", 2)
     assert refusal(check_corpus, path, "c.parquet", "n") == "no_text_field"
     pq.write_table(pa.table({"text": ["", None]}), path)
     assert refusal(check_corpus, path, "c.parquet", "text") == "corpus_empty"

@@ -392,10 +392,11 @@ def test_bad_corpora(tmp_path, model_folders, corpus):
     files = {
         "empty.txt": (b"  \n\n ", "corpus_empty"),
         "one.txt": (b"the state", "corpus_too_small"),
-        "binary.txt": (b"\x80\x04\x95pickle", "wrong_file_type"),
+        "pickle.txt": (b"\x80\x04\x95pickle", "pickle_refused"),
+        "latin.txt": ("déjà vu".encode("latin-1"), "wrong_file_type"),
         "nul.txt": (b"text\0more", "wrong_file_type"),
         "bad.jsonl": (b'{"text": "a"}\n{oops\n', "bad_corpus_file"),
-        "field.jsonl": (b'{"body": "a"}\n', "no_text_field"),
+        "field.jsonl": (b'{"id": "a"}\n', "no_text_field"),
         "cut.parquet": (b"PAR1\0\0\0", "bad_corpus_file"),
     }
     for name, (content, code) in files.items():

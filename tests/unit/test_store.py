@@ -19,12 +19,13 @@ import torch
 from click.testing import CliRunner
 
 from microscope.activations import Recording, load_recorded_model, record
-from microscope.activations.corpus import open_corpus, read_documents
+from microscope.activations.corpus import open_corpus
 from microscope.activations.forward import SiteReader
 from microscope.activations.parallel import Forward
 from microscope.cli import main
 from microscope.errors import MicroscopeError
 from microscope.params import Site, TraceParams, TrainParams
+from microscope.texts import TextFile
 from microscope.training import train
 from tests.tiny_models import make_corpus
 
@@ -88,9 +89,9 @@ def test_text_waits_on_disk_in_the_same_order(tmp_path, monkeypatch):
 def test_a_large_text_file_is_read_in_pieces_that_lose_nothing(tmp_path, monkeypatch):
     text = "\n\n".join(f"paragraph {i} " + "roads and schools " * 20 for i in range(50))
     (tmp_path / "large.txt").write_text(text)
-    monkeypatch.setattr("microscope.activations.corpus._LARGE_TEXT_BYTES", 1000)
-    monkeypatch.setattr("microscope.activations.corpus._LARGE_PIECE_CHARACTERS", 2000)
-    pieces = list(read_documents(tmp_path / "large.txt"))
+    monkeypatch.setattr("microscope.texts.files.LARGE_TEXT", 1000)
+    monkeypatch.setattr("microscope.texts.pieces.LARGE_PIECE", 2000)
+    pieces = list(TextFile(tmp_path / "large.txt"))
     assert "".join(pieces) == text
     assert len(pieces) > 5
     assert all(piece.startswith("paragraph") for piece in pieces)

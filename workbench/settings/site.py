@@ -86,6 +86,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "workbench.middleware.StaticFiles",
     "workbench.middleware.RequestLog",
+    "workbench.middleware.StorableText",
     "workbench.middleware.ContentSecurityPolicy",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
