@@ -8,7 +8,7 @@ arXiv 2305.01610).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -50,20 +50,21 @@ _PROPERTIES: dict[str, Callable[[str], bool]] = {
 }
 
 
-def text_properties(windows: list[np.ndarray], decode: Callable[[int], str]) -> dict[str, np.ndarray]:
+def text_properties(
+    windows: list[np.ndarray], read: Callable[[Sequence[int]], list[str]]
+) -> dict[str, np.ndarray]:
     """Properties of the token, of the one before and of the one after, and whether a quotation is open.
 
     Args:
         windows: token ids of whole contexts.
-        decode: text of one token.
+        read: what each of consecutive tokens adds to their text.
 
     Returns:
         By name, for all tokens in a row: 1 or 0, −1 where it is not defined (beyond a context's end).
     """
-    texts = {token: decode(token) for token in np.unique(np.concatenate(windows)).tolist()}
     columns: dict[str, list[np.ndarray]] = {}
     for window in windows:
-        words = [texts[t] for t in window.tolist()]
+        words = read(window.tolist())
         for name, holds in _PROPERTIES.items():
             own = np.array([holds(w) for w in words], np.int8)
             columns.setdefault(f"the token is {name}", []).append(own)

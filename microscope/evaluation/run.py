@@ -366,7 +366,7 @@ def _probe(
 ) -> Probing | None:
     if not probed.parts or loaded is None:
         return None
-    labels = text_properties(probed.windows, loaded.texts)
+    labels = text_properties(probed.windows, loaded.texts.each)
     mask = np.concatenate([part[3] for part in probed.parts])
     keep = torch.from_numpy(mask)
     width = max(part[0].shape[1] for part in probed.parts)

@@ -34,6 +34,8 @@ class TokenWeight(msgspec.Struct, kw_only=True):
 class Example(msgspec.Struct, kw_only=True):
     """A stretch of text around a peak: token texts and this feature's activation on each.
 
+    Of a character of several tokens the last one has the text, and those before have none.
+
     ``group`` is 0 among the strongest; others are a random sample by the quantile of their peak, 1 the
     strongest quantile.
     """

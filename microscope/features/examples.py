@@ -12,10 +12,15 @@ from microscope.features.statistics import KeptWindows, spread_over_quantiles
 
 # A random sample this many times as large as what is shown, so that quantiles of its peaks mean something.
 _OVERSAMPLED = 8
+# Tokens around an example with which its first and last may share a character.
+_CONTEXT = 3
 
 
 class Found(NamedTuple):
-    """One example: 0 or its quantile group, document, first position, place of the peak, tokens and activations."""
+    """One example: 0 or its quantile group, document, first position, place of the peak, tokens and activations.
+
+    ``before`` and ``after`` are up to three tokens on either side, which may share characters with its own.
+    """
 
     group: int
     doc: int
@@ -23,6 +28,8 @@ class Found(NamedTuple):
     peak: int
     tokens: np.ndarray
     values: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
 
 
 class ExampleChoice:
@@ -65,9 +72,10 @@ class Examples:
         self._feature, self._window, self._group, self._side = feature, windows, group, window
         self._by_window = np.argsort(windows, kind="stable")
         self._next = 0
-        self._tokens = np.zeros((len(feature), span), np.int32)
+        self._tokens = np.zeros((len(feature), span + 2 * _CONTEXT), np.int32)
         self._values = np.zeros((len(feature), span), np.float32)
-        self._meta = np.zeros((len(feature), 4), np.int32)  # doc, pos of the first token, peak, length
+        # doc, pos of the first token, peak, length; tokens kept in front and behind
+        self._meta = np.zeros((len(feature), 6), np.int32)
 
     def add(self, firings: Firings) -> None:
         """Take what lies in this chunk; chunks come in the order of their windows."""
@@ -87,10 +95,12 @@ class Examples:
             top = int(rows[values.argmax()])
             first, last_row = max(start, top - self._side), min(end, top + self._side + 1)
             length = last_row - first
-            self._tokens[place, :length] = chunk.token[first:last_row]
+            before, after = min(_CONTEXT, first - start), min(_CONTEXT, end - last_row)
+            around = chunk.token[first - before : last_row + after]
+            self._tokens[place, : len(around)] = around
             inside = (rows >= first) & (rows < last_row)
             self._values[place, rows[inside] - first] = values[inside]
-            self._meta[place] = chunk.doc[first], chunk.pos[first], top - first, length
+            self._meta[place] = chunk.doc[first], chunk.pos[first], top - first, length, before, after
 
     def of(self, feature: int) -> Iterator[Found]:
         """A feature's examples, the strongest first and then by quantile."""
@@ -99,6 +109,8 @@ class Examples:
             np.searchsorted(self._feature, feature, side="right"),
         )
         for place in range(int(low), int(high)):
-            doc, pos, peak, length = self._meta[place].tolist()
-            tokens, values = self._tokens[place, :length], self._values[place, :length]
-            yield Found(int(self._group[place]), doc, pos, peak, tokens, values)
+            doc, pos, peak, length, before, after = self._meta[place].tolist()
+            ends = np.cumsum((before, length, after))
+            front, tokens, behind = np.split(self._tokens[place, : ends[-1]], ends[:-1])
+            values = self._values[place, :length]
+            yield Found(int(self._group[place]), doc, pos, peak, tokens, values, front, behind)

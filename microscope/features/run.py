@@ -241,7 +241,9 @@ class FeatureRun:
             pos=found.pos,
             peak=found.peak,
             max=float(found.values[found.peak]),
-            texts=[self._text(t) for t in found.tokens.tolist()],
+            texts=self._text.each(
+                found.tokens.tolist(), before=found.before.tolist(), after=found.after.tolist()
+            ),
             values=[round(v, 4) for v in found.values.tolist()],
             group=found.group,
         )

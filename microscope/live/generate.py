@@ -127,7 +127,7 @@ class Generation:
         temperature: 0 takes the likeliest token.
         left: tokens still to be said.
         limit: longest sequence the model takes.
-        decode: token ids to text.
+        decode: token ids to the text they are so far, whole characters only.
         special: whether a token is special.
         ends: tokens that end a column.
         plan: fingerprint of what the patched column follows.
@@ -209,7 +209,5 @@ class Generation:
             self.over.add(name)
             return Piece(token, "", probability)
         text, said = self.decode(column.tokens), self.texts.get(name, "")
-        if text.endswith("�"):  # inside a character of several tokens
-            return Piece(token, "", probability)
         self.texts[name] = text
         return Piece(token, text[len(said) :], probability)

@@ -102,7 +102,7 @@ class ResidentModel:
         return min(self.loaded.max_context, self._runner.max_context or self.loaded.max_context)
 
     def token_text(self, token: int) -> str:
-        """A token as text."""
+        """A token alone, as text."""
         return self.loaded.texts(token)
 
     # --- autoencoders ---------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ class ResidentModel:
             temperature=temperature,
             left=max_tokens,
             limit=self.max_context,
-            decode=self.loaded.texts.joined,
+            decode=self.loaded.texts.so_far,
             special=self._special.__contains__,
             ends=frozenset(token for token in ends if token is not None),
         )
@@ -494,7 +494,7 @@ class ResidentModel:
     def _view(self, baseline: PromptRun) -> PromptView:
         ids = baseline.tokens.tolist()
         sink = self._sinks(baseline)
-        texts = tuple(map(self.token_text, ids))
+        texts = tuple(self.loaded.texts.each(ids))
         return PromptView(tuple(ids), texts, tuple(baseline.special.tolist()), tuple(sink.tolist()))
 
 

@@ -212,7 +212,7 @@ def test_a_probe_finds_the_latent_that_tells():
 
 def test_properties_of_text():
     texts = [" The", " 42", ",", '"', " big", '"', "\n"]
-    columns = text_properties([np.arange(7), np.arange(2)], lambda t: texts[t])
+    columns = text_properties([np.arange(7), np.arange(2)], lambda ids: [texts[t] for t in ids])
     assert columns["the token is capitalised"].tolist() == [1, 0, 0, 0, 0, 0, 0, 1, 0]
     assert columns["the token is a number"].tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 1]
     assert columns["the token before is punctuation"].tolist() == [-1, 0, 0, 1, 1, 0, 1, -1, 0]

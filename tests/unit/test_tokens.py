@@ -112,15 +112,84 @@ def test_special_tokens_read_as_their_names(tokenizer: PreTrainedTokenizerFast) 
     assert [texts(i) for i in (0, 1, 2)] == SPECIAL
 
 
-def test_bytes_of_a_character_are_marked_and_whole_ones_read() -> None:
-    spiece, bpe = sentencepiece(), byte_level()
+WRITTEN = (
+    "東京は日本の首都です。",
+    "Привет, мир!",
+    "the senate 🦖🌍 the house",
+    "नमस्ते दुनिया",
+    "café naïve \u00a0 the",
+    "👩\u200d👩\u200d👧 é é",
+    "a genuine \ufffd sign",
+)
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+@pytest.mark.parametrize("maker", [byte_level, sentencepiece])
+def test_characters_of_several_tokens_read_whole(maker, text) -> None:
+    """Token by token the text comes out; each character stands on the token with its last byte."""
+    tokenizer = maker()
+    texts = TokenTexts(tokenizer)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    read = texts.each(ids)
+    assert len(ids) == len(read) > len(text.split())
+    assert "".join(read).removeprefix(" ") == text
+    for place, share in enumerate(read):
+        assert "".join(read[: place + 1]) == texts.so_far(ids[: place + 1])
+        assert "\ufffd" not in share or "\ufffd" in text
+    for first in range(len(ids)):
+        for last in range(first + 1, min(first + 6, len(ids) + 1)):
+            cut = texts.each(ids[first:last], before=ids[:first], after=ids[last:])
+            assert cut == read[first:last]
+            assert (
+                texts.each(ids[first:last], before=ids[max(0, first - 3) : first], after=ids[last:][:3])
+                == cut
+            )
+
+
+@pytest.mark.parametrize("maker", [byte_level, sentencepiece])
+def test_running_text_only_grows_and_never_shows_half_a_character(maker) -> None:
+    tokenizer = maker()
+    texts = TokenTexts(tokenizer)
+    ids = tokenizer("東the🦖é", add_special_tokens=False)["input_ids"]
+    ids = [*ids[:2], *ids[3:], *ids[1:3], *ids[:1]]  # characters that lose a byte, and strays
+    said = ""
+    for length in range(len(ids) + 1):
+        text = texts.so_far(ids[:length])
+        assert text.startswith(said)
+        assert "\ufffd" not in text
+        said = text
+    assert "the" in said
+    assert "🦖é" in said
+    assert "<0x" in said
+
+
+@pytest.mark.parametrize(("maker", "name"), [(byte_level, "æ"), (sentencepiece, "<0xE6>")])
+def test_bytes_alone_are_named(maker, name) -> None:
+    tokenizer = maker()
+    assert TokenTexts(tokenizer)(tokenizer.get_vocab()[name]) == "<0xE6>"
+
+
+def test_bytes_beside_whole_characters_are_named_in_their_place() -> None:
+    """Merged tokens hold the end of one character, whole ones, and the beginning of the next."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(["本é a", "語é a", "は日é a", "日 æ a"] * 9 + ["x é"] * 9, trainer)
+    texts = TokenTexts(_wrapped(tokenizer))
+    for text in ("本é a語é a", "x éは日é a", " 日 æ a"):
+        ids = tokenizer.encode(text).ids
+        assert "".join(texts.each(ids)) == text
+    lonely = [texts(i) for i in range(tokenizer.get_vocab_size())]
+    assert not any("\ufffd" in text for text in lonely)
+    mixed = [text for text in lonely if "<0x" in text and len(text) % 6]
+    assert mixed, "no token of both kinds was made"
+
+
+def test_a_line_break_of_the_byte_fallback_is_one() -> None:
+    spiece = sentencepiece()
     assert TokenTexts(spiece)(spiece.get_vocab()["<0x0A>"]) == "\n"
-    assert TokenTexts(spiece)(spiece.get_vocab()["<0xE2>"]) == "�"
-    texts = TokenTexts(bpe)
-    ids = bpe("é", add_special_tokens=False)["input_ids"]
-    assert len(ids) == 2
-    assert [texts(i) for i in ids] == ["�", "�"]
-    assert texts.joined(ids) == "é"
 
 
 def test_an_id_without_a_token_reads_as_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
