@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from microscope.activations import Chunk
 from microscope.features.codes import Firings
 from microscope.features.statistics import KeptWindows, spread_over_quantiles
 
@@ -88,6 +90,7 @@ class Examples:
         wanted = self._feature[mine].astype(np.int64) << 40 | self._window[mine]
         lows, highs = np.searchsorted(key, wanted), np.searchsorted(key, wanted, side="right")
         ends = np.append(chunk.starts[1:], len(chunk.doc))
+        text_ends = _text_ends(chunk)
         for place, low, high in zip(mine.tolist(), lows.tolist(), highs.tolist(), strict=True):
             number = int(self._window[place]) - firings.first_window
             start, end = int(chunk.starts[number]), int(ends[number])
@@ -95,7 +98,8 @@ class Examples:
             top = int(rows[values.argmax()])
             first, last_row = max(start, top - self._side), min(end, top + self._side + 1)
             length = last_row - first
-            before, after = min(_CONTEXT, first - start), min(_CONTEXT, end - last_row)
+            before = min(_CONTEXT, first - text_ends[bisect.bisect_right(text_ends, first) - 1])
+            after = min(_CONTEXT, text_ends[bisect.bisect_left(text_ends, last_row)] - last_row)
             around = chunk.token[first - before : last_row + after]
             self._tokens[place, : len(around)] = around
             inside = (rows >= first) & (rows < last_row)
@@ -114,3 +118,9 @@ class Examples:
             front, tokens, behind = np.split(self._tokens[place, : ends[-1]], ends[:-1])
             values = self._values[place, :length]
             yield Found(int(self._group[place]), doc, pos, peak, tokens, values, front, behind)
+
+
+def _text_ends(chunk: Chunk) -> list[int]:
+    """The rows at which a text that runs on without a gap, over windows perhaps, begins or ends; ascending."""
+    gaps = (np.diff(chunk.doc) != 0) | (np.diff(chunk.pos) != 1)
+    return [0, *(np.flatnonzero(gaps) + 1).tolist(), len(chunk.doc)]

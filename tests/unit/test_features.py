@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from microscope.activations import Recording
+from microscope.activations import Recording, record
 from microscope.errors import MicroscopeError
 from microscope.features import FeatureAnalyzer, FeatureDetails, analyse
 from microscope.features.codes import CodeReader
 from microscope.features.statistics import KeptWindows, TokenStatistics, spread_over_quantiles
 from microscope.models import runner_for
-from microscope.params import AnalyseParams
+from microscope.params import AnalyseParams, TraceParams, TrainParams
+from microscope.training import train
 
 
 @pytest.fixture(scope="module")
@@ -401,3 +402,58 @@ def test_runner_offers_what_the_logit_lens_needs(tiny):
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
     torch.testing.assert_close(logits, runner.head(x), rtol=1e-5, atol=1e-5)
     assert runner.final_gain.shape == (runner.d_model,)
+
+
+def test_examples_in_scripts_of_several_tokens_per_character_are_readable(llama, tmp_path):
+    """With a token per byte, what is shown of a text is a stretch of it, wherever windows are cut."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    model, text = tmp_path / "model", "東京は日本の首都です。Привет, мир! 🦖🌍 "
+    llama.model.save_pretrained(model)
+    pieces = ["<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary = {piece: number for number, piece in enumerate(pieces[:256])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(model)
+    (tmp_path / "texts").mkdir()
+    written = [f"{i} {text * 3}" for i in range(20)]
+    for number, document in enumerate(written):
+        (tmp_path / "texts" / f"{number}.txt").write_text(document, encoding="utf-8")
+    recording, sae = tmp_path / "recording", tmp_path / "sae"
+    record(
+        TraceParams(
+            model=str(model),
+            out=str(recording),
+            layers=(1,),
+            text=(str(tmp_path / "texts"),),
+            tokens=4000,
+            context_length=32,
+            held_out=0.3,
+            dtype="float32",
+            device="cpu",
+        )
+    )
+    train(
+        TrainParams(
+            activations=str(recording),
+            out=str(sae),
+            layer=1,
+            width=64,
+            k=6,
+            tokens=4000,
+            batch_size=200,
+            device="cpu",
+        )
+    )
+    _, details = analyse(AnalyseParams(sae_path=str(sae), activations=str(recording), device="cpu"))
+    shown = ["".join(e.texts) for d in details for e in (*d.examples, *d.quantile_examples)]
+    assert len(shown) > 200
+    whole = sum(any(part in document for document in written) for part in shown)
+    # only where the file happens to be cut into chunks, and at the ends of what was recorded, a byte stands alone
+    assert whole > 0.95 * len(shown)
+    assert not any("\ufffd" in part for part in shown)
+    names = {t.text for d in details for t in (*d.top_tokens, *d.promoted, *d.suppressed)}
+    assert "<0xE3>" in names
+    assert not any("\ufffd" in name for name in names)
