@@ -10,6 +10,7 @@ import numpy as np
 
 from microscope.activations.corpus import Document, moved
 from microscope.activations.manifest import BOS, SPECIAL, Split
+from microscope.models.tokens import check_tokens
 
 
 class TokenisedDocument(NamedTuple):
@@ -36,6 +37,11 @@ class Tokeniser:
     [CLS] and [SEP]), given as ``wrapping``. With ``per_document``
     at most that many tokens of a document are used, as windows spread evenly over it. A text that
     brings the wrapping itself, as some corpora do, is not wrapped twice.
+    at most that many tokens of a document are used, as windows spread evenly over it. ``vocabulary`` is how
+    many tokens the model knows.
+
+    Raises:
+        MicroscopeError: ``no_such_token`` when a text has a token that the model does not know.
     """
 
     def __init__(
@@ -45,7 +51,9 @@ class Tokeniser:
         length: int,
         wrapping: tuple[Sequence[int], Sequence[int]],
         per_document: int | None,
+        vocabulary: int,
     ) -> None:
+        self._vocabulary = vocabulary
         self._tokenizer, self._length, self._per_document = tokenizer, length, per_document
         self._before, self._after = (list(part) for part in wrapping)
         self._special = np.array(sorted(tokenizer.all_special_ids), dtype=np.int32)
@@ -58,6 +66,7 @@ class Tokeniser:
                 ids = ids[len(self._before) :]
             if self._after and ids[-len(self._after) :] == self._after:
                 ids = ids[: -len(self._after)]
+            check_tokens(ids, self._vocabulary, self._tokenizer, _beginning(document.text))
             starts = list(range(0, len(ids), body))
             if self._per_document and len(ids) > self._per_document:
                 keep = max(1, self._per_document // body)
@@ -74,6 +83,11 @@ class Tokeniser:
         if self._before:
             flags[0] |= BOS
         return flags
+
+
+def _beginning(text: str) -> str:
+    shown = " ".join(text[:200].split())[:40]
+    return f"The document that begins “{shown}”"
 
 
 def mixed(

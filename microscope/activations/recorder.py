@@ -143,6 +143,7 @@ class _Recording:
             length=params.context_length,
             wrapping=loaded.wrapping,
             per_document=params.tokens_per_document,
+            vocabulary=loaded.vocab_size,
         )
         self._told: set[str] = set()
         # Half the memory is for rows waiting to be written, the rest for what is on its way there.

@@ -59,7 +59,7 @@ def filter_on_model(loaded: LoadedModel, site: str, text: str = PROBE_TEXT) -> T
     """
     place = Site.parse(site)
     check_site(place, loaded.n_layers)
-    ids = loaded.tokenizer(text, verbose=False)["input_ids"][: loaded.max_context]
+    ids = loaded.encode(text)[: loaded.max_context]
     special = special_tokens(loaded, ids)
     if special.all():
         return TokenFilter()

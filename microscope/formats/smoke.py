@@ -78,7 +78,7 @@ def smoke_test_on_model(sae: SparseAutoencoder, loaded: LoadedModel, text: str =
     for site in sites:
         check_site(site, loaded.n_layers)
     token_filter = settle_on_model(sae, loaded)
-    ids = loaded.tokenizer(text, verbose=False)["input_ids"][: loaded.max_context]
+    ids = loaded.encode(text)[: loaded.max_context]
     tokens = torch.tensor([ids])
     with SiteReader(loaded, sites) as reader:
         caught = reader.read(tokens, torch.ones_like(tokens, dtype=torch.bool))

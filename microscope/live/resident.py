@@ -185,9 +185,9 @@ class ResidentModel:
         """Tokenise a prompt, run it unpatched and keep the result under the session's name.
 
         Raises:
-            MicroscopeError: ``empty_prompt``, ``prompt_too_long`` or ``session_too_big``.
+            MicroscopeError: ``empty_prompt``, ``no_such_token``, ``prompt_too_long`` or ``session_too_big``.
         """
-        ids: list[int] = self.loaded.tokenizer(prompt, verbose=False)["input_ids"]
+        ids = self.loaded.encode(prompt, "The prompt")
         if not ids:
             raise MicroscopeError("empty_prompt", "The prompt has no tokens.", "Type some text.")
         if len(ids) > self.max_context:

@@ -114,7 +114,7 @@ def _whole_logits(params: InspectParams, progress: Progress) -> tuple[Tensor | N
 
 @torch.inference_mode()
 def _logits(loaded: LoadedModel) -> Tensor:
-    ids = loaded.tokenizer(TEXT, verbose=False)["input_ids"][: loaded.max_context]
+    ids = loaded.encode(TEXT)[: loaded.max_context]
     tokens = torch.tensor([ids], device=loaded.device)
     logits: Tensor = loaded.model(tokens).logits
     return logits[0].float().cpu()

@@ -32,7 +32,8 @@ class Family:
     the actual modules); the projections are their output matrices. ``between`` holds the residual
     stream between attention and MLP, None where there is none (parallel blocks). ``causal`` is False
     for encoders, which see both ways and predict no next token. ``eager`` families need the plain
-    attention code, because the fused one leaves out their soft caps.
+    attention code, because the fused one leaves out their soft caps. ``layer_kinds`` families read
+    ``layer_types`` from the configuration; the others pass over it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Family:
     mlp_projection: str
     causal: bool = True
     eager: bool = False
+    layer_kinds: bool = False
 
     def tap(self, site: Site) -> Tap:
         """The module and side that hold a site's activation."""
@@ -89,7 +91,7 @@ _BERT_PATHS: dict[str, Any] = {
 
 FAMILIES: tuple[Family, ...] = (
     Family(name="llama", model_types=("llama", "mistral"), **_LLAMA_PATHS),
-    Family(name="qwen", model_types=("qwen2", "qwen3"), **_LLAMA_PATHS),
+    Family(name="qwen", model_types=("qwen2", "qwen3"), layer_kinds=True, **_LLAMA_PATHS),
     Family(
         name="gpt2",
         model_types=("gpt2",),
@@ -110,6 +112,7 @@ FAMILIES: tuple[Family, ...] = (
         mlp="post_feedforward_layernorm",
         mlp_projection="mlp.down_proj",
         eager=True,
+        layer_kinds=True,
     ),
     Family(
         name="gpt_neox",
@@ -126,6 +129,11 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+def supported_types() -> tuple[str, ...]:
+    """Every ``model_type`` that is supported, in alphabetical order."""
+    return tuple(sorted(kind for family in FAMILIES for kind in family.model_types))
+
+
 def family_of(model_type: str) -> Family:
     """The family of a configuration's ``model_type``.
 
@@ -135,11 +143,10 @@ def family_of(model_type: str) -> Family:
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
-    known = ", ".join(sorted(t for f in FAMILIES for t in f.model_types))
     raise MicroscopeError(
         "unsupported_family",
         f"Models of type '{model_type}' are not supported.",
-        f"Supported types: {known}.",
+        f"Supported types: {', '.join(supported_types())}.",
     )
 
 

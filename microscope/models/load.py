@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
-import os
-import re
-import socket
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub import constants
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    PretrainedConfig,
-)
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from microscope.errors import MicroscopeError
-from microscope.models import gguf_files, memory, placement, quantised
+from microscope.models import checkpoint, memory, placement, quantised
+from microscope.models.configuration import (
+    first_line,
+    is_offline,
+    is_pointer,
+    pointer_refused,
+    positions_of,
+    read_config,
+)
 from microscope.models.families import Family, family_of
 from microscope.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from microscope.models.precision import dtype_name, resolve_device, resolve_dtype
-from microscope.models.tokens import TokenTexts
+from microscope.models.tokens import TokenTexts, check_tokens
 from microscope.params import Site
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+)
+
+# Whatever transformers and tokenizers make of files they do not expect.
+_UNREADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(ArithmeticError, RuntimeError, SafetensorError),
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ class LoadedModel:
     @property
     def max_context(self) -> int:
         """Longest sequence, in tokens, that positions are defined for."""
-        return int(self.config.max_position_embeddings)
+        return positions_of(self.config, self.family)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -91,6 +102,16 @@ class LoadedModel:
     def parameters(self) -> int:
         return memory.count_parameters(auto_class(self.family), self.config)
 
+    def encode(self, text: str, where: str = "The text") -> list[int]:
+        """Token ids of a text with the special tokens the tokenizer wraps it in.
+
+        Raises:
+            MicroscopeError: ``no_such_token`` with the token's name: a tokenizer may know more than the model.
+        """
+        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
+        check_tokens(ids, self.vocab_size, self.tokenizer, where)
+        return ids
+
     @property
     def spread(self) -> bool:
         """Whether its blocks are on several devices."""
@@ -104,7 +125,7 @@ class LoadedModel:
     def wrapping(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Tokens the tokenizer itself puts before and after a text: a BOS token, or [CLS] and [SEP]."""
         plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        full = self.tokenizer("a")["input_ids"]
+        full = self.encode("a", "What the tokenizer puts around every text")
         start = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
         return tuple(full[:start]), tuple(full[start + len(plain) :])
 
@@ -140,8 +161,10 @@ def load_model(
     source, config = read_config(reference, revision)
     family = family_of(config.model_type)
     quantised.check_not_quantised_yet(reference, config)
-    offline = not Path(source).is_dir() and not _hub_reachable()
-    skeleton = memory.skeleton(auto_class(family), config)
+    folder = Path(source) if Path(source).is_dir() else None
+    stored = None if folder is None else _read_folder(folder, config, family, reference)
+    skeleton = _skeleton(config, family, reference)
+    names = None if stored is None else checkpoint.match_names(stored, skeleton, reference)
     memory.check_fits(skeleton, rounded or dtype_name(computing), where, everywhere=device == "balanced")
     options: dict[str, Any] = {"dtype": computing}
     if rounded:
@@ -150,25 +173,35 @@ def load_model(
         options["dtype"] = torch.float32
         options["quantization_config"] = quantised.loading_options(rounded, computing)
     options |= placement.loading_options(device, where, needed=rounded is not None)
+    place: dict[str, Any] = {"revision": revision, "local_files_only": is_offline(source)}
     try:
-        model = auto_class(family).from_pretrained(
-            source,
+        if stored is None:  # on the Hub: fetched only now that it is known to fit
+            stored = checkpoint.read_headers(_hub_files(source, place), reference)
+            checkpoint.check_blocks(stored, config, family, reference)
+            names = checkpoint.match_names(stored, skeleton, reference)
+        if names is None:
+            build, weights = auto_class(family), source
+            options |= place | {"use_safetensors": True}
+        else:  # only a class itself takes weights without a place
+            build, weights = type(skeleton), None
+            options["state_dict"] = stored.read(names)
+        model, info = build.from_pretrained(
+            weights,
+            config=config,
             attn_implementation="eager" if family.eager else None,
-            revision=revision,
             trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=offline,
+            output_loading_info=True,
             **options,
         )
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=False, local_files_only=offline
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **place)
+    except _UNREADABLE as error:
         raise MicroscopeError(
             "bad_model_file",
-            f"The files of {reference} cannot be loaded: {_first_line(error)}",
+            f"The files of {reference} cannot be loaded: {first_line(error)}",
             "Weights must be safetensors and complete; download or convert the model again.",
         ) from error
+    checkpoint.check_loaded(model, family, info, reference)
+    model.config.name_or_path = source
     model = model.eval().requires_grad_(False)
     if rounded:
         quantised.settle(model, computing)
@@ -186,47 +219,37 @@ def auto_class(family: Family) -> Any:
     return AutoModelForCausalLM if family.causal else AutoModelForMaskedLM
 
 
-def read_config(reference: str, revision: str | None = None) -> tuple[str, PretrainedConfig]:
-    """Where ``from_pretrained`` finds the model, and its configuration; reads no weights.
+def _read_folder(folder: Path, config: Any, family: Family, reference: str) -> checkpoint.Stored:
+    """Headers of a folder's weights, with as many blocks as the configuration asks for."""
+    for name in _TOKENIZER_FILES:
+        if (folder / name).is_file() and is_pointer(folder / name):
+            raise pointer_refused(name, reference)
+    stored = checkpoint.read_headers(checkpoint.weight_files(folder, reference), reference)
+    checkpoint.check_blocks(stored, config, family, reference)
+    return stored
 
-    Raises:
-        MicroscopeError: ``unknown_model``, ``bad_model_file`` or ``wrong_file_type``.
-    """
-    path = Path(reference).expanduser()
-    if path.is_file():
-        source = str(gguf_files.converted_folder(path))
-    elif path.is_dir():
-        if not (path / "config.json").is_file():
-            raise MicroscopeError(
-                "unknown_model",
-                f"The folder {reference} holds no model.",
-                "It must contain config.json and safetensors weights.",
-            )
-        source = str(path)
-    elif _HUB_ID.fullmatch(reference) and not reference.endswith(".gguf"):
-        source = reference
-    else:
-        raise MicroscopeError(
-            "unknown_model",
-            f"There is no model at '{reference}'.",
-            "Give a Hub id (owner/name), a folder, or a .gguf file.",
-        )
-    offline = not Path(source).is_dir() and not _hub_reachable()
+
+def _hub_files(source: str, place: dict[str, Any]) -> list[Path]:
+    """The weight files of a model on the Hub, fetched into its cache."""
+    whole: str | None = cached_file(
+        source, checkpoint.WEIGHTS, _raise_exceptions_for_missing_entries=False, **place
+    )
+    if whole is not None:
+        return [Path(whole)]
+    index = Path(str(cached_file(source, checkpoint.INDEX, **place)))
+    for name in checkpoint.shard_names(index, source):
+        cached_file(source, name, **place)
+    return checkpoint.weight_files(index.parent, source)
+
+
+def _skeleton(config: Any, family: Family, reference: str) -> Any:
     try:
-        config = AutoConfig.from_pretrained(
-            source, revision=revision, trust_remote_code=False, local_files_only=offline
-        )
-        return source, config
-    except (OSError, ValueError, KeyError) as error:
-        if source == reference and not path.exists():
-            raise MicroscopeError(
-                "unknown_model",
-                f"The model '{reference}' was not found"
-                + (", and the Hub cannot be reached." if offline else f": {_first_line(error)}"),
-                "Check the id and the network; private models need HF_TOKEN. A folder or .gguf file works offline.",
-            ) from error
+        return memory.skeleton(auto_class(family), config)
+    except Exception as error:  # sizes that do not go together, in the words of whoever noticed
         raise MicroscopeError(
-            "bad_model_file", f"The configuration of {reference} cannot be read: {_first_line(error)}"
+            "bad_model_file",
+            f"No model can be built from the configuration of {reference}: {first_line(error)}",
+            "Take the configuration that belongs to the weights.",
         ) from error
 
 
@@ -234,7 +257,7 @@ def inspect_model(reference: str, revision: str | None = None) -> dict[str, Any]
     """Facts about a model from its configuration alone: what a form shows before anything is loaded."""
     _, config = read_config(reference, revision)
     family = family_of(config.model_type)
-    model = memory.skeleton(auto_class(family), config)
+    model = _skeleton(config, family, reference)
     parameters = sum(p.numel() for p in model.parameters())
     return {
         "family": family.name,
@@ -242,7 +265,7 @@ def inspect_model(reference: str, revision: str | None = None) -> dict[str, Any]
         "n_layers": int(config.num_hidden_layers),
         "d_model": int(config.hidden_size),
         "vocab_size": int(config.vocab_size),
-        "max_context": int(config.max_position_embeddings),
+        "max_context": positions_of(config, family),
         "parameters": parameters,
         "bytes_needed": memory.bytes_needed_by_precision(model),
         "tied": is_tied(model),
@@ -261,21 +284,3 @@ def has_writer_bias(model: Any, family: Family) -> bool:
     paths = (family.attention_projection, family.mlp_projection)
     modules = [model.get_submodule(f"{family.blocks}.0.{path}") for path in paths]
     return any(getattr(module, "bias", None) is not None for module in modules)
-
-
-def _hub_reachable() -> bool:
-    """False when there is plainly no way to the Hub, so that a cached model loads at once and a typo fails at once."""
-    if os.environ.get("HF_HUB_OFFLINE") or any(
-        os.environ.get(n) for n in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")
-    ):
-        return not os.environ.get("HF_HUB_OFFLINE")
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT)
-    try:
-        socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from microscope.errors import MicroscopeError
 
 # A character takes at most this many bytes in UTF-8, and a token holds at least one.
 _LONGEST = 4
@@ -19,6 +21,22 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTES = _byte_alphabet()
+
+
+def check_tokens(ids: Iterable[int], vocabulary: int, tokenizer: Any, where: str) -> None:
+    """Whether a model whose embedding has ``vocabulary`` rows knows every token.
+
+    Raises:
+        MicroscopeError: ``no_such_token`` with the token's name.
+    """
+    highest = int(max(ids, default=0))
+    if highest >= vocabulary:
+        raise MicroscopeError(
+            "no_such_token",
+            f"{where} contains the token '{tokenizer.convert_ids_to_tokens(highest)}' (number {highest}), and "
+            f"the model's embedding has {vocabulary} rows: the tokenizer knows more tokens than the model.",
+            "Use the tokenizer the model was trained with, or text without this token.",
+        )
 
 
 class TokenTexts:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from microscope.models.runner.base import BlockRunner, KeyValue, Past, attend
@@ -31,7 +30,6 @@ class GPT2Runner(BlockRunner):
         self.n_layers, self.d_model = config.num_hidden_layers, config.hidden_size
         self._heads = config.num_attention_heads
         self._head_dim = self.d_model // self._heads
-        self._activation = ACT2FN[config.activation_function]
         self._tokens, self._positions = body.wte.weight, body.wpe.weight
         self._blocks, self._norm, self._head = body.h, body.ln_f, Product(model.lm_head.weight)
         self._layers = [
@@ -70,7 +68,7 @@ class GPT2Runner(BlockRunner):
         x = x + (written if patch is None else patch.written(patch.changed("attn.c_proj", z, written)))
         hidden = module.ln_2(x)
         inner = w.up(hidden)
-        inner = self._activation(inner if patch is None else patch.changed("mlp.c_fc", hidden, inner))
+        inner = module.mlp.act(inner if patch is None else patch.changed("mlp.c_fc", hidden, inner))
         written = w.down(inner)
         if patch is not None:
             written = patch.written(patch.changed("mlp.c_proj", inner, written))

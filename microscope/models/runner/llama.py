@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
-from microscope.errors import MicroscopeError
+from microscope.models.configuration import positions_of
+from microscope.models.families import family_of
 from microscope.models.runner.base import BlockRunner, KeyValue, Past, attend, attend_last
 from microscope.models.runner.patch import BlockPatch
 from microscope.models.runner.product import Product
 
-# These change the rotation with the length of the sequence, so a table for one length is wrong for another.
-_LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+# Model types that read a sliding window from their configuration; others pass over it.
+_WINDOWED = {"mistral", "qwen2", "qwen3"}
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 
@@ -29,6 +29,7 @@ class _Block(NamedTuple):
     out: Product
     mlp_norm: Tensor
     gate_up: Product
+    activation: Callable[[Tensor], Tensor]
     down: Product
 
     @property
@@ -50,13 +51,13 @@ class LlamaRunner(BlockRunner):
         self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._qkv_widths = tuple(n * self._head_dim for n in (self._heads, self._kv_heads, self._kv_heads))
         self._eps = config.rms_norm_eps
-        self._activation = ACT2FN[config.hidden_act]
         self._embedding: Tensor = model.model.embed_tokens.weight
         self._norm: Tensor = model.model.norm.weight
         self._head = Product(model.lm_head.weight)
         self._blocks = [_gather(layer) for layer in model.model.layers]
         self.max_context = full_attention_within(config)
-        check_rope(config)
+        # A longer table would be another one where the rotation depends on the length.
+        self._longest = positions_of(config, family_of(config.model_type))
         self._rotary = model.model.rotary_emb
         self._cos = self._sin = torch.empty(0)
 
@@ -115,7 +116,7 @@ class LlamaRunner(BlockRunner):
         if patch is not None:
             both = _added(patch, _GATE_UP, hidden, both, (both.shape[-1] // 2,) * 2)
         gate, up = both.chunk(2, -1)
-        inner = self._activation(gate) * up
+        inner = w.activation(gate) * up
         written = w.down(inner)
         if patch is not None:
             written = patch.written(patch.changed("mlp.down_proj", inner, written))
@@ -141,7 +142,8 @@ class LlamaRunner(BlockRunner):
         if self._cos.shape[0] < end:
             # Ordinary tensors, whoever asks first: they also serve runs that want gradients.
             with torch.inference_mode(False), torch.no_grad():
-                positions = torch.arange(max(256, 2 * end), device=x.device)[None]
+                length = max(end, min(max(256, 2 * end), self._longest))
+                positions = torch.arange(length, device=x.device)[None]
                 cos, sin = self._rotary(torch.empty(0, dtype=x.dtype, device=x.device), positions)
             self._cos, self._sin = cos[0], sin[0]
         half = self._head_dim // 2
@@ -149,22 +151,9 @@ class LlamaRunner(BlockRunner):
         return x * self._cos[start:end] + swapped * self._sin[start:end]
 
 
-def check_rope(config: Any) -> None:
-    """Whether a configuration's rotary positions are the same for every length of a sequence.
-
-    Raises:
-        MicroscopeError: ``unsupported_rope``.
-    """
-    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope_type in _LENGTH_DEPENDENT_ROPE:
-        raise MicroscopeError(
-            "unsupported_rope", f"Rotary positions of type '{rope_type}' are not supported live."
-        )
-
-
 def full_attention_within(config: Any) -> int | None:
     """Longest sequence on which a sliding window leaves attention full; None without a window."""
-    window = getattr(config, "sliding_window", None)
+    window = getattr(config, "sliding_window", None) if config.model_type in _WINDOWED else None
     return int(window) if window and getattr(config, "use_sliding_window", True) else None
 
 
@@ -190,6 +179,7 @@ def _gather(layer: Any) -> _Block:
         out=Product(attention.o_proj.weight, attention.o_proj.bias),
         mlp_norm=layer.post_attention_layernorm.weight,
         gate_up=_fuse(mlp.gate_proj, mlp.up_proj),
+        activation=mlp.act_fn,  # the module's own: some have weights
         down=Product(mlp.down_proj.weight, mlp.down_proj.bias),
     )
 

@@ -6,7 +6,7 @@ tables, and a stand-in for the cache that joins given keys and values with new o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from microscope.models.families import family_of
 from microscope.models.runner.base import BlockRunner, KeyValue, Past
-from microscope.models.runner.llama import check_rope, full_attention_within
+from microscope.models.runner.llama import full_attention_within
 from microscope.models.runner.patch import BlockPatch
 from microscope.models.runner.product import Product
 
@@ -53,9 +53,10 @@ class ModuleRunner(BlockRunner):
         self._model, self._body, self._blocks = model, body, blocks
         self._embedding, self._norm = embedding, norm
         self._head = model.get_output_embeddings()
-        self._kinds: list[str] = getattr(config, "layer_types", None) or ["full_attention"] * self.n_layers
-        self._window = getattr(config, "sliding_window", None)
-        self._softcap = getattr(config, "final_logit_softcapping", None)
+        # Families that read these from their configuration set them; others pass over what stands there.
+        self._kinds: Sequence[str] = ["full_attention"] * self.n_layers
+        self._window: int | None = None
+        self._softcap: float | None = None
         _install_taps(model, blocks)
         self._products = [
             _as_product(module)
@@ -178,7 +179,6 @@ class LlamaModuleRunner(ModuleRunner):
     """Llama, Mistral, Qwen2 and Qwen3 whose weights are rounded: every product is its module's own."""
 
     def __init__(self, model: Any) -> None:
-        check_rope(model.config)
         body = model.model
         super().__init__(model, body=body, blocks=body.layers, embedding=body.embed_tokens, norm=body.norm)
         self.max_context = full_attention_within(model.config)
@@ -190,6 +190,8 @@ class Gemma2Runner(ModuleRunner):
     def __init__(self, model: Any) -> None:
         body = model.model
         super().__init__(model, body=body, blocks=body.layers, embedding=body.embed_tokens, norm=body.norm)
+        self._kinds, self._window = model.config.layer_types, model.config.sliding_window
+        self._softcap = model.config.final_logit_softcapping
 
     @property
     def final_gain(self) -> Tensor:

@@ -28,7 +28,7 @@ def runner_for(loaded: LoadedModel) -> BlockRunner:
     """A runner over the weights of a loaded model.
 
     Raises:
-        MicroscopeError: ``unsupported_family``, ``unsupported_rope`` or ``model_is_spread``.
+        MicroscopeError: ``unsupported_family`` or ``model_is_spread``.
     """
     if loaded.spread:
         raise MicroscopeError(

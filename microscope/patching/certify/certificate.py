@@ -165,7 +165,7 @@ def certify(params: CertifyParams, progress: Progress = SILENT) -> Certificate:
 def _prompts(loaded: LoadedModel, triggers: Sequence[str]) -> list[TextWindow]:
     found = []
     for number, text in enumerate(triggers, 1):
-        ids = loaded.tokenizer(text, verbose=False)["input_ids"][: loaded.max_context]
+        ids = loaded.encode(text, f"Prompt {number}")[: loaded.max_context]
         if ids:
             # documents of their own, so that the bootstrap draws prompts
             found.append(TextWindow(np.array(ids, dtype=np.int64), -number, True))

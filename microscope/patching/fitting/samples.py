@@ -100,7 +100,13 @@ def _tokenised(split: Split, loaded: LoadedModel, text: Sequence[str], tokens: i
             "Give a recording with --activations or files with --text.",
         )
     length = min(_LENGTH, loaded.max_context)
-    cut = Tokeniser(loaded.tokenizer, length=length, wrapping=loaded.wrapping, per_document=None)
+    cut = Tokeniser(
+        loaded.tokenizer,
+        length=length,
+        wrapping=loaded.wrapping,
+        per_document=None,
+        vocabulary=loaded.vocab_size,
+    )
     found: list[TextWindow] = []
     seen = 0
     for number, document in enumerate(cut(open_corpus(text=text, held_out=0.1))):
