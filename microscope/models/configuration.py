@@ -149,9 +149,15 @@ def check_computed(config: Any, family: Family, reference: str) -> None:
     if family.name == "roberta" and config.pad_token_id is None:
         raise refuse("pad_token_id to null", "positions of RoBERTa are counted from it")
     kinds = getattr(config, "layer_types", None)
-    if kinds is not None and family.layer_kinds:
-        if len(kinds) != config.num_hidden_layers or not set(kinds) <= _LAYER_TYPES:
-            raise refuse("layer_types", f"{len(kinds)} kinds of attention ({', '.join(sorted(set(map(str, kinds))))[:80]}) where {config.num_hidden_layers} of {' or '.join(sorted(_LAYER_TYPES))} are understood")  # fmt: skip
+    if kinds is not None:
+        known = _LAYER_TYPES if family.layer_kinds else {"full_attention"}
+        if len(kinds) != config.num_hidden_layers or not set(kinds) <= known:
+            found = ", ".join(sorted(set(map(str, kinds))))[:80]
+            raise refuse(
+                "layer_types",
+                f"{len(kinds)} kinds of attention ({found}) where {config.num_hidden_layers} of "
+                f"{' or '.join(sorted(known))} are understood",
+            )
         if "sliding_attention" in kinds and not config.sliding_window:
             raise refuse("layer_types", "blocks with a sliding window, but no sliding_window")
     own = getattr(config, "architectures", None) or []

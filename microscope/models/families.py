@@ -33,7 +33,7 @@ class Family:
     stream between attention and MLP, None where there is none (parallel blocks). ``causal`` is False
     for encoders, which see both ways and predict no next token. ``eager`` families need the plain
     attention code, because the fused one leaves out their soft caps. ``layer_kinds`` families read
-    ``layer_types`` from the configuration; the others pass over it.
+    ``layer_types`` from the configuration, the others attend to everything.
     """
 
     name: str
