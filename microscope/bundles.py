@@ -21,6 +21,7 @@ from microscope.quarantine.archives import extract_zip
 from microscope.quarantine.content import read_head
 from microscope.quarantine.documents import check_json
 from microscope.quarantine.folders import check_file
+from microscope.staging import staged
 
 DOCUMENT, FILES = "bundle.json", "artifacts"
 _READ = 1 << 20
@@ -83,12 +84,12 @@ def write_archive(listing: Listing, target: Path, progress: Progress = SILENT) -
         MicroscopeError: ``bundle_changed`` when a file is not as listed.
     """
     document = msgspec.convert(listing.document, Document)
-    target.parent.mkdir(parents=True, exist_ok=True)
     total = sum(file.bytes for artifact in document.artifacts.values() for file in artifact.files)
-    done, count, part = 0, 0, target.with_name(f".{target.name}.part")
+    done = count = 0
     with (
+        staged(target.parent, last=(target.name,)) as work,
         progress.phase("packing", total, "bytes"),
-        zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+        zipfile.ZipFile(work / target.name, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
     ):
         archive.writestr(
             zipfile.ZipInfo(DOCUMENT, _LONG_AGO), msgspec.json.format(msgspec.json.encode(listing.document))
@@ -99,7 +100,6 @@ def write_archive(listing: Listing, target: Path, progress: Progress = SILENT) -
                 done, count = done + file.bytes, count + 1
                 progress.advance(done)
         progress.advance(done, final=True)
-    part.replace(target)
     return {"files": count, "bytes": done}
 
 
@@ -127,9 +127,9 @@ def unpack(params: UnpackParams, progress: Progress = SILENT) -> dict[str, Any]:
         MicroscopeError: ``bad_archive``, ``archive_too_large``, or what :func:`check_unpacked` raises.
     """
     out = Path(params.out)
-    out.mkdir(parents=True, exist_ok=True)
-    names = set(extract_zip(Path(params.path), out, max_bytes=params.max_bytes, progress=progress))
-    document = check_unpacked(out, names, BUNDLE_FORMAT, progress)
+    with staged(out, last=(DOCUMENT,)) as work:
+        names = set(extract_zip(Path(params.path), work, max_bytes=params.max_bytes, progress=progress))
+        document = check_unpacked(work, names, BUNDLE_FORMAT, progress)
     files = [file for artifact in document.artifacts.values() for file in artifact.files]
     return {"files": len(files), "bytes": sum(file.bytes for file in files)}
 

@@ -31,6 +31,7 @@ from microscope.params.files import ImportRecordingParams, PackRecordingParams
 from microscope.progress import SILENT, Progress
 from microscope.quarantine import check_file, check_safetensors, extract_zip
 from microscope.quarantine.corpora import take_over
+from microscope.staging import staged
 
 _ARTIFACT = "recording"
 _MAX_MANIFEST = 16 * 2**20
@@ -81,9 +82,9 @@ def import_recording(params: ImportRecordingParams, progress: Progress = SILENT)
         folder = _opened(Path(params.path), unpacked, params.max_bytes, progress)
         manifest = check_recording(folder, progress)
         _require_model(manifest, params, progress)
-        out.mkdir(parents=True, exist_ok=True)
-        for name in _files_of(manifest):
-            take_over(folder / name, out / name)
+        with staged(out, last=(MANIFEST,)) as work:
+            for name in _files_of(manifest):
+                take_over(folder / name, work / name)
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
     return summarise(manifest)

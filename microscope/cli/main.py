@@ -127,12 +127,15 @@ def evaluate(**values: Any) -> None:
     def work(params: EvaluateParams, progress: Progress) -> dict[str, Any]:
         from microscope.evaluation import evaluate as run
         from microscope.evaluation import html_report, summarise, write_reports
+        from microscope.staging import staged
 
         evaluation = run(params, progress)
         if params.out:
             write_reports(evaluation, Path(params.out))
         if params.report:
-            Path(params.report).write_text(html_report(evaluation), encoding="utf-8")
+            report = Path(params.report)
+            with staged(report.parent, last=()) as work:
+                (work / report.name).write_text(html_report(evaluation), encoding="utf-8")
         return summarise(evaluation)
 
     options, launch = _split(values)

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from microscope.cli.known import in_words
 from microscope.cli.options import given
+from microscope.cli.outputs import check_outputs
 from microscope.cli.reporting import BarProgress, EventProgress
 from microscope.errors import Cancelled, MicroscopeError
 from microscope.params import ExitCode, JobEvent, JobParams, decode_params
@@ -71,7 +72,9 @@ def run_job(
     else:
         progress = BarProgress() if speaks else Progress()
     try:
-        result = work(decode_params(params, _merge(config, given(options))), progress)
+        decoded = decode_params(params, _merge(config, given(options)))
+        check_outputs(decoded)
+        result = work(decoded, progress)
     except (Cancelled, KeyboardInterrupt):
         progress.log("Cancelled.", "warning")
         sys.exit(ExitCode.CANCELLED)

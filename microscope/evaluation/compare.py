@@ -17,6 +17,7 @@ from microscope.evaluation.svg import intervals
 from microscope.params import CompareParams, EvaluateParams, Site
 from microscope.progress import SILENT, Progress
 from microscope.sae import SaeConfig, TokenFilter, read_config
+from microscope.staging import staged
 
 Table = list[list[str]]
 
@@ -210,8 +211,12 @@ def _at(evaluation: Evaluation, path: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _write(comparison: Comparison, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write(comparison: Comparison, out: Path) -> None:
+    with staged(out, last=("comparison.json",)) as folder:
+        _write_into(comparison, folder)
+
+
+def _write_into(comparison: Comparison, folder: Path) -> None:
     for evaluation in comparison.evaluations:
         write_reports(evaluation, folder / evaluation.name)
     (folder / "comparison.json").write_bytes(msgspec.json.format(msgspec.json.encode(comparison), indent=1))

@@ -11,6 +11,7 @@ import msgspec
 from microscope.evaluation.reconstruction import Reconstruction
 from microscope.evaluation.run import Evaluation
 from microscope.evaluation.svg import bars, line
+from microscope.staging import staged
 
 Table = list[list[str]]
 
@@ -92,10 +93,10 @@ def usage_table(evaluation: Evaluation) -> Table:
 
 def write_reports(evaluation: Evaluation, folder: Path) -> None:
     """Write report.json, report.md and report.html into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(evaluation), indent=1))
-    (folder / "report.md").write_text(markdown_report(evaluation), encoding="utf-8")
-    (folder / "report.html").write_text(html_report(evaluation), encoding="utf-8")
+    with staged(folder, last=("report.json",)) as work:
+        (work / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(evaluation), indent=1))
+        (work / "report.md").write_text(markdown_report(evaluation), encoding="utf-8")
+        (work / "report.html").write_text(html_report(evaluation), encoding="utf-8")
 
 
 def markdown_report(evaluation: Evaluation) -> str:

@@ -36,6 +36,7 @@ from microscope.models import BlockRunner, LoadedModel, resolve_device, runner_f
 from microscope.params import AnalyseParams, Site
 from microscope.progress import SILENT, Progress
 from microscope.sae import SparseAutoencoder, load_sae
+from microscope.staging import staged
 
 # Chunks of text, of a few thousand tokens each, after which freed memory is given back.
 _TRIMMED_CHUNKS = 4
@@ -82,14 +83,18 @@ def analyse(params: AnalyseParams, progress: Progress = SILENT) -> tuple[Analysi
     if params.out is None:
         kept = list(details)
         analysis.dead = sum(d.dead for d in kept)
+        _time(analysis, started)
     else:
-        analysis.dead = write_details(Path(params.out), details, len(run.features), progress)
+        with staged(Path(params.out), last=(ANALYSIS,)) as work:
+            analysis.dead = write_details(work, details, len(run.features), progress)
+            _time(analysis, started)
+            (work / ANALYSIS).write_bytes(msgspec.json.format(msgspec.json.encode(analysis), indent=1))
+    return analysis, kept
+
+
+def _time(analysis: Analysis, started: float) -> None:
     analysis.seconds = time.monotonic() - started
     analysis.features_per_second = analysis.n_features / analysis.seconds
-    if params.out is not None:
-        text = msgspec.json.format(msgspec.json.encode(analysis), indent=1)
-        (Path(params.out) / ANALYSIS).write_bytes(text)
-    return analysis, kept
 
 
 class FeatureRun:

@@ -18,6 +18,10 @@ from microscope.params import ExportParams, ImportParams
 from microscope.progress import SILENT, Progress
 from microscope.quarantine import check_folder
 from microscope.sae import TokenFilter, load_sae, save_sae, summarise
+from microscope.staging import staged
+
+# What readers of the formats look for: an export without it is none.
+_READ_FIRST = ("cfg.json", "config.json")
 
 
 def import_sae(params: ImportParams, progress: Progress = SILENT) -> dict[str, Any]:
@@ -105,8 +109,10 @@ def export_sae(params: ExportParams, progress: Progress = SILENT) -> dict[str, A
                 "Dashboards are made from an analysis.",
                 "Run `microscope features --out` and give it with --analysis.",
             )
-        count = write_dashboards(sae, Path(params.analysis), Path(params.out), progress)
+        with staged(Path(params.out), last=()) as work:
+            count = write_dashboards(sae, Path(params.analysis), work, progress)
         return {"format": params.format, "out": params.out, "features": count}
-    write_sae(sae, params.out, format=params.format)
-    files = sorted(p.name for p in Path(params.out).iterdir())
+    with staged(Path(params.out), last=_READ_FIRST) as work:
+        write_sae(sae, work, format=params.format)
+        files = sorted(p.name for p in work.iterdir())
     return {"format": params.format, "out": params.out, "files": files}

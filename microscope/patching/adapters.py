@@ -8,7 +8,6 @@ paths as in the Hugging Face model. Orientation is that of a Linear, also for GP
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from microscope.errors import MicroscopeError
+from microscope.staging import staged
 
 ADAPTER_FILE = "adapter.safetensors"
 MAX_RANK = 1024
@@ -121,16 +121,14 @@ def check_factors(factors: Mapping[str, LowRank]) -> None:
 def save_adapter(adapter: LowRankAdapter, folder: str | Path) -> Path:
     """Write the canonical file into a folder; returns the folder."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for path, (a, b) in adapter.factors.items():
         tensors[path + _A] = a.detach().float().cpu().contiguous()
         tensors[path + _B] = b.detach().float().cpu().contiguous()
     metadata = {"format": _FORMAT, "version": "1", "model": adapter.model}
     metadata |= {f"about.{name}": text for name, text in adapter.about.items()}
-    temporary = folder / (ADAPTER_FILE + ".tmp")
-    save_file(tensors, temporary, metadata=metadata)
-    os.replace(temporary, folder / ADAPTER_FILE)
+    with staged(folder, last=(ADAPTER_FILE,)) as work:
+        save_file(tensors, work / ADAPTER_FILE, metadata=metadata)
     return folder
 
 

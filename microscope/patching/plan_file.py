@@ -52,8 +52,12 @@ def write_patch(patch: PatchFile, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(patch), indent=1))
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(patch), indent=1))
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def create_patch(params: PatchCreateParams) -> PatchFile:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from microscope.errors import MicroscopeError
 from microscope.params.files import ImportCorpusParams
 from microscope.progress import SILENT, Progress
+from microscope.staging import staged
 from microscope.texts import TextFile
 
 _TOLD_BYTES = 16 * 2**20
@@ -51,15 +52,14 @@ def import_corpus(params: ImportCorpusParams, progress: Progress = SILENT) -> di
     if not path.is_file():
         raise MicroscopeError("no_file", f"There is no file at '{path}'.", "Check the path.")
     found = check_corpus(path, path.name, params.text_field, progress)
-    out.mkdir(parents=True, exist_ok=True)
-    target = out / f"text{found.suffix}"
-    take_over(path, target)
-    return {"file": target.name, "bytes": target.stat().st_size, "documents": found.documents}
+    name = f"text{found.suffix}"
+    with staged(out, last=()) as work:
+        take_over(path, work / name)
+    return {"file": name, "bytes": (out / name).stat().st_size, "documents": found.documents}
 
 
 def take_over(source: Path, target: Path) -> None:
     """Give a file another place: a second name where the file system can, a copy elsewhere."""
-    target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from microscope.errors import MicroscopeError
 from microscope.sae.base import SparseAutoencoder
 from microscope.sae.config import SaeConfig
 from microscope.sae.registry import architecture
+from microscope.staging import staged
 
 WEIGHTS, CONFIG = "sae.safetensors", "sae.json"
 
@@ -23,12 +22,11 @@ WEIGHTS, CONFIG = "sae.safetensors", "sae.json"
 def save_sae(sae: SparseAutoencoder, folder: str | Path) -> Path:
     """Write an SAE; the configuration, written last, receives the content fingerprint."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    _replace(folder / WEIGHTS, lambda path: save_file(tensors, path))
-    sae.config.fingerprint = sae.content_fingerprint()
-    text = msgspec.json.format(msgspec.json.encode(sae.config), indent=1)
-    _replace(folder / CONFIG, lambda path: path.write_bytes(text))
+    with staged(folder, last=(CONFIG,)) as work:
+        save_file(tensors, work / WEIGHTS)
+        sae.config.fingerprint = sae.content_fingerprint()
+        (work / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(sae.config), indent=1))
     return folder
 
 
@@ -81,12 +79,6 @@ def _unreadable(path: str | Path, error: Exception) -> MicroscopeError:
     return MicroscopeError(
         "bad_sae", f"The SAE at '{path}' cannot be read: {error}", "The files may be truncated."
     )
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 def summarise(sae: SparseAutoencoder) -> dict[str, Any]:

@@ -32,12 +32,16 @@ class Checkpoints:
         path = self._folder / f"step-{step:09d}.safetensors"
         temporary = path.with_suffix(".tmp")
         metadata = {"identity": self._identity, "state": json.dumps({"step": step, **state})}
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=metadata
-        )
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        try:
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=metadata
+            )
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)  # on a full disk the room is needed
+            raise
         for old in self._files()[:-_KEEP]:
             old.unlink(missing_ok=True)
 

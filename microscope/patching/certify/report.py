@@ -9,6 +9,7 @@ import msgspec
 
 from microscope.patching.certify.certificate import Certificate
 from microscope.patching.certify.measure import Collateral, Mean, Parity
+from microscope.staging import staged
 
 JSON, HTML = "certificate.json", "certificate.html"
 Table = list[list[str]]
@@ -16,10 +17,9 @@ Table = list[list[str]]
 
 def write_certificate(certificate: Certificate, folder: str | Path) -> None:
     """Write ``certificate.json`` and ``certificate.html`` into a folder."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / JSON).write_bytes(msgspec.json.format(msgspec.json.encode(certificate), indent=1))
-    (folder / HTML).write_text(html_certificate(certificate), encoding="utf-8")
+    with staged(Path(folder), last=(JSON,)) as work:
+        (work / JSON).write_bytes(msgspec.json.format(msgspec.json.encode(certificate), indent=1))
+        (work / HTML).write_text(html_certificate(certificate), encoding="utf-8")
 
 
 def html_certificate(certificate: Certificate) -> str:

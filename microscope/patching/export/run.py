@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from microscope.patching.apply import Saes
 from microscope.patching.export.bundle import write_bundle
 from microscope.patching.export.gguf_files import write_control_vector, write_lora
 from microscope.patching.export.manifest import (
+    MANIFEST,
     ExportManifest,
     base_of,
     list_files,
@@ -27,10 +27,11 @@ from microscope.patching.export.manifest import (
 from microscope.patching.export.merged import write_merged
 from microscope.patching.export.peft import write_peft
 from microscope.patching.fitting import FitOptions, FitReport, fit, training_windows
-from microscope.patching.plan_file import load_parts, read_patch
+from microscope.patching.plan_file import PatchFile, load_parts, read_patch
 from microscope.patching.program import Adapters
 from microscope.patching.weights import WeightChange, exact_part
 from microscope.progress import SILENT, Progress
+from microscope.staging import PREFIX, staged
 
 FITTED = "fitted"
 
@@ -52,6 +53,8 @@ def export_patch(params: PatchExportParams, progress: Progress = SILENT) -> dict
         MicroscopeError: ``not_possible`` with the reason; ``no_text`` when a fit needs text and none was
             given; ``never_fires``; or what reading and loading raise.
     """
+    out = Path(params.out)
+    before = _earlier_export(out)
     patch = read_patch(params.patch)
     reference = params.model or patch.model
     if not reference:
@@ -63,9 +66,47 @@ def export_patch(params: PatchExportParams, progress: Progress = SILENT) -> dict
     judged = verdict(patch.plan, traits, params.target)
     if judged.grade == "not_possible":
         raise MicroscopeError("not_possible", judged.reason, judged.hint)
-    folder = Path(params.out)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    with staged(out, last=(MANIFEST,)) as folder:
+        manifest = _export(params, patch, loaded, saes, adapters, folder, progress)
+    for path in before - {entry.path for entry in manifest.files}:
+        (out / path).unlink(missing_ok=True)
+    plain: dict[str, Any] = msgspec.to_builtins(manifest)
+    return plain
+
+
+def _earlier_export(folder: Path) -> set[str]:
+    """The files of an export that is there already, which the new one replaces.
+
+    Raises:
+        MicroscopeError: ``output_not_empty`` when there is something else.
+    """
+    if not folder.is_dir() or all(path.name.startswith(PREFIX) for path in folder.iterdir()):
+        return set()
+    try:
+        listed = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=ExportManifest).files
+    except (OSError, msgspec.DecodeError) as error:
+        raise MicroscopeError(
+            "output_not_empty",
+            f"'{folder}' holds files that are no export.",
+            "Choose an empty or new folder for --out.",
+        ) from error
+    return {
+        entry.path for entry in listed if (folder / entry.path).resolve().is_relative_to(folder.resolve())
+    }
+
+
+def _export(
+    params: PatchExportParams,
+    patch: PatchFile,
+    loaded: LoadedModel,
+    saes: Saes,
+    adapters: Adapters,
+    folder: Path,
+    progress: Progress,
+) -> ExportManifest:
+    """Write all files of an export into a folder, the manifest last."""
+    traits = traits_of(loaded)
+    judged = verdict(patch.plan, traits, params.target)
     change, report = WeightChange(), None
     if params.target != "bundle":
         change, rest = exact_part(patch.plan, traits, params.target, saes, adapters)
@@ -75,7 +116,7 @@ def export_patch(params: PatchExportParams, progress: Progress = SILENT) -> dict
             about = {"fit": msgspec.json.encode(report).decode()}
             save_adapter(LowRankAdapter(fitted, loaded.fingerprint, about), folder / FITTED)
     progress.log(f"Writing {judged.title}")
-    name = params.base_name or reference
+    name = params.base_name or loaded.reference
     rank, untied = _write(folder, loaded, patch.plan, change, saes, adapters, params, name)
     manifest = ExportManifest(
         target=params.target,
@@ -97,8 +138,7 @@ def export_patch(params: PatchExportParams, progress: Progress = SILENT) -> dict
         versions=versions(),
     )
     write_manifest(manifest, folder)
-    plain: dict[str, Any] = msgspec.to_builtins(manifest)
-    return plain
+    return manifest
 
 
 def _fitted(
