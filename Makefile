@@ -11,7 +11,7 @@ MODULES   := frontend/node_modules/.installed
 BUILT     := frontend/dist/index.html
 SOURCES   := $(shell find frontend/src frontend/public frontend/index.html frontend/vite.config.ts -type f 2>/dev/null)
 
-.PHONY: help demo test test-fast lint format dev doctor bench peers frontend schema clean
+.PHONY: help demo test test-fast lint format dev doctor bench peers frontend schema upgrade clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -77,28 +77,27 @@ schema: $(INSTALLED) $(MODULES) ## Regenerate what is generated from code: schem
 	@$(BIN)/python -m microscope.cli.reference > docs/cli.md
 	@cd frontend && npm run --silent types
 
+upgrade: ## Take the newest versions of every Python dependency into the lock files, and run everything
+	@PYTHON=$(PYTHON) sh scripts/lock.sh --upgrade
+	@$(MAKE) --no-print-directory test
+
 clean: ## Remove what was installed and built; recordings and models in the data folder stay
 	rm -rf $(VENV) frontend/node_modules frontend/dist
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml scripts/install.sh locks/build.txt locks/workbench.txt locks/torch-cpu.txt locks/torch-gpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 …"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "Python cannot make virtual environments; on Debian: apt-get install python3-venv"; exit 1; }
 	@echo "Installing Python packages (a few minutes the first time) …"
-	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine,embedded,dev]'
+	@sh scripts/install.sh $(BIN)/python torch workbench
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv-peers/.installed: tests/formats/requirements.txt benchmarks/requirements.txt constraints.txt
+.venv-peers/.installed: scripts/install.sh locks/build.txt locks/peers.txt locks/peers-alone.txt
 	@echo "Installing the peer packages …"
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	@.venv-peers/bin/python -m pip install --quiet -c constraints.txt torch
-	@.venv-peers/bin/python -m pip install --quiet -c constraints.txt -r tests/formats/requirements.txt
-	@# not what SAEDashboard asks for beside itself: it wants older versions of what the others need, and does without
-	@.venv-peers/bin/python -m pip install --quiet --no-deps -r benchmarks/requirements.txt
-	@# a torchvision built for another torch breaks the imports of all of them, and none needs it
-	@.venv-peers/bin/python -m pip uninstall --quiet -y torchvision torchaudio 2> /dev/null || true
+	@sh scripts/install.sh .venv-peers/bin/python torch peers peers-alone
 	@touch $@
 
 $(MODULES): frontend/package.json frontend/package-lock.json

