@@ -12,6 +12,9 @@ from pathlib import Path
 
 from workbench.supervisor import Supervisor, free_port, wait_for_web
 
+# Who signs in first on a fresh data folder, and the project that `--model` fills.
+_ADMIN, _PROJECT = "admin", "Laboratory"
+
 
 def main() -> int:
     """Parse the command and run it."""
@@ -52,14 +55,16 @@ def _serve(data_dir: Path, port: int, *, development: bool, model: str | None, s
     try:
         supervisor.prepare()
         account = _first_account(supervisor)
-        if model or sae_dir:
-            _bring_along(supervisor, model, sae_dir)
         supervisor.start()
         wait_for_web(supervisor)
         if development and shutil.which("npm"):
             environment = os.environ | {"WORKBENCH_PORT": str(supervisor.port)}
             vite = subprocess.Popen(["npm", "run", "dev"], cwd="frontend", env=environment)
+        if supervisor.port != port:
+            print(f"Port {port} is taken; the portal uses {supervisor.port}.", flush=True)
         print(f"\nThe portal is at {supervisor.url}{account}\nStop it with Ctrl-C.", flush=True)
+        if model:
+            _bring_along(supervisor, model, sae_dir)
         supervisor.wait()
     except (RuntimeError, TimeoutError) as error:
         print(f"The portal did not start: {error}", file=sys.stderr)
@@ -74,18 +79,28 @@ def _serve(data_dir: Path, port: int, *, development: bool, model: str | None, s
 def _first_account(supervisor: Supervisor) -> str:
     """Make the administrator of a fresh data folder; says how to sign in the first time only."""
     password = secrets.token_urlsafe(9)
-    options = ["--username", "admin", "--email", "admin@example.org", "--staff"]
+    options = ["--username", _ADMIN, "--email", "admin@example.org", "--staff"]
     said = supervisor.manage("ensure_user", *options, extra={"WORKBENCH_PASSWORD": password})
-    return f" (sign in as admin / {password})" if "created" in said else ""
+    return f" (sign in as {_ADMIN} / {password})" if "created" in said else ""
 
 
-def _bring_along(supervisor: Supervisor, model: str | None, sae_dir: Path | None) -> None:
-    options = ["--username", "admin"]
-    if model:
-        options += ["--model", model]
-    if sae_dir:
-        options += ["--sae-dir", str(sae_dir.absolute())]
-    print(supervisor.manage("bring_along", *options), end="")
+def _bring_along(supervisor: Supervisor, model: str, sae_dir: Path | None) -> None:
+    """Put a model and SAEs into the administrator's project, by the command a person would type.
+
+    What fails is said there; the portal runs on.
+    """
+    supervisor.manage("ensure_project", "--owner", _ADMIN, "--name", _PROJECT)
+    scopes = ["--scopes", "write", "jobs", "artifacts", "admin"]
+    token = supervisor.manage(
+        "issue_token", "--username", _ADMIN, "--name", "microscope ui", "--minutes", "60", *scopes
+    ).strip()
+    command = [sys.executable, "-m", "microscope", "remote", "add-model", model, "--project", _PROJECT]
+    if sae_dir is not None:
+        command += ["--sae-dir", str(sae_dir)]
+    access = {"MICROSCOPE_URL": supervisor.url, "MICROSCOPE_TOKEN": token}
+    done = subprocess.run(command, env=supervisor.environment | access)
+    if done.returncode == 0:
+        print(f"Open the project {_PROJECT} at {supervisor.url}.", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Children die with this process, are restarted when they die before it, and write
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -58,6 +59,7 @@ class Supervisor:
     children: list[Child] = field(default_factory=list)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _held: IO[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -83,9 +85,24 @@ class Supervisor:
         }
 
     def prepare(self) -> None:
-        """Make the folders, bring the database up to date, and start the broker."""
-        for name in ("run", "logs", "models", "corpora"):
-            (self.data_dir / name).mkdir(parents=True, exist_ok=True)
+        """Make the folders, bring the database up to date, and start the broker.
+
+        Raises:
+            RuntimeError: the folder cannot be made, or another portal runs on it.
+        """
+        try:
+            for name in ("run", "logs", "models", "corpora"):
+                (self.data_dir / name).mkdir(parents=True, exist_ok=True)
+            self._held = (self.data_dir / "run" / "lock").open("wb")
+        except OSError as error:
+            raise RuntimeError(
+                f"The data folder {self.data_dir} cannot be used: {error.strerror}."
+            ) from error
+        try:
+            # the system lets go of it when this process ends, however it ends
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RuntimeError(f"Another portal runs on the data folder {self.data_dir}.") from error
         if "REDIS_URL" not in os.environ:
             self._add("valkey", _valkey_command(self._socket("valkey")))
         self.manage("migrate", "--no-input", "-v", "0")

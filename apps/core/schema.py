@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from drf_spectacular.extensions import (
     OpenApiAuthenticationExtension,
     OpenApiSerializerExtension,
@@ -16,6 +15,8 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiResponse
 from rest_framework import serializers
 from rest_framework.permissions import AllowAny
+
+from microscope.params.schema import schema_components
 
 _REF = "#/components/schemas/{name}"
 
@@ -99,7 +100,7 @@ def _identity(name: str) -> Any:
 
 def struct_schema(auto_schema: Any, struct: Any) -> dict[str, Any]:
     """The schema of a msgspec type, with the structs it is made of registered as components."""
-    (schema,), components = msgspec.json.schema_components([struct], ref_template=_REF)
+    (schema,), components = schema_components([struct], _REF)
     for name, body in components.items():
         component = ResolvedComponent(  # type: ignore[no-untyped-call]
             name=name, type=ResolvedComponent.SCHEMA, schema=body, object=_identity(name)
@@ -127,7 +128,7 @@ class StructSerializerExtension(OpenApiSerializerExtension):  # type: ignore[no-
     def map_serializer(self, auto_schema: Any, direction: Any) -> Any:
         """The struct's own schema; the structs it refers to become components."""
         struct_schema(auto_schema, self.target.struct)
-        _, components = msgspec.json.schema_components([self.target.struct], ref_template=_REF)
+        _, components = schema_components([self.target.struct], _REF)
         return components[self.target.struct.__name__]
 
     def get_name(self, auto_schema: Any, direction: Any) -> str | None:

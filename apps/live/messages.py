@@ -12,6 +12,7 @@ import msgspec
 
 from apps.jobs.summary import EventSummary, JobSummary
 from microscope.params import EditPlan
+from microscope.params.schema import schema_components
 from worker.protocol import (
     FeatureValues,
     GeneratedPiece,
@@ -302,7 +303,7 @@ def schema() -> dict[str, Any]:
         "JobsRequest": JobsRequest,
         "JobsAnswer": JobsAnswer,
     }
-    schemas, components = msgspec.json.schema_components(unions.values(), ref_template="#/$defs/{name}")
+    schemas, components = schema_components(unions.values(), "#/$defs/{name}")
     definitions = {**components, **dict(zip(unions, schemas, strict=True))}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

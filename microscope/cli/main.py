@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from microscope.cli.options import ManyCommand, job_options
 from microscope.cli.patch import patch
 from microscope.cli.remote_files import remote
 from microscope.cli.running import run_job, shared_options
+from microscope.cli.ui import ui
 from microscope.params import (
     AnalyseParams,
     CompareParams,
@@ -47,6 +47,7 @@ main.add_command(corpus)
 main.add_command(recording)
 main.add_command(bundle)
 main.add_command(remote)
+main.add_command(ui)
 
 _LAUNCH = ("config", "events", "cancel_file", "as_json")
 
@@ -225,22 +226,6 @@ def export(**values: Any) -> None:
 
     options, launch = _split(values)
     run_job(ExportParams, options, work, _show_facts, **launch)
-
-
-@main.command()
-@click.option("--model", help="Hub id, folder or GGUF file to load.")
-@click.option(
-    "--sae-dir", type=click.Path(exists=True, file_okay=False), help="Folder of SAEs to bring along."
-)
-@click.option("--port", default=8000, show_default=True, help="Port on 127.0.0.1.")
-@click.option("--data-dir", type=click.Path(), help="Where the portal keeps its data; default ./var.")
-def ui(model: str | None, sae_dir: str | None, port: int, data_dir: str | None) -> None:
-    """Start the whole portal on this machine."""
-    command = [sys.executable, "-m", "workbench.launch", "ui", "--port", str(port)]
-    for flag, value in (("--model", model), ("--sae-dir", sae_dir), ("--data-dir", data_dir)):
-        if value:
-            command += [flag, value]
-    os.execv(sys.executable, command)  # noqa: S606 (no shell is wanted)
 
 
 @main.command()

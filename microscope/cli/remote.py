@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ from microscope.cli.portal import Portal, command, on_portal, portal_options
 from microscope.cli.reporting import BarProgress
 from microscope.errors import MicroscopeError
 from microscope.params import AnalyseParams, EvaluateParams, TraceParams, TrainParams
+from microscope.remote.adding import add_model, add_saes
 from microscope.remote.client import NAMED, Workbench
 from microscope.remote.login import Login, login_file, store_login
 
@@ -102,6 +104,33 @@ def cancel(at: Portal, *, job: str) -> dict[str, Any]:
 def retry(at: Portal, *, job: str) -> dict[str, Any]:
     """Queue a failed or cancelled job again; work with checkpoints continues where it was."""
     return at.followed(at.lab.retry(job))
+
+
+@remote.command(name="add-model")
+@click.argument("reference")
+@click.option("--name", help="Of the model on the portal; by default the last part of its reference.")
+@click.option(
+    "--sae-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of SAEs of the model, in any known format, to import and attach.",
+)
+@on_portal(project=True)
+def add_model_and_saes(
+    at: Portal, *, reference: str, name: str | None, sae_dir: Path | None
+) -> dict[str, Any]:
+    """Add a model (Hub id, or folder or GGUF file on the portal's machine), load it, and bring SAEs along.
+
+    What is there already is left as it is.
+    """
+    saes: dict[str, Path] = {}
+    if sae_dir is not None:
+        from microscope.formats.registry import find_saes
+
+        saes = find_saes(sae_dir)
+    model = add_model(at.lab, project=at.project, reference=reference, name=name, progress=at.progress)
+    told = add_saes(at.lab, model=model, saes=saes, progress=at.progress)
+    lines = [f"{one['name']}: {one['state']}" + (f", {one['why']}" if "why" in one else "") for one in told]
+    return {"model": model["name"], "id": model["id"], "saes": {"SAE": lines}}
 
 
 # --- work ---------------------------------------------------------------------------------------------

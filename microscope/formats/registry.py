@@ -66,6 +66,23 @@ def locate(path: Path, *, format: str = "auto", subfolder: str | None = None) ->
     return found[0] if found else path
 
 
+def find_saes(path: Path) -> dict[str, Path]:
+    """Every SAE in a folder, by its place in it; a folder that is one is the only one, under its own name.
+
+    Raises:
+        MicroscopeError: ``no_sae``.
+    """
+    if _matching(path, "auto"):
+        return {path.resolve().name: path}
+    folders = sorted(folder for folder in path.rglob("*") if folder.is_dir() and _matching(folder, "auto"))
+    # what an SAE keeps beside it, such as checkpoints, is part of it
+    found = [folder for folder in folders if not any(parent in folders for parent in folder.parents)]
+    if not found:
+        known = ", ".join(f.title for f in FORMATS.values())
+        raise MicroscopeError("no_sae", f"There is no SAE in '{path}' in a known format.", f"Known: {known}.")
+    return {folder.relative_to(path).as_posix(): folder for folder in found}
+
+
 def _matching(folder: Path, format: str) -> bool:
     formats = FORMATS.values() if format == "auto" else [_named(format)]
     return any(known.matches(folder) for known in formats)

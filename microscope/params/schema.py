@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -77,7 +78,33 @@ def field_specs(params: type[JobParams]) -> Iterator[FieldSpec]:
 
 def json_schema(params: type[JobParams]) -> dict[str, Any]:
     """JSON Schema of a job's parameters."""
-    return msgspec.json.schema(params)
+    return _unindented(msgspec.json.schema(params))
+
+
+def schema_components(
+    structs: Iterable[Any], ref_template: str
+) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
+    """JSON Schemas of msgspec types and of the structs they are made of, the same whichever msgspec makes them.
+
+    Args:
+        structs: the types.
+        ref_template: a reference to a component, with ``{name}`` in it.
+    """
+    return _unindented(msgspec.json.schema_components(structs, ref_template=ref_template))
+
+
+def _unindented(schema: Any) -> Any:
+    """Descriptions without the indentation of the docstrings they come from, which only some msgspecs take away."""
+    if isinstance(schema, dict):
+        return {
+            key: inspect.cleandoc(value)
+            if key == "description" and isinstance(value, str)
+            else _unindented(value)
+            for key, value in schema.items()
+        }
+    if isinstance(schema, list | tuple):
+        return type(schema)(_unindented(value) for value in schema)
+    return schema
 
 
 def decode_params(params: type[P], data: Mapping[str, Any] | bytes) -> P:

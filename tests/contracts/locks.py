@@ -10,8 +10,17 @@ from packaging.utils import canonicalize_name
 FOLDER = Path(__file__).parents[2] / "locks"
 # Of every Python and machine the lock files are for, what their markers ask.
 MACHINES = [
-    {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": system, "platform_system": name}
-    | {"platform_machine": machine, "implementation_name": "cpython", "platform_python_implementation": "CPython"}
+    {
+        "python_version": python,
+        "python_full_version": f"{python}.9",
+        "sys_platform": system,
+        "platform_system": name,
+    }
+    | {
+        "platform_machine": machine,
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }
     for python in ("3.11", "3.12", "3.13")
     for system, name, machine in (
         ("linux", "Linux", "x86_64"),

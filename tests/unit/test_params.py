@@ -26,6 +26,7 @@ from microscope.params import (
     plan_fingerprint,
     validate_plan,
 )
+from microscope.params.schema import schema_components
 
 
 def edit(**changes: object) -> Edit:
@@ -198,3 +199,20 @@ def test_a_plan_has_a_limit():
 def test_trace_needs_a_layer():
     with pytest.raises(MicroscopeError, match="layers"):
         decode_params(TraceParams, {"model": "m", "out": "o", "layers": []})
+
+
+def test_schemas_do_not_show_the_indentation_of_docstrings() -> None:
+    class Told(msgspec.Struct):
+        """One line.
+
+        Another, indented in the code:
+            and one further in.
+        """
+
+        description: str = ""
+
+    (_,), found = schema_components([Told], "#/{name}")
+    assert found["Told"]["description"] == (
+        "One line.\n\nAnother, indented in the code:\n    and one further in."
+    )
+    assert found["Told"]["properties"]["description"] == {"type": "string", "default": ""}

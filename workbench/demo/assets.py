@@ -56,7 +56,9 @@ def _unpack(package: str, suffix: str, take: Callable[[list[Path]], None]) -> No
 
 def _locked(package: str) -> str:
     """What the lock file says of a package: its version and hashes."""
-    found = re.search(rf"^{package}==.*?(?=^[^\s#]|\Z)", _LOCK.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    found = re.search(
+        rf"^{package}==.*?(?=^[^\s#]|\Z)", _LOCK.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     if found is None:
         raise RuntimeError(f"{_LOCK.name} does not list {package}: run `sh scripts/lock.sh`.")
     return found[0]

@@ -37,32 +37,32 @@ export interface components {
          * Edit
          * @description One change, at one residual site or in what modules write.
          *
-         *         =================  ==============================  ===============================================
-         *         kind               effect                          strength
-         *         =================  ==============================  ===============================================
-         *         ablate             x − f·d                         unused
-         *         scale              x + (α−1)·f·d                   α; 1 is a bit-exact no-op
-         *         clamp_firing       x + (c−f)·d where f > 0         c = strength × unit_value
-         *         clamp_all          x + (c−f)·d                     c = strength × unit_value
-         *         add                x + c·d̂                         c = strength × unit_value; 0 is a no-op
-         *         project            x + (λ−1)(d̂·x)·d̂                λ; 1 is a bit-exact no-op, 0 removes d̂
-         *         splice             SAE(x); sinks pass through      unused
-         *         ablate_everywhere  y − (d̂·y)·d̂ for the embedding   unused
-         *                            and all y that blocks add
-         *         lora               W·x + s·B(A·x) in modules       s; 0 is a bit-exact no-op
-         *         =================  ==============================  ===============================================
+         *     =================  ==============================  ===============================================
+         *     kind               effect                          strength
+         *     =================  ==============================  ===============================================
+         *     ablate             x − f·d                         unused
+         *     scale              x + (α−1)·f·d                   α; 1 is a bit-exact no-op
+         *     clamp_firing       x + (c−f)·d where f > 0         c = strength × unit_value
+         *     clamp_all          x + (c−f)·d                     c = strength × unit_value
+         *     add                x + c·d̂                         c = strength × unit_value; 0 is a no-op
+         *     project            x + (λ−1)(d̂·x)·d̂                λ; 1 is a bit-exact no-op, 0 removes d̂
+         *     splice             SAE(x); sinks pass through      unused
+         *     ablate_everywhere  y − (d̂·y)·d̂ for the embedding   unused
+         *                        and all y that blocks add
+         *     lora               W·x + s·B(A·x) in modules       s; 0 is a bit-exact no-op
+         *     =================  ==============================  ===============================================
          *
-         *         All kinds but ``splice`` and ``lora`` name a ``feature``; its SAE reads ``site``. ``splice`` names an
-         *         ``sae``. ``lora`` names an ``adapter`` by content fingerprint and optionally some of its ``modules``
-         *         (paths in the Hugging Face model); none means all. Adapters are never merged into weights.
+         *     All kinds but ``splice`` and ``lora`` name a ``feature``; its SAE reads ``site``. ``splice`` names an
+         *     ``sae``. ``lora`` names an ``adapter`` by content fingerprint and optionally some of its ``modules``
+         *     (paths in the Hugging Face model); none means all. Adapters are never merged into weights.
          *
-         *         The last two kinds stand for changed weights, so they act on every token, sinks included, and take
-         *         no other positions. Several ``ablate_everywhere`` remove the span of their directions.
+         *     The last two kinds stand for changed weights, so they act on every token, sinks included, and take
+         *     no other positions. Several ``ablate_everywhere`` remove the span of their directions.
          *
-         *         ``unit`` says what ``strength`` counts for ``add`` and the clamps: raw length (or activation), the
-         *         feature's own 99.9th percentile of activation, or the median norm of the residual stream;
-         *         ``unit_value`` is that quantity in raw units, so that a plan means the same wherever it is applied.
-         *         For the other kinds strength is a ratio.
+         *     ``unit`` says what ``strength`` counts for ``add`` and the clamps: raw length (or activation), the
+         *     feature's own 99.9th percentile of activation, or the median norm of the residual stream;
+         *     ``unit_value`` is that quantity in raw units, so that a plan means the same wherever it is applied.
+         *     For the other kinds strength is a ratio.
          */
         Edit: {
             /** @default  */
@@ -102,7 +102,7 @@ export interface components {
          * EditPlan
          * @description Everything that is changed in one forward pass. Edits at one site all read the unpatched stream.
          *
-         *         Version 2 added edits that name no feature; plans of version 1 mean what they meant.
+         *     Version 2 added edits that name no feature; plans of version 1 mean what they meant.
          */
         EditPlan: {
             /** @default [] */
@@ -183,8 +183,8 @@ export interface components {
          * Generate
          * @description Continue the prompt, unpatched and under a plan. An ``apply`` changes the plan from the next token on.
          *
-         *         ``run`` is repeated in every answer; a new one replaces the one before. A temperature of 0 takes the
-         *         likeliest token; equal seeds give equal texts.
+         *     ``run`` is repeated in every answer; a new one replaces the one before. A temperature of 0 takes the
+         *     likeliest token; equal seeds give equal texts.
          */
         Generate: {
             /** @default 64 */
@@ -235,8 +235,8 @@ export interface components {
          * JobChanged
          * @description A job as it is now.
          *
-         *         Durable changes raise ``job.seq`` by one: after a gap, subscribe again. A ``transient`` one is
-         *         progress in between and repeats the number; missing it does no harm.
+         *     Durable changes raise ``job.seq`` by one: after a gap, subscribe again. A ``transient`` one is
+         *     progress in between and repeats the number; missing it does no harm.
          */
         JobChanged: {
             job: components["schemas"]["JobSummary"];
@@ -270,10 +270,10 @@ export interface components {
          * JobSummary
          * @description A job. ``seq`` grows by one with every durable change: a gap means a message was missed.
          *
-         *         ``queue_position`` counts from 1 for queued jobs and is 0 for all others. ``starts_in_seconds`` and
-         *         ``lasts_seconds`` are guesses for jobs that have not started, from how long earlier ones took; null
-         *         where there are none. A ``waiting`` job waits for the job ``after``. ``stalled`` says that the
-         *         worker of an unfinished job has not been heard of for longer than its lease.
+         *     ``queue_position`` counts from 1 for queued jobs and is 0 for all others. ``starts_in_seconds`` and
+         *     ``lasts_seconds`` are guesses for jobs that have not started, from how long earlier ones took; null
+         *     where there are none. A ``waiting`` job waits for the job ``after``. ``stalled`` says that the
+         *     worker of an unfinished job has not been heard of for longer than its lease.
          */
         JobSummary: {
             after: string | null;
@@ -394,9 +394,9 @@ export interface components {
          * Positions
          * @description Where in the sequence an edit acts.
          *
-         *         ``all`` positions, those ``from`` a first one on, a ``set``, or only those that are ``generated``
-         *         (behind the prompt). Special tokens and attention sinks are left alone unless ``include_sinks`` is
-         *         set: their norms are a hundred times larger and features do not mean there what they mean elsewhere.
+         *     ``all`` positions, those ``from`` a first one on, a ``set``, or only those that are ``generated``
+         *     (behind the prompt). Special tokens and attention sinks are left alone unless ``include_sinks`` is
+         *     set: their norms are a hundred times larger and features do not mean there what they mean elsewhere.
          */
         Positions: {
             /** @default false */
@@ -460,8 +460,8 @@ export interface components {
          * Receipt
          * @description Proof of what was applied, so that a silent no-op cannot look like a result.
          *
-         *         ``baseline`` is a hash of the unpatched logits, ``reused`` says how the answer was made:
-         *         ``"cache"`` (this very state was seen before), ``"baseline"`` (nothing changed) or ``"computed"``.
+         *     ``baseline`` is a hash of the unpatched logits, ``reused`` says how the answer was made:
+         *     ``"cache"`` (this very state was seen before), ``"baseline"`` (nothing changed) or ``"computed"``.
          */
         Receipt: {
             baseline: string;
@@ -475,8 +475,8 @@ export interface components {
          * ResidentState
          * @description Whether the model can be asked, and what to do when not. Sent at once and whenever it changes.
          *
-         *         ``state`` is one of starting, ready, failed, stopped, lost. After ``lost`` and ``ready`` the portal
-         *         opens the session again by itself and applies the last plan.
+         *     ``state`` is one of starting, ready, failed, stopped, lost. After ``lost`` and ``ready`` the portal
+         *     opens the session again by itself and applies the last plan.
          */
         ResidentState: {
             /** @default  */
@@ -497,7 +497,7 @@ export interface components {
          * Result
          * @description Next-token distribution under the plan of ``rev``, base beside patched, with its receipt.
          *
-         *         ``server_ms`` is the time between the frame's arrival and this answer.
+         *     ``server_ms`` is the time between the frame's arrival and this answer.
          */
         Result: {
             entropy_base: number;
