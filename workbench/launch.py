@@ -66,6 +66,8 @@ def _serve(data_dir: Path, port: int, *, development: bool, model: str | None, s
         if model:
             _bring_along(supervisor, model, sae_dir)
         supervisor.wait()
+    except KeyboardInterrupt:
+        return 0
     except (RuntimeError, TimeoutError) as error:
         print(f"The portal did not start: {error}", file=sys.stderr)
         return 1
