@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -12,6 +12,7 @@ from microscope.cli.portal import Portal, command, on_portal, portal_options
 from microscope.cli.reporting import BarProgress
 from microscope.errors import MicroscopeError
 from microscope.params import AnalyseParams, EvaluateParams, TraceParams, TrainParams
+from microscope.params.precisions import Dtype
 from microscope.remote.adding import add_model, add_saes
 from microscope.remote.client import NAMED, Workbench
 from microscope.remote.login import Login, login_file, store_login
@@ -109,6 +110,14 @@ def retry(at: Portal, *, job: str) -> dict[str, Any]:
 @remote.command(name="add-model")
 @click.argument("reference")
 @click.option("--name", help="Of the model on the portal; by default the last part of its reference.")
+@click.option("--revision", default="", help="Branch, tag or commit of a model of the Hub.")
+@click.option(
+    "--dtype",
+    type=click.Choice(get_args(Dtype)),
+    default="auto",
+    show_default=True,
+    help="Precision of the weights.",
+)
 @click.option(
     "--sae-dir",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -127,7 +136,7 @@ def add_model_and_saes(
         from microscope.formats.registry import find_saes
 
         saes = find_saes(sae_dir)
-    model = add_model(at.lab, project=at.project, reference=reference, name=name, progress=at.progress)
+    model = add_model(at.lab, project=at.project, reference=reference, progress=at.progress, **options)
     told = add_saes(at.lab, model=model, saes=saes, progress=at.progress)
     lines = [f"{one['name']}: {one['state']}" + (f", {one['why']}" if "why" in one else "") for one in told]
     return {"model": model["name"], "id": model["id"], "saes": {"SAE": lines}}

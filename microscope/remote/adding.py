@@ -42,9 +42,20 @@ def source_of(reference: str) -> tuple[str, str]:
 
 
 def add_model(
-    lab: Workbench, *, project: str, reference: str, name: str | None, progress: Progress
+    lab: Workbench,
+    *,
+    project: str,
+    reference: str,
+    progress: Progress,
+    name: str | None = None,
+    revision: str | None = "",
+    dtype: str | None = "auto",
 ) -> dict[str, Any]:
-    """Add a model to a project unless it is there, and load it.
+    """Add a model to a project unless it is there in that revision and precision, and load it.
+
+    Args:
+        reference: what :func:`source_of` understands.
+        name: by default the last part of the reference.
 
     Returns:
         the model as the portal describes it, loaded.
@@ -53,10 +64,11 @@ def add_model(
         MicroscopeError: what the portal refuses, why the model could not be read or loaded, ``load_timeout``.
     """
     source, place = source_of(reference)
+    wanted = {"source": source, "reference": place, "revision": revision or "", "dtype": dtype or "auto"}
     known = (row for row in lab.connection.pages("models", project=project) if row["state"] != "failed")
-    model = next((row for row in known if (row["source"], row["reference"]) == (source, place)), None)
+    model = next((row for row in known if wanted.items() <= row.items()), None)
     if model is None:
-        body = {"project": project, "name": name or _name_of(place), "source": source, "reference": place}
+        body = {"project": project, "name": name or _name_of(place), **wanted}
         made = lab.connection.post("models", body)
         model, job = made["model"], made["job"]["id"]
     else:

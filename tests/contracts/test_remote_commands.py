@@ -15,6 +15,7 @@ from microscope.cli.remote_files import remote
 API = json.loads((Path(__file__).parents[2] / "apps/api/openapi.json").read_text(encoding="utf-8"))
 
 COMMANDS = {
+    "add-model": ("/api/v1/models", None),
     "trace": ("/api/v1/recordings", "trace"),
     "train": ("/api/v1/saes", "train"),
     "eval": ("/api/v1/saes/{id}/evaluate", "evaluate"),
@@ -31,8 +32,10 @@ COMMANDS = {
 }
 # What a field of the API is called where a person writes it: a mixture is corpora and their weights.
 SPELT = {"mixture": "weights", "uploads": "path"}
+# What the one argument of a command says at once: a path or an id of the Hub.
+SAID = {"source", "reference"}
 # What is about the command itself.
-OWN = {"project", "detach", "as_json", "out", "load_in_8bit", "load_in_4bit"}
+OWN = {"sae_dir", "project", "detach", "as_json", "out", "load_in_8bit", "load_in_4bit"}
 
 
 def body(path: str) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def test_a_command_has_what_its_route_takes(name: str) -> None:
         for option in remote.commands[name].params
         if not isinstance(option, click.Argument) or option.name == "path"
     } - OWN
-    fields = {SPELT.get(field, field) for field in body(path)} - {"params", "project"}
+    fields = {SPELT.get(field, field) for field in body(path)} - {"params", "project"} - SAID
     chosen = {spec.name for spec in get_kind(kind).fields} if kind else set()
     assert offered == fields | chosen
 
