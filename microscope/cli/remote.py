@@ -125,7 +125,7 @@ def retry(at: Portal, *, job: str) -> dict[str, Any]:
 )
 @on_portal(project=True)
 def add_model_and_saes(
-    at: Portal, *, reference: str, name: str | None, sae_dir: Path | None
+    at: Portal, *, reference: str, sae_dir: Path | None, **options: str | None
 ) -> dict[str, Any]:
     """Add a model (Hub id, or folder or GGUF file on the portal's machine), load it, and bring SAEs along.
 
