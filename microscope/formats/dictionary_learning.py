@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from microscope.errors import MicroscopeError
-from microscope.formats.base import Format, Hints, read_pickled_weights, read_settings, write_json
+from microscope.formats.base import (
+    Format,
+    Hints,
+    public_name,
+    read_pickled_weights,
+    read_settings,
+    write_json,
+)
 from microscope.formats.building import build, check_sizes
 from microscope.formats.filters import filter_entry, stated_filter
 from microscope.formats.folding import log_thresholds, thresholds, without_scale
@@ -213,7 +220,7 @@ def write(sae: SparseAutoencoder, folder: Path) -> None:
         "activation_dim": c.d_in,
         "dict_size": c.n_latents,
         "layer": site.layer,
-        "lm_name": c.model.get("reference", ""),
+        "lm_name": public_name(str(c.model.get("reference") or "")),
         "submodule_name": f"{site.kind}_layer_{site.layer}",
     }
     if "k" in tensors:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from microscope.errors import MicroscopeError
-from microscope.formats.base import Format, Hints, read_settings, read_weights, write_json
+from microscope.formats.base import Format, Hints, public_name, read_settings, read_weights, write_json
 from microscope.formats.building import build, check_sizes
 from microscope.formats.filters import filter_entry
 from microscope.formats.folding import (
@@ -37,8 +37,9 @@ from microscope.formats.saelens_config import (
 )
 from microscope.formats.settings import assumed_entry
 from microscope.formats.weights import Weights
+from microscope.models import FAMILIES
 from microscope.params import Site
-from microscope.sae import SparseAutoencoder
+from microscope.sae import SaeConfig, SparseAutoencoder
 from microscope.sae.batchtopk import BatchTopKSae
 from microscope.sae.gated import GatedSae
 from microscope.sae.groupmax import GroupMaxSae
@@ -253,18 +254,33 @@ def _transcoder_name(kind: str, *, skip: bool) -> str:
 
 
 def _metadata(sae: SparseAutoencoder) -> dict[str, Any]:
+    """What is known about the model and the text; its users' programs ask for these keys."""
     c = sae.config
     out = {
-        "model_name": c.model.get("reference", ""),
+        "model_name": public_name(str(c.model.get("reference") or "")),
         "hook_name": Site.parse(c.site).transformer_lens_name,
+        "hf_hook_name": _module(c, c.site),
         "sae_lens_version": "6.0.0",
+        "context_size": c.training.get("context_length"),
+        "prepend_bos": c.training.get("prepends_bos"),
         "exclude_special_tokens": c.token_filter.exclude_special,
         **filter_entry(c.token_filter),
         **assumed_entry(c.assumed),
     }
     if c.site_out:
         out["hook_name_out"] = Site.parse(c.site_out).transformer_lens_name
-    return out
+        out["hf_hook_name_out"] = _module(c, c.site_out)
+    return {key: value for key, value in out.items() if value is not None}
+
+
+def _module(config: SaeConfig, site: str) -> str | None:
+    """The site as a module path of ``transformers``, where the model's family is known."""
+    family = next((f for f in FAMILIES if f.name == config.model.get("family")), None)
+    try:
+        tap = family.tap(Site.parse(site)) if family else None
+    except MicroscopeError:
+        return None
+    return None if tap is None else tap.path if tap.side == "output" else f"{tap.path}.input"
 
 
 def _matches(folder: Path) -> bool:

@@ -20,6 +20,8 @@ from microscope.sae.loss import LossContext, StepLoss, auxiliary_loss
 _ENCODER_INIT = 1 / math.sqrt(3)
 # OpenAI's and SAELens's layer norm divide by (spread + this) and multiply by the spread
 _LAYER_NORM_EPS = 1e-5
+# Scaling to a constant norm adds nothing to it; a row of zeros stays one
+_SMALLEST = torch.finfo(torch.float32).tiny
 
 
 class Codes(NamedTuple):
@@ -83,7 +85,8 @@ class SparseAutoencoder(nn.Module):
         centre, spread = self._row_norm(x)
         u = x.float() if centre is None else x.float() - centre
         if spread is not None:
-            u = u / (spread + _LAYER_NORM_EPS)
+            layer_norm = self.config.input_norm == "layer_norm"
+            u = u / (spread + _LAYER_NORM_EPS if layer_norm else spread.clamp_min(_SMALLEST))
         return u * self.config.scale
 
     def output_gain(self, x: Tensor) -> Tensor:

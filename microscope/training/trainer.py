@@ -268,6 +268,8 @@ class _Run:
                 "distinct_tokens": self.rows.rows_per_epoch,
                 "seconds": round(self.seconds, 1),
                 "held_out_fvu": fvu,
+                "context_length": self.recording.manifest.context_length,
+                "prepends_bos": bool(self.recording.manifest.wrapping[0]),
                 "versions": versions,
             }
             self._tell(member.key, fvu)

@@ -277,3 +277,61 @@ def test_transcoder_directions_are_in_the_units_of_their_output():
     torch.testing.assert_close(sae.decoder_direction(3), sae.W_dec[3].detach() / 1.3)
     x = rows(5, 10).float()
     assert sae(x).shape == (5, 7)
+
+
+def groupmax(k: int = 6) -> SparseAutoencoder:
+    sae = make("groupmax").float()
+    sae.config.k = k
+    return sae
+
+
+@torch.no_grad()
+def test_groupmax_follows_its_definition():
+    """The largest of each of k groups of neighbours, rectified; one feature alone is what encoding finds."""
+    sae, x = groupmax(), rows(40, 10).float()
+    pre = (0.7 * x - sae.b_dec) @ sae.W_enc.T + sae.b_enc
+    f = torch.zeros_like(pre)
+    for row in range(len(x)):
+        for group in range(6):
+            part = pre[row, 8 * group : 8 * group + 8]
+            f[row, 8 * group + int(part.argmax())] = max(0.0, float(part.max()))
+    codes = sae.encode(x)
+    torch.testing.assert_close(torch.zeros_like(f).scatter_add_(1, codes.indices, codes.values), f)
+    torch.testing.assert_close(sae(x), (f @ sae.W_dec + sae.b_dec) / 0.7, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.stack([sae.feature(x, i) for i in range(48)], 1), f, rtol=1e-5, atol=1e-6
+    )
+    assert 0.05 < (f > 0).float().mean() <= 6 / 48
+    many = rows(1500, 10).float()
+    assert torch.equal(sae.encode(many).indices, torch.cat([sae.encode(p).indices for p in many.split(500)]))
+
+
+def test_groupmax_loses_what_dense_autograd_loses():
+    ours, oracle, u = make("groupmax"), make("groupmax"), rows(25, 10)
+    pre = (u - oracle.b_dec) @ oracle.W_enc.T + oracle.b_enc
+    groups = pre.unflatten(1, (4, 12))
+    mask = torch.zeros_like(groups).scatter_(2, groups.argmax(2, keepdim=True), 1.0).flatten(1)
+    error = (pre.relu() * mask) @ oracle.W_dec + oracle.b_dec - u
+    expected = error.square().sum() / (u - u.mean(0)).square().sum()
+    found = ours.loss(u, u, LossContext(progress=0.5)).loss
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    found.backward()
+    expected.backward()
+    for (name, a), b in zip(ours.named_parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-8, atol=1e-11, msg=name)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "constant_norm"])
+@torch.no_grad()
+def test_a_transcoder_does_not_undo_the_norm_of_its_input(norm):
+    """What it writes is another activation; its skip path reads the rows as they are."""
+    sae, x = make("standard", d_out=7, skip=True).float(), rows(20, 10).float()
+    sae.config.input_norm = norm
+    if norm == "layer_norm":
+        normed = (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5)
+    else:
+        normed = x * (10**0.5 / x.norm(dim=1, keepdim=True))
+    f = ((0.7 * normed) @ sae.W_enc.T + sae.b_enc).relu()
+    expected = (f @ sae.W_dec + sae.b_dec + (0.7 * x) @ sae.W_skip.T) / 1.3
+    torch.testing.assert_close(sae(x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sae.output_gain(x), torch.full((20, 1), 1 / 1.3))

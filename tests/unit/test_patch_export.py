@@ -27,7 +27,13 @@ FAMILIES = ("llama", "llama-bias", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma2
 
 def make_sae(arch: str = "topk", *, layer: int = 2, seed: int = 1, **rest: object):
     config = SaeConfig(
-        architecture=arch, d_in=32, n_latents=64, k=6, site=f"resid_post.{layer}", scale=0.8, **rest
+        architecture=arch,
+        d_in=32,
+        n_latents=64,
+        k=8 if arch == "groupmax" else 6,  # groups of equal size
+        site=f"resid_post.{layer}",
+        scale=0.8,
+        **rest,
     )  # type: ignore[arg-type]
     sae = architecture(arch)(config).requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -232,6 +238,7 @@ BUNDLE_EDITS = {
 
 BUNDLES = [("topk", kind) for kind in BUNDLE_EDITS]
 BUNDLES += [("batchtopk", "splice"), ("jumprelu", "scale"), ("gated", "scale"), ("standard", "clamp_firing")]
+BUNDLES += [("groupmax", "splice"), ("groupmax", "clamp_firing")]
 USE_BUNDLES = """
 import sys, torch
 sys.modules["microscope"] = None

@@ -90,7 +90,7 @@ def _describe(edit: Edit, sae: SparseAutoencoder, name: str, tensors: dict[str, 
     tensors[described["W"]] = sae.W_enc[rows]
     tensors[described["b"]] = sae.encoder_bias()[rows]
     if _needs_all(sae):
-        described |= {"gate": "topk", "k": sae.config.k}
+        described |= {"gate": sae.architecture, "k": sae.config.k}
     else:
         described |= {"gate": "threshold", "gate_rows": f"{prefix}.gate"}
         tensors[described["gate_rows"]] = threshold_form(sae)[:, rows]

@@ -140,7 +140,11 @@ class Patch:
 
     def _pre(self, sae: Kwargs, x: torch.Tensor) -> torch.Tensor:
         centre, spread = self._norm(sae, x)
-        u = (x - centre) / (spread + 1e-5 if sae["input_norm"] != "none" else 1.0) * sae["scale"]
+        if sae["input_norm"] == "layer_norm":
+            spread = spread + 1e-5
+        elif sae["input_norm"] == "constant_norm":
+            spread = spread.clamp_min(torch.finfo(torch.float32).tiny)
+        u = (x - centre) / spread * sae["scale"]
         return u @ self.t[sae["W"]].T + self.t[sae["b"]]
 
     def _codes(self, sae: Kwargs, x: torch.Tensor) -> torch.Tensor:
@@ -148,6 +152,10 @@ class Patch:
         if sae["gate"] == "topk":
             best = pre.topk(sae["k"], dim=-1)
             return torch.zeros_like(pre).scatter(-1, best.indices, best.values.relu())
+        if sae["gate"] == "groupmax":
+            groups = pre.unflatten(-1, (sae["k"], -1))
+            best = groups.max(-1, keepdim=True)
+            return torch.zeros_like(groups).scatter(-1, best.indices, best.values.relu()).flatten(-2)
         m, c, cut = self.t[sae["gate_rows"]]
         return torch.where(pre > cut, m * pre + c, 0.0).relu()
 
