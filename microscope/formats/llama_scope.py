@@ -58,6 +58,7 @@ def read(folder: Path, hints: Hints) -> SparseAutoencoder:
     transcoder = hints.site_out is not None or bool(point_out and point_out != point_in)
     site_out = hints.need_site_out(_site(point_out), folder.name, said=point_out) if transcoder else None
     by_norm = settings.flag("sparsity_include_decoder_norm")
+    pre_bias = _pre_bias(settings, transcoder=transcoder, equal=scale == scale_out, biased=biased)
     settings.finish(_DESCRIPTIVE)
     weights.finish()
     sae = build(
@@ -71,7 +72,7 @@ def read(folder: Path, hints: Hints) -> SparseAutoencoder:
         site_out=site_out,
         scale=scale,
         scale_out=scale_out,
-        **_pre_bias(settings, transcoder=transcoder, equal=scale == scale_out, biased=biased),
+        **pre_bias,
     )
     if by_norm:
         # gating compares pre·‖W_dec‖ with the threshold
