@@ -21,8 +21,13 @@ from transformers import AutoConfig, PretrainedConfig
 from microscope.errors import MicroscopeError
 from microscope.models import gguf_files
 from microscope.models.families import Family, family_of
+from microscope.quarantine.documents import parse_json
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_SETTINGS = (
+    *("config.json", "generation_config.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
 _CONFIG_LIMIT = 16 * 2**20
 _POINTER = b"version https://git-lfs"
 # Sizes under any of their names, and the largest that is believed; far above every published model.
@@ -224,6 +229,11 @@ def _check_file(folder: Path, reference: str) -> None:
         raise _unreadable(reference, f"config.json has more than {_CONFIG_LIMIT // 2**20} MB")
     if is_pointer(file):
         raise pointer_refused("config.json", reference)
+    for name in _SETTINGS:
+        settings = folder / name
+        if settings.is_file() and settings.stat().st_size <= _CONFIG_LIMIT:
+            # Libraries take for granted that these are objects, and descend into them without end.
+            parse_json(settings.read_bytes(), f"{name} of {reference}", code="bad_model_file", strict=False)
 
 
 def pointer_refused(name: str, reference: str) -> MicroscopeError:

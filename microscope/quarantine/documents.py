@@ -17,8 +17,8 @@ _MAX_VALUES = (
 _MAX_ROW_GROUP = 8 * 2**30
 
 
-def parse_json(raw: bytes, name: str, *, code: str = "bad_json") -> dict[str, Any]:
-    """A JSON object without duplicate keys, not nested beyond reason.
+def parse_json(raw: bytes, name: str, *, code: str = "bad_json", strict: bool = True) -> dict[str, Any]:
+    """A JSON object, not nested beyond reason; where it is strict, without duplicate keys, NaN and infinities.
 
     Raises:
         MicroscopeError: of the given code.
@@ -26,11 +26,13 @@ def parse_json(raw: bytes, name: str, *, code: str = "bad_json") -> dict[str, An
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
-        if len(found) != len(items):
+        if strict and len(found) != len(items):
             raise ValueError("a key occurs twice")
         return found
 
     def constant(text: str) -> Any:
+        if not strict:
+            return float(text)
         raise ValueError(f"{text} is no JSON")
 
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > _MAX_VALUES:
@@ -93,6 +95,8 @@ def check_parquet(path: Path, name: str) -> int:
                         "bad_corpus_file", f"{name} would unpack to {group.total_byte_size} bytes at once."
                     )
             return int(metadata.num_rows)
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MicroscopeError("bad_corpus_file", f"{name} cannot be read: {reason}.") from error

@@ -13,7 +13,7 @@ from microscope.errors import MicroscopeError
 from microscope.quarantine.content import read_head
 from microscope.quarantine.thrift import Reader, Unsound
 
-MAX_PAGE = 256 * 2**20  # bytes of one page when unpacked; the usual ones have one MiB
+MAX_PAGE = 128 * 2**20  # bytes of one page when unpacked; the usual ones have one MiB
 _MAX_SHARED_PREFIX_PAGE = 4 * 2**20  # where values may repeat the beginning of the one before
 _MAX_FOOTER = 16 * 2**20
 _MAX_VALUES = 2_000_000  # in a footer

@@ -40,6 +40,8 @@ def parquet_texts(path: Path, name: str, field: TextField, at: At) -> Iterator[s
                 yield from _texts(batch, name, field, done)
                 done += batch.num_rows
                 at(size * done // rows)
+    except MemoryError:  # one of Arrow's is one of its exceptions, too, and says nothing about the file
+        raise
     except (pa.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
         raise _unreadable(name, error) from error
 
@@ -62,6 +64,8 @@ def arrow_texts(path: Path, name: str, field: TextField, at: At) -> Iterator[str
                     yield from _texts(part, name, field, done)
                     done += part.num_rows
                 at(stream.tell())
+    except MemoryError:  # one of Arrow's is one of its exceptions, too, and says nothing about the file
+        raise
     except (pa.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
         raise _unreadable(name, error) from error
 

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -26,7 +27,7 @@ import torch
 from safetensors.torch import save_file
 
 from microscope.errors import MicroscopeError
-from microscope.models import gguf_files
+from microscope.models import gguf_files, load_model
 from microscope.quarantine import check_file, check_json, extract_zip
 from microscope.quarantine.gguf import check_gguf
 from microscope.quarantine.parquet import MAX_PAGE, check_structure
@@ -286,6 +287,56 @@ def test_json_that_is_too_much(tmp_path, text) -> None:
     path = tmp_path / "cfg.json"
     path.write_bytes(text.encode(errors="surrogatepass"))
     assert refusal(check_json, path).code == "bad_json"
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "null", "5", '"x"', "", "{", '{"a":' * 100_000, '{"a":' + "[" * 900 + "]" * 900 + "}"],
+    ids=["list", "null", "number", "text", "empty", "cut", "unclosed", "deep"],
+)
+def test_settings_of_a_model_that_are_none(model_folders, tmp_path, name, text) -> None:
+    folder = shutil.copytree(model_folders["llama"], tmp_path / "model")
+    (folder / name).write_text(text)
+    error = refusal(load_model, str(folder))
+    assert error.code == "bad_model_file"
+    assert name in error.message
+
+
+# --- within limits ------------------------------------------------------------------------------------
+
+
+def taken_in(path: Path, out: Path, *, memory: int) -> tuple[int, str]:
+    """``microscope corpus import`` in a process that the system gives so much memory: status and words."""
+    done = subprocess.run(
+        [sys.executable, "-m", "microscope", "corpus", "import", "--path", str(path), "--out", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (memory, memory)),
+    )
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+def test_a_long_text_named_often_is_read_once(tmp_path) -> None:
+    """652 bytes that say five gigabytes."""
+    path = tmp_path / "x.parquet"
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["0" * 5 * MIB]))
+    pq.write_table(pa.table({"text": text}), path, compression="zstd")
+    status, said = taken_in(path, tmp_path / "out", memory=600 * MIB)
+    assert status == 0, said
+
+
+def test_what_needs_more_than_is_allowed_is_refused(tmp_path) -> None:
+    table, path = pa.table({"text": ["0" * 800 * MIB]}), tmp_path / "x.arrow"
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema, options=options) as writer:
+        writer.write_table(table)
+    del table
+    status, said = taken_in(path, tmp_path / "out", memory=600 * MIB)
+    assert (status, "(memory_limit)" in said) == (3, True), said
+    assert "0.6 GiB" in said
+    assert not (tmp_path / "out").exists()
 
 
 # --- GGUF ---------------------------------------------------------------------------------------------
