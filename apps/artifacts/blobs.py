@@ -15,6 +15,7 @@ from apps.artifacts import storage
 from apps.artifacts.models import Artifact, Blob
 from apps.artifacts.stores import blob_store
 from apps.core.errors import Refused
+from apps.core.hosts import file_elsewhere, this_host
 from apps.core.ids import uuid7
 
 
@@ -56,11 +57,19 @@ def materialise(artifact: Artifact) -> Path:
 
     Raises:
         NotVisible: a file is gone from the store.
+        Refused: ``file_elsewhere`` when another host has it.
     """
     place = artifact.place
     if place.is_dir():
         return place
     store = blob_store()
+    missing = [entry for entry in artifact.files if store.local and not store.exists(entry["sha256"])]
+    if missing and artifact.host not in ("", this_host()):
+        raise file_elsewhere(
+            f"{missing[0]['path']} of a stored {artifact.kind.replace('_', ' ')}",
+            artifact.host,
+            "Set WORKBENCH_ARTIFACT_STORE to an object store that all hosts reach, or keep the data folder on one mount.",
+        )
     draft = place.with_name(f".draft-{place.name}-{uuid7().hex[-8:]}")
     try:
         draft.mkdir(parents=True)

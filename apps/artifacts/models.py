@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from apps.artifacts import storage
 from apps.artifacts.querysets import ArtifactQuerySet, UploadQuerySet
+from apps.core.hosts import this_host
 from apps.core.records import Record
 from apps.projects.models import Project
 
@@ -35,7 +36,8 @@ class Artifact(Record):
     """A manifest over blobs, and the folder of files it stands for: complete and unchanging from the moment
     its row exists.
 
-    ``files`` lists them as ``{path, bytes, sha256}``; ``path`` is relative to the root of its kind.
+    ``files`` lists them as ``{path, bytes, sha256}``; ``path`` is relative to the root of its kind; ``host`` is the
+    machine they were made on.
     """
 
     class Kind(models.TextChoices):
@@ -58,6 +60,7 @@ class Artifact(Record):
     path = models.CharField(max_length=200)
     files = models.JSONField(default=list)
     bytes = models.BigIntegerField()
+    host = models.CharField(max_length=120, blank=True, default=this_host)
 
     objects = ArtifactQuerySet.as_manager()
 
@@ -96,15 +99,22 @@ class Upload(Record):
     """A file on its way in. It belongs to the person who sends it until a job takes it over.
 
     How much has arrived is the size of the file on disk and nothing else: no crash can make the two differ.
-    ``path`` is its place in the folder it is part of, ``used_by`` the id of the job that reads it.
+    ``path`` is its place in the folder it is part of, ``used_by`` the id of the job that reads it. ``held`` is
+    whether that job may still read it: what a failed one has read is its sender's again. ``project`` is the one of
+    that job, or the one the API token was bound to that sent it; ``host`` is the machine it was sent to.
     """
 
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="uploads")
+    project = models.ForeignKey(
+        Project, null=True, blank=True, on_delete=models.CASCADE, related_name="uploads"
+    )
     path = models.CharField(max_length=500)
     bytes = models.BigIntegerField()
     sha256 = models.CharField(max_length=64, blank=True, help_text="What the sender says the content is.")
     expires_at = models.DateTimeField(db_index=True)
     used_by = models.UUIDField(null=True, blank=True, db_index=True)
+    held = models.BooleanField(default=False)
+    host = models.CharField(max_length=120, blank=True, default=this_host)
 
     objects = UploadQuerySet.as_manager()
 
@@ -132,8 +142,8 @@ class Upload(Record):
 
     @property
     def in_use(self) -> bool:
-        """Whether a job has taken it over."""
-        return self.used_by is not None
+        """Whether a job has taken it over and may still read it."""
+        return self.held
 
     @property
     def complete(self) -> bool:

@@ -20,7 +20,10 @@ class UploadQuerySet(models.QuerySet["Upload"]):
     """Uploads."""
 
     def visible_to(self, user: Any) -> Self:
-        """A person's own; staff see all."""
+        """A person's own; staff see all. A bound API token sees those of its project only."""
         if not user.is_authenticated or not user.is_active:
             return self.none()
-        return self if user.acts_as_staff else self.filter(created_by_id=user.pk)
+        rows = self if user.acts_as_staff else self.filter(created_by_id=user.pk)
+        if user.token is not None and user.token.project_id is not None:
+            rows = rows.filter(project_id=user.token.project_id)
+        return rows

@@ -29,11 +29,13 @@ from django.utils import timezone
 from apps.artifacts import storage
 from apps.artifacts.models import Upload
 from apps.core.errors import Forbidden, Refused, unknown_reference
+from apps.core.hosts import file_elsewhere, this_host
 from apps.projects.quotas import require_room
 
 CHECKSUMS = {"sha1": hashlib.sha1, "sha256": hashlib.sha256}  # sha1 is what clients of the protocol send
 _READ = 1 << 20
 _SPARE_BYTES = 512 * 2**20
+# Letters of a path, bytes of a part (file systems allow 255, and names are lengthened on the way), parts.
 _MAX_PATH, _MAX_PART, _MAX_DEPTH = 500, 200, 8
 
 
@@ -61,7 +63,7 @@ def clean_path(path: str) -> str:
         or "\\" in path
         or any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") for letter in path)
         or any(
-            not p.strip() or p.startswith(".") or p.endswith((".", " ")) or len(p) > _MAX_PART for p in parts
+            not p.strip() or p.startswith(".") or p.endswith((".", " ")) or len(p.encode(errors="replace")) > _MAX_PART for p in parts
         )
         or ":" in parts[0]
     )
@@ -90,7 +92,8 @@ def create_upload(*, actor: Any, path: str, size: int, sha256: str = "") -> Uplo
             "Import or cancel what you have uploaded before.",
             status=413,
         )
-    require_room("storage_bytes", project_id=None, user_id=actor.pk, asked=size)
+    project_id = actor.token.project_id if actor.token is not None else None
+    require_room("storage_bytes", project_id=project_id, user_id=actor.pk, asked=size)
     root = storage.upload_root()
     root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free
@@ -102,7 +105,12 @@ def create_upload(*, actor: Any, path: str, size: int, sha256: str = "") -> Uplo
             status=507,
         )
     upload = Upload.objects.create(
-        created_by=actor, path=path, bytes=size, sha256=sha256.lower(), expires_at=_expiry()
+        created_by=actor,
+        project_id=project_id,
+        path=path,
+        bytes=size,
+        sha256=sha256.lower(),
+        expires_at=_expiry(),
     )
     upload.file.touch()
     return upload
@@ -121,7 +129,7 @@ def require_own(actor: Any, upload: Upload) -> None:
     """
     if upload.created_by_id != actor.pk and not actor.acts_as_staff:
         raise Forbidden("This upload is somebody else's.")
-    if upload.used_by is not None:
+    if upload.held:
         raise Refused("upload_in_use", "A job has taken this upload over.", status=409)
 
 
@@ -276,7 +284,8 @@ def take(*, actor: Any, ids: Sequence[UUID], project_id: UUID, used_by: UUID) ->
         Refused: ``does_not_exist``, ``upload_incomplete``, ``upload_in_use``, ``path_twice`` or
             ``quota_storage_bytes`` when the project has no room for them (413).
     """
-    rows = list(Upload.objects.select_for_update().filter(pk__in=ids, created_by_id=actor.pk))
+    mine = Upload.objects.visible_to(actor).filter(pk__in=ids, created_by_id=actor.pk)
+    rows = list(mine.select_for_update())
     if not ids or len(rows) != len(set(ids)):
         raise unknown_reference("uploads")
     seen: set[str] = set()
@@ -295,11 +304,23 @@ def take(*, actor: Any, ids: Sequence[UUID], project_id: UUID, used_by: UUID) ->
         if folded in seen:
             raise Refused("path_twice", f"Two files are called {upload.path}.", attr="uploads")
         seen.add(folded)
-    asked = sum(upload.bytes for upload in rows)
+    asked = sum(upload.bytes for upload in rows if upload.project_id != project_id)
     # The sender's own quota has been asked when the uploads were announced.
     require_room("storage_bytes", project_id=project_id, user_id=None, asked=asked)
-    Upload.objects.filter(pk__in=[upload.pk for upload in rows]).update(used_by=used_by)
+    Upload.objects.filter(pk__in=[upload.pk for upload in rows]).update(
+        used_by=used_by, held=True, project_id=project_id
+    )
     return rows
+
+
+def hold(job_id: UUID) -> None:
+    """Keep what a job has read from its sender: it is done once more."""
+    Upload.objects.filter(used_by=job_id).update(held=True)
+
+
+def let_go(job_id: UUID) -> None:
+    """Give what a job has read back to its sender, who may remove it or import it again; it goes on counting."""
+    Upload.objects.filter(used_by=job_id, held=True).update(held=False, expires_at=_expiry())
 
 
 def used_by(job_id: UUID) -> list[Upload]:
@@ -311,9 +332,16 @@ def lay_out(job_id: UUID, folder: Any) -> list[str]:
     """Make the folder a job reads from its uploads, by links; returns the paths.
 
     Raises:
-        Refused: ``upload_gone`` when they have expired since.
+        Refused: ``upload_gone`` when they have expired since, ``file_elsewhere`` when another host has them.
     """
     rows = used_by(job_id)
+    for upload in rows:
+        if not upload.complete and upload.host not in ("", this_host()):
+            raise file_elsewhere(
+                f"The uploaded file {upload.path}",
+                upload.host,
+                "Keep the data folder on one mount for all hosts, or run such jobs on that host.",
+            )
     if not rows or any(not upload.complete for upload in rows):
         raise Refused("upload_gone", "The uploaded files are gone.", "Upload them again.", status=410)
     shutil.rmtree(folder, ignore_errors=True)

@@ -9,12 +9,14 @@ from apps.projects.quotas import Holder, register_meter
 
 
 def stored_bytes(holder: Holder) -> int:
-    """Bytes of a project's artifacts; of a person, those their jobs made and their uploads."""
-    mine = {"project_id": holder.id} if holder.kind == "project" else {"job__created_by_id": holder.id}
-    total = Artifact.objects.filter(**mine).aggregate(n=Sum("bytes"))["n"] or 0
-    if holder.kind == "user":
-        total += Upload.objects.filter(created_by_id=holder.id).aggregate(n=Sum("bytes"))["n"] or 0
-    return int(total)
+    """Bytes of a project's artifacts and of the uploads its jobs have read; of a person, those their jobs made and
+    all their uploads. What a failed import has read counts until somebody removes it or its time is over."""
+    project = holder.kind == "project"
+    made = {"project_id": holder.id} if project else {"job__created_by_id": holder.id}
+    sent = {"project_id": holder.id} if project else {"created_by_id": holder.id}
+    artifacts = Artifact.objects.filter(**made).aggregate(n=Sum("bytes"))["n"] or 0
+    uploads = Upload.objects.filter(**sent).aggregate(n=Sum("bytes"))["n"] or 0
+    return int(artifacts + uploads)
 
 
 def register() -> None:

@@ -18,8 +18,7 @@ from apps.core.errors import Refused
 from apps.jobs.kinds import OUT, JobKind, engine_command, never
 from apps.jobs.models import Job
 from apps.projects.models import Project
-from apps.projects.quotas import room_bytes
-from apps.registry.file_kinds import laid_out
+from apps.registry.file_kinds import laid_out, room_for
 from microscope.params.bundles import PackParams, UnpackParams
 
 _LISTING = "listing.json"
@@ -55,7 +54,7 @@ def _prepare_import(job: Job, workdir: Path) -> dict[str, Any]:
         **job.params,
         "path": str(folder / names[0]),
         "out": str(workdir / OUT),
-        "max_bytes": room_bytes(job.project_id, job.created_by_id),
+        "max_bytes": room_for(job),
     }
 
 

@@ -17,7 +17,8 @@ from microscope.params import FieldSpec, JobParams, decode_params, field_specs
 if TYPE_CHECKING:
     from apps.jobs.models import Job
 
-OUT = "out"
+# Folders of a job: what it makes, and the uploads it reads.
+OUT, INCOMING = "out", "in"
 
 
 def engine_command(*arguments: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ somebody else, nothing it says has any effect.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +24,7 @@ from apps.artifacts import services as artifacts
 from apps.artifacts import storage
 from apps.core.ids import uuid7
 from apps.jobs.announce import announce, wake_workers
-from apps.jobs.kinds import OUT, get_kind
+from apps.jobs.kinds import INCOMING, OUT, get_kind
 from apps.jobs.models import Job, JobEvent, WorkerNode
 from apps.jobs.queue import turns
 from apps.jobs.states import LEASED, State
@@ -220,6 +221,14 @@ def recover_output(job: Job) -> None:
         artifacts.uncommit_folder(kind=kind.artifact, name=job.pk, source=workdir(job.pk) / OUT)
 
 
+def _drop_imported(job_id: UUID) -> None:
+    """Remove what an import has laid out and unpacked: its next attempt begins anew, and nobody counts these bytes."""
+    folder = workdir(job_id)
+    if (folder / INCOMING).is_dir():
+        for name in (INCOMING, OUT):
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
 @transaction.atomic
 def fail(*, job: Job, token: UUID, code: str, message: str, hint: str = "") -> Job:
     """The job is over without a result.
@@ -241,6 +250,7 @@ def fail(*, job: Job, token: UUID, code: str, message: str, hint: str = "") -> J
     if moved is None:
         raise LeaseLost
     get_kind(job.kind).on_failure(moved)
+    transaction.on_commit(lambda: _drop_imported(job.pk), robust=True)
     return moved
 
 
@@ -255,6 +265,7 @@ def confirm_cancel(*, job: Job, token: UUID) -> Job:
     if moved is None:
         raise LeaseLost
     get_kind(job.kind).on_failure(moved)
+    transaction.on_commit(lambda: _drop_imported(job.pk), robust=True)
     return moved
 
 

@@ -11,6 +11,7 @@ from django.db import IntegrityError, models, transaction
 from django.db.models import F
 from django.utils import timezone
 
+from apps.artifacts import uploads
 from apps.audit import services as audit
 from apps.core.errors import Forbidden, Refused
 from apps.jobs.announce import announce, wake_workers
@@ -165,6 +166,7 @@ def _start_again(job: Job, message: str) -> Job | None:
     )
     if moved is None:
         return None
+    uploads.hold(job.pk)
     get_kind(job.kind).on_retry(moved)
     if state == State.QUEUED:
         _wake_on_commit(moved)
@@ -289,8 +291,10 @@ def cancel_pipeline(*, actor: Any, pipeline: Pipeline) -> None:
     """Ask every job of a pipeline to stop that has not ended.
 
     Raises:
+        NotVisible, Forbidden: the actor may not control all of it.
         Refused: ``pipeline_finished``.
     """
+    _require_control(actor, pipeline)
     # The last first: a job that is cancelled by hand is not cancelled because of the one before it.
     active = list(pipeline.jobs.active().order_by("-pk"))
     if not active:
@@ -304,8 +308,10 @@ def retry_pipeline(*, actor: Any, pipeline: Pipeline) -> None:
     """Continue a pipeline where it broke; what has succeeded is kept.
 
     Raises:
+        NotVisible, Forbidden: the actor may not control all of it.
         Refused: ``pipeline_not_broken``.
     """
+    _require_control(actor, pipeline)
     broken = pipeline.jobs.filter(state__in=(State.FAILED, State.CANCELLED)).order_by("pk")
     ids = list(broken.values_list("pk", flat=True))
     if not ids:
@@ -329,9 +335,10 @@ def refuse_while_active(subject: models.Model) -> None:
         )
 
 
-def _require_control(actor: Any, job: Job) -> None:
-    own = job.created_by_id is not None and job.created_by_id == actor.pk
-    require(actor, Action.CONTROL_OWN_JOB if own else Action.CONTROL_ANY_JOB, job.project_id)
+def _require_control(actor: Any, work: Job | Pipeline) -> None:
+    """Whether the actor may cancel or retry: asked before anything is said about how far the work is."""
+    own = work.created_by_id is not None and work.created_by_id == actor.pk
+    require(actor, Action.CONTROL_OWN_JOB if own else Action.CONTROL_ANY_JOB, work.project_id)
 
 
 def _queued(job: Job) -> None:

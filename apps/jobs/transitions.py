@@ -9,6 +9,7 @@ from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
+from apps.artifacts import uploads
 from apps.jobs import notices
 from apps.jobs.announce import announce, wake_workers
 from apps.jobs.kinds import get_kind
@@ -67,6 +68,7 @@ def move(
     )
     announce(job, [event])
     if job.state in FINAL:
+        uploads.let_go(job.pk)
         _settle_followers(job)
         notices.finished(job)
     return job

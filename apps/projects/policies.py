@@ -16,6 +16,7 @@ class Action(enum.StrEnum):
     """Everything a role can allow."""
 
     VIEW = "view"  # see the project and everything in it
+    LEAVE = "leave"  # end one's own membership
     USE_LIVE = "use_live"  # open a live session, run an inference
     EDIT = "edit"  # add and change models, corpora, labels, patches
     RUN_JOBS = "run_jobs"  # start a job
@@ -28,7 +29,7 @@ class Action(enum.StrEnum):
     MANAGE = "manage"  # rename or delete the project, manage its members
 
 
-_VIEWER = {Action.VIEW, Action.USE_LIVE, Action.DOWNLOAD}
+_VIEWER = {Action.VIEW, Action.LEAVE, Action.USE_LIVE, Action.DOWNLOAD}
 _EDITOR = _VIEWER | {Action.EDIT, Action.RUN_JOBS, Action.CONTROL_OWN_JOB, Action.LOAD_MODELS, Action.DELETE}
 _OWNER = _EDITOR | {Action.CONTROL_ANY_JOB, Action.OVERRIDE_GATES, Action.MANAGE}
 
@@ -41,6 +42,7 @@ POLICY: dict[Role, frozenset[Action]] = {
 # What an API token must be made for, besides the role of its person.
 SCOPES: dict[Action, Scope] = {
     Action.VIEW: Scope.READ,
+    Action.LEAVE: Scope.ADMIN,
     Action.USE_LIVE: Scope.JOBS,
     Action.EDIT: Scope.WRITE,
     Action.RUN_JOBS: Scope.JOBS,

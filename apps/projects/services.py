@@ -132,9 +132,14 @@ def change_role(*, actor: User, membership: Membership, role: str) -> Membership
 
 @transaction.atomic
 def remove_member(*, actor: User, membership: Membership) -> None:
-    """Take a role away. Members may leave by themselves; the last owner cannot."""
-    if membership.user_id != actor.pk:
-        require(actor, Action.MANAGE, membership.project_id)
+    """Take a role away. Members may leave by themselves; the last owner cannot.
+
+    Raises:
+        Forbidden: the actor may not, or their API token was not made for it.
+        Refused: ``last_owner``.
+    """
+    own = membership.user_id == actor.pk
+    require(actor, Action.LEAVE if own else Action.MANAGE, membership.project_id)
     if membership.role == Role.OWNER:
         _keep_an_owner(membership)
     audit.record(

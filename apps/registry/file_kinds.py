@@ -8,7 +8,7 @@ from typing import Any
 
 from apps.artifacts import uploads
 from apps.artifacts.models import Artifact
-from apps.jobs.kinds import OUT, CloneRequest, JobKind, engine_command, never
+from apps.jobs.kinds import INCOMING, OUT, CloneRequest, JobKind, engine_command, never
 from apps.jobs.models import Job
 from apps.projects.quotas import room_bytes
 from apps.registry.kinds import rounded_model_place, set_state
@@ -16,8 +16,6 @@ from apps.registry.models import Corpus, Recording, ResultState
 from apps.registry.readiness import recording_not_ready
 from microscope.params import Site
 from microscope.params.files import ImportCorpusParams, ImportRecordingParams, PackRecordingParams
-
-INCOMING = "in"
 
 
 def laid_out(job: Job, workdir: Path) -> tuple[Path, list[str]]:
@@ -29,6 +27,12 @@ def laid_out(job: Job, workdir: Path) -> tuple[Path, list[str]]:
     shutil.rmtree(workdir / OUT, ignore_errors=True)
     folder = workdir / INCOMING
     return folder, uploads.lay_out(job.pk, folder)
+
+
+def room_for(job: Job) -> int:
+    """Bytes a job may unpack: its uploads count for its project and its person until the result takes their place."""
+    sent = sum(upload.bytes for upload in uploads.used_by(job.pk))
+    return room_bytes(job.project_id, job.created_by_id) + sent
 
 
 # --- corpora ------------------------------------------------------------------------------------------
@@ -70,9 +74,6 @@ IMPORT_CORPUS = JobKind(
 def _prepare_recording(job: Job, workdir: Path) -> dict[str, Any]:
     model = Recording.objects.select_related("model").get(pk=job.subject_id).model
     folder, _ = laid_out(job, workdir)
-    # The uploads count as the sender's until the recording takes their place.
-    sent = sum(upload.bytes for upload in uploads.used_by(job.pk))
-    room = min(room_bytes(job.project_id, None), room_bytes(None, job.created_by_id) + sent)
     return {
         **job.params,
         **rounded_model_place(model),
@@ -81,7 +82,7 @@ def _prepare_recording(job: Job, workdir: Path) -> dict[str, Any]:
         "model_fingerprint": model.fingerprint,
         "d_model": model.facts.get("d_model"),
         "n_layers": model.n_layers,
-        "max_bytes": room,
+        "max_bytes": room_for(job),
     }
 
 

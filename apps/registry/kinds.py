@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.artifacts.models import Artifact
+from apps.core.hosts import file_elsewhere, this_host
 from apps.jobs.kinds import OUT, CloneRequest, JobKind, engine_command
 from apps.jobs.models import Job
 from apps.registry.mixtures import text_place
@@ -15,7 +16,18 @@ from microscope.params import InspectParams, TraceParams
 
 
 def model_place(model: LanguageModel) -> dict[str, Any]:
-    """The engine's parameters that say where a model is."""
+    """The engine's parameters that say where a model is.
+
+    Raises:
+        Refused: ``file_elsewhere`` when its folder or file is on another host.
+    """
+    here = model.source == LanguageModel.Source.HUB or model.host in ("", this_host())
+    if not here and not Path(model.where).exists():
+        raise file_elsewhere(
+            f"The model {model.reference}",
+            model.host,
+            "Put it below a model folder of this host, too, or add the model by its Hub id.",
+        )
     place: dict[str, Any] = {"model": model.where}
     if model.revision:
         place["revision"] = model.revision

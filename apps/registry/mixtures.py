@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apps.core.errors import Refused, unknown_reference
+from apps.core.hosts import file_elsewhere, this_host
 from apps.registry.models import Corpus, LanguageModel, Recording, RecordingPart, ResultState
 from apps.registry.places import builtin_corpora
 
@@ -111,6 +112,12 @@ def _one_text(corpus: Corpus) -> str:
 
 def _builtin(corpus: Corpus) -> str:
     path = builtin_corpora().get(corpus.reference)
+    if path is None and corpus.host not in ("", this_host()):
+        raise file_elsewhere(
+            f"The corpus '{corpus.reference}'",
+            corpus.host,
+            "Put it below a corpus folder of this host, too, or upload it.",
+        )
     if path is None:
         raise Refused(
             "corpus_gone", f"The server no longer offers the corpus '{corpus.reference}'.", "Choose another."

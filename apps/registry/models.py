@@ -10,6 +10,7 @@ from django.db import models
 from django.db.models import Q
 
 from apps.artifacts.models import Artifact
+from apps.core.hosts import this_host
 from apps.core.records import Record
 from apps.jobs.models import Job
 from apps.projects.models import Project
@@ -46,7 +47,8 @@ class LanguageModel(JobResult):
 
     ``facts`` is filled by looking at its configuration: family, sizes, bytes needed per precision. A
     model whose weights are rounded (``int8``, ``nf4``) is another model than the whole one: its facts
-    say what rounding does to its logits, and its fingerprint is its own.
+    say what rounding does to its logits, and its fingerprint is its own. ``host`` is the machine that looked whether
+    its folder is there.
     """
 
     class Source(models.TextChoices):
@@ -78,6 +80,7 @@ class LanguageModel(JobResult):
     fingerprint = models.CharField(max_length=80, blank=True)
     wanted_loaded = models.BooleanField(default=False)
     load_asked_at = models.DateTimeField(null=True, blank=True)
+    host = models.CharField(max_length=120, blank=True, default=this_host)
 
     objects = LanguageModelQuerySet.as_manager()
 
@@ -139,6 +142,7 @@ class Corpus(JobResult):
     artifact = models.OneToOneField(
         Artifact, null=True, blank=True, on_delete=models.PROTECT, related_name="corpus"
     )
+    host = models.CharField(max_length=120, blank=True, default=this_host)
 
     objects = CorpusQuerySet.as_manager()
 
