@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from allauth.headless.constants import Client
 from django.contrib import admin
 from django.urls import include, path, re_path
 
+from apps.accounts.signup import SignUpView
 from apps.api import operations
+from apps.core.errors import not_found
 from workbench.spa import admin_sign_in, spa
 
 admin.site.site_header = admin.site.site_title = "InterpretabilityWorkbench"
@@ -16,6 +19,9 @@ urlpatterns = [
     path("readyz", operations.readyz, name="readyz"),
     path("metrics", operations.metrics, name="metrics"),
     path("api/v1/", include("apps.api.urls")),
+    # Addresses are changed by staff: trying them here would tell which ones have an account.
+    path("_allauth/browser/v1/account/email", not_found, {"exception": None}),
+    path("_allauth/browser/v1/auth/signup", SignUpView.as_api_view(client=Client.BROWSER)),
     path("_allauth/", include("allauth.headless.urls")),
     path("accounts/", include("allauth.urls")),  # where OpenID Connect comes back to
     path("admin/login/", admin_sign_in),

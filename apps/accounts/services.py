@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from allauth.account.models import EmailAddress
 from django.db import transaction
-from django.db.models import Q
 
 from apps.accounts.models import User
 from apps.audit import services as audit
@@ -42,8 +42,15 @@ def update_me(*, user: User, changes: dict[str, Any]) -> User:
 
 
 def find_user(name: str) -> User | None:
-    """The active user with that user name or e-mail address."""
-    return User.objects.filter(Q(username__iexact=name) | Q(email__iexact=name), is_active=True).first()
+    """The active user with that user name. Not with that e-mail address: whoever may look could try addresses."""
+    return User.objects.filter(username__iexact=name, is_active=True).first()
+
+
+def has_address(user: User, email: str) -> bool:
+    """Whether the e-mail address is the user's: that of their account, or another one they have verified."""
+    if user.email.lower() == email.lower():
+        return True
+    return EmailAddress.objects.filter(user=user, email__iexact=email, verified=True).exists()
 
 
 def end_sessions(user: User) -> None:

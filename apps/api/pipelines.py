@@ -15,6 +15,7 @@ from rest_framework.response import Response
 
 from apps.audit import services as audit
 from apps.core.errors import Refused
+from apps.core.idempotency import gone, replayed, reused
 from apps.core.views import IDEMPOTENT, VisibleField, VisibleViewSet, idempotency_key
 from apps.features.services import start_analysis
 from apps.jobs import services as jobs
@@ -97,7 +98,12 @@ def start_pipeline(
         if not idempotency_key:
             return None
         found = Pipeline.objects.filter(created_by=actor, idempotency_key=idempotency_key).first()
-        return _started(found) if found is not None else None
+        if found is None:
+            return None
+        replayed(found, actor)
+        if found.project_id != project.pk:
+            raise reused()
+        return _started(found)
 
     known = earlier()
     if known is not None:
@@ -138,8 +144,10 @@ def start_pipeline(
 def _started(pipeline: Pipeline) -> Started:
     from apps.saes.models import Sae
 
-    train = pipeline.jobs.get(kind="train")
-    sae = Sae.objects.get(pk=train.subject_id)
+    train = pipeline.jobs.filter(kind="train").first()
+    sae = Sae.objects.filter(pk=train.subject_id).first() if train is not None else None
+    if sae is None:
+        raise gone()
     assert sae.recording_id is not None  # it was trained on one
     return Started(Pipeline.objects.for_display().get(pk=pipeline.pk), sae.recording_id, sae.pk)
 

@@ -63,7 +63,11 @@ def clean_path(path: str) -> str:
         or "\\" in path
         or any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") for letter in path)
         or any(
-            not p.strip() or p.startswith(".") or p.endswith((".", " ")) or len(p.encode(errors="replace")) > _MAX_PART for p in parts
+            not p.strip()
+            or p.startswith(".")
+            or p.endswith((".", " "))
+            or len(p.encode(errors="replace")) > _MAX_PART
+            for p in parts
         )
         or ":" in parts[0]
     )

@@ -35,7 +35,14 @@ def start_export(*, actor: Any, project: Project, params: dict[str, Any], idempo
         audit.record(actor=actor, action="project.export_started", target=project, project_id=project.pk)
         return job
 
-    job, _ = jobs.submit_once(actor=actor, kind="export_project", idempotency_key=idempotency_key, make=make)
+    job, _ = jobs.submit_once(
+        actor=actor,
+        kind="export_project",
+        idempotency_key=idempotency_key,
+        make=make,
+        results=Project,
+        project_id=project.pk,
+    )
     return job
 
 
@@ -63,5 +70,11 @@ def start_import(
         uploads.take(actor=actor, ids=upload_ids, project_id=project.pk, used_by=job.pk)
         return job
 
-    job, _ = jobs.submit_once(actor=actor, kind="import_project", idempotency_key=idempotency_key, make=make)
+    job, _ = jobs.submit_once(
+        actor=actor,
+        kind="import_project",
+        idempotency_key=idempotency_key,
+        make=make,
+        results=Project,
+    )
     return Project.objects.visible_to(actor).with_role(actor).get(pk=job.project_id), job

@@ -65,7 +65,7 @@ def error_body(code: str, detail: str, *, kind: str = "client_error", hint: str 
     return {"type": kind, "errors": [{"code": code, "detail": detail, "attr": None, "hint": hint}]}
 
 
-def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
+def not_found(request: HttpRequest, exception: Exception | None) -> JsonResponse:
     """Answers paths no view knows; browser pages never get here because the application takes them."""
     return JsonResponse(error_body("not_found", "There is nothing at this address."), status=404)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import structlog
 from django.conf import settings
@@ -14,6 +15,7 @@ from django.utils import timezone
 from apps.artifacts import uploads
 from apps.audit import services as audit
 from apps.core.errors import Forbidden, Refused
+from apps.core.idempotency import gone, replayed, reused
 from apps.jobs.announce import announce, wake_workers
 from apps.jobs.kinds import CloneRequest, get_kind
 from apps.jobs.models import Job, JobEvent, Pipeline
@@ -73,17 +75,43 @@ def submit(
     return job
 
 
-def submit_once(*, actor: Any, kind: str, idempotency_key: str, make: Callable[[], Job]) -> tuple[Job, bool]:
+def submit_once(
+    *,
+    actor: Any,
+    kind: str,
+    idempotency_key: str,
+    make: Callable[[], Job],
+    results: type[models.Model],
+    project_id: UUID | None = None,
+    subject_id: UUID | None = None,
+) -> tuple[Job, bool]:
     """Run ``make``, which creates a subject and submits its job, unless the key was used before.
+
+    Args:
+        results: the model of the job's subject, whose row must still be there.
+        project_id: where the request belongs; None when it makes a project of its own.
+        subject_id: what the request is about, when that exists already.
 
     Returns:
         the job, and whether it was made now.
+
+    Raises:
+        Refused: ``idempotency_key_reused`` when the key came with a request about something else.
+        NotVisible: what it has made is gone, or the actor may not see it any more.
     """
 
     def earlier() -> Job | None:
         if not idempotency_key:
             return None
-        return Job.objects.filter(created_by=actor, kind=kind, idempotency_key=idempotency_key).first()
+        job = Job.objects.filter(created_by=actor, kind=kind, idempotency_key=idempotency_key).first()
+        if job is None:
+            return None
+        replayed(job, actor)
+        if project_id not in (None, job.project_id) or subject_id not in (None, job.subject_id):
+            raise reused()
+        if not results._default_manager.filter(pk=job.subject_id).exists():
+            raise gone()
+        return job
 
     known = earlier()
     if known is not None:

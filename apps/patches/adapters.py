@@ -57,7 +57,14 @@ def start_import(
             adapter.save(force_insert=True)
         return job
 
-    job, _ = jobs.submit_once(actor=actor, kind="import_adapter", idempotency_key=idempotency_key, make=make)
+    job, _ = jobs.submit_once(
+        actor=actor,
+        kind="import_adapter",
+        idempotency_key=idempotency_key,
+        make=make,
+        results=Adapter,
+        project_id=model.project_id,
+    )
     return Adapter.objects.for_display().get(pk=job.subject_id), job
 
 

@@ -131,7 +131,14 @@ def start_export(
         )
         return job
 
-    job, _ = jobs.submit_once(actor=actor, kind="export_patch", idempotency_key=idempotency_key, make=make)
+    job, _ = jobs.submit_once(
+        actor=actor,
+        kind="export_patch",
+        idempotency_key=idempotency_key,
+        make=make,
+        results=Export,
+        project_id=patch.project_id,
+    )
     return Export.objects.for_display().get(pk=job.subject_id), job
 
 
@@ -165,7 +172,14 @@ def start_certificate(
         certificate.save(force_insert=True)
         return job
 
-    job, _ = jobs.submit_once(actor=actor, kind="certify_export", idempotency_key=idempotency_key, make=make)
+    job, _ = jobs.submit_once(
+        actor=actor,
+        kind="certify_export",
+        idempotency_key=idempotency_key,
+        make=make,
+        results=Certificate,
+        project_id=export.project_id,
+    )
     return Export.objects.for_display().get(pk=export.pk), job
 
 

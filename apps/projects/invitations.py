@@ -12,7 +12,8 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from apps.accounts.models import User
-from apps.accounts.secrets import digest_of
+from apps.accounts.secrets import as_mailed, digest_of
+from apps.accounts.services import has_address
 from apps.audit import services as audit
 from apps.core.errors import Forbidden, NotVisible, Refused
 from apps.core.publish import publish_on_commit, user_group
@@ -33,17 +34,16 @@ def link_of(text: str) -> str:
 def invite(*, actor: Any, project: Project, email: str, role: str) -> tuple[Invitation, str]:
     """Offer a role and send the link by mail. An open invitation of the same address is replaced.
 
+    Whose address it is, and whether anybody's here, is not told: whoever may invite could try addresses otherwise.
+
     Returns:
-        the invitation and its link, which nobody can see again.
+        the invitation and its link, which nobody can see again. The one in the mail proves besides that it was read
+        there; this one does not.
 
     Raises:
-        Refused: ``already_member`` or ``too_many_invitations``.
+        Refused: ``too_many_invitations`` or ``already_invited``.
     """
     require(actor, Action.MANAGE, project)
-    if Membership.objects.filter(project=project, user__email__iexact=email).exists():
-        raise Refused(
-            "already_member", f"{email} is a member already.", "Change their role instead.", status=409
-        )
     waiting = Invitation.objects.filter(project=project, state=Invitation.State.OPEN)
     waiting.filter(email__iexact=email).update(state=Invitation.State.REVOKED, settled_at=timezone.now())
     if waiting.count() >= MAX_OPEN:
@@ -65,9 +65,9 @@ def invite(*, actor: Any, project: Project, email: str, role: str) -> tuple[Invi
         project_id=project.pk,
         data={"role": role},
     )
-    link = link_of(text)
-    transaction.on_commit(lambda: _send(invitation, link, actor), robust=True)
-    return invitation, link
+    mailed = link_of(as_mailed(text))
+    transaction.on_commit(lambda: _send(invitation, mailed, actor), robust=True)
+    return invitation, link_of(text)
 
 
 def _send(invitation: Invitation, link: str, actor: Any) -> None:
@@ -113,12 +113,20 @@ def accept(*, actor: User, text: str) -> Membership:
 
     Raises:
         NotVisible: there is no such open invitation.
-        Refused: ``already_member``.
+        Refused: ``other_address`` when the actor's account has another address than the invited one, or
+            ``already_member``.
         Forbidden: the actor came with an API token.
     """
     if actor.token is not None:
         raise Forbidden("API tokens cannot do this.", "Sign in with a browser.", code="session_needed")
     invitation = by_link(text)
+    if not has_address(actor, invitation.email):
+        raise Refused(
+            "other_address",
+            "This invitation was sent to another address than that of your account.",
+            "Sign in with the account of that address, or ask for an invitation to yours.",
+            status=409,
+        )
     membership, created = Membership.objects.get_or_create(
         project_id=invitation.project_id, user=actor, defaults={"role": invitation.role}
     )

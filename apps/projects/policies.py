@@ -89,7 +89,7 @@ def require(user: Any, action: Action, project: Project | UUID) -> None:
     token, project_id = user.token, project.pk if isinstance(project, Project) else project
     if token is not None and token.project_id not in (None, project_id):
         raise NotVisible
-    if not user.acts_as_staff:
+    if not user.sees_as_staff:
         role = role_of(user, project_id)
         if role is None:
             raise NotVisible

@@ -8,7 +8,7 @@ from django.apps import apps
 from django.db import models
 from django.utils import timezone
 
-from apps.accounts.secrets import digest_of
+from apps.accounts.secrets import digest_of, secret_in
 
 if TYPE_CHECKING:
     from apps.projects.models import Invitation, Membership, Project  # noqa: F401
@@ -26,7 +26,7 @@ class InProject(models.QuerySet[M]):
         if not user.is_authenticated or not user.is_active:
             return self.none()
         rows = self
-        if not user.acts_as_staff:
+        if not user.sees_as_staff:
             memberships = apps.get_model("projects", "Membership")._default_manager
             mine = memberships.filter(user_id=user.pk).values("project_id")
             rows = rows.filter(**{f"{self.project_path}__in": mine})
@@ -56,5 +56,5 @@ class InvitationQuerySet(InProject["Invitation"]):
 
     def find(self, text: str) -> Invitation | None:
         """The open invitation with that secret."""
-        rows = self.filter(digest=digest_of(text), state="open", expires_at__gt=timezone.now())
+        rows = self.filter(digest=digest_of(secret_in(text)), state="open", expires_at__gt=timezone.now())
         return rows.select_related("project", "created_by").first()

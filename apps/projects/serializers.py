@@ -33,22 +33,32 @@ class ProjectUpdateSerializer(serializers.ModelSerializer[Project]):
 
 
 class MemberSerializer(serializers.ModelSerializer[Membership]):
-    """A member of a project."""
+    """A member of a project. The e-mail address is shown to the member and to staff only: names are enough for working
+    together, and an owner could collect addresses by adding people."""
 
     user = serializers.UUIDField(source="user_id", read_only=True)
     username = serializers.CharField(source="user.username", read_only=True)
-    email = serializers.EmailField(source="user.email", read_only=True)
+    email = serializers.EmailField(source="user.email", read_only=True, allow_null=True)
 
     class Meta:
         model = Membership
         fields = ("user", "username", "email", "role", "created_at")
         read_only_fields = ("created_at",)
 
+    def to_representation(self, instance: Membership) -> dict[str, Any]:
+        """As the reader may see it; without a reader, without the address."""
+        shown: dict[str, Any] = super().to_representation(instance)
+        request = self.context.get("request")
+        reader = request.user if request is not None else None
+        if reader is None or not (reader.acts_as_staff or reader.pk == instance.user_id):
+            shown["email"] = None
+        return shown
+
 
 class MemberAddSerializer(serializers.Serializer[Any]):
     """Who is to become a member."""
 
-    user = serializers.CharField(max_length=254, help_text="User name or e-mail address.")
+    user = serializers.CharField(max_length=254, help_text="User name.")
     role = serializers.ChoiceField(choices=Role.choices)
 
 
@@ -87,14 +97,15 @@ class InvitationLinkSerializer(serializers.Serializer[Any]):
 
 
 class InvitationOfferSerializer(serializers.Serializer[Any]):
-    """What the holder of a link is offered. ``account`` tells whether the address has an account here."""
+    """What the holder of a link is offered. ``may_sign_up`` tells whether the link lets them make an account: where
+    mail is sent, the one in the mail does and the one its sender was shown does not."""
 
     project_name = serializers.CharField()
     email = serializers.EmailField()
     role = serializers.ChoiceField(choices=Role.choices)
     invited_by = serializers.CharField(allow_null=True)
     expires_at = serializers.DateTimeField()
-    account = serializers.BooleanField()
+    may_sign_up = serializers.BooleanField()
 
 
 class InvitationTextSerializer(serializers.Serializer[Any]):

@@ -82,7 +82,7 @@ def add_member(*, actor: User, project: Project, name: str, role: str) -> Member
     """Give somebody a role.
 
     Args:
-        name: user name or e-mail address.
+        name: user name. People are asked by e-mail address with an invitation, which tells nobody whose it is.
 
     Raises:
         Refused: ``unknown_user`` or ``already_member``.
@@ -93,7 +93,7 @@ def add_member(*, actor: User, project: Project, name: str, role: str) -> Member
         raise Refused(
             "unknown_user",
             f"Nobody here is called '{name}'.",
-            "Ask an administrator to add them.",
+            "Give a user name; to ask somebody by e-mail address, invite them.",
             status=400,
             attr="user",
         )

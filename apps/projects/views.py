@@ -14,6 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from apps.accounts.adapter import may_sign_up
 from apps.accounts.models import User
 from apps.accounts.permissions import TokenScopes
 from apps.accounts.scopes import Scope
@@ -93,11 +94,11 @@ class ProjectViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleVi
     )
     @action(detail=True, methods=["get", "post"], pagination_class=None, filter_backends=[])
     def members(self, request: Request, pk: UUID) -> Response:
-        """Who belongs to the project; add somebody by user name or e-mail address."""
+        """Who belongs to the project; add somebody by user name."""
         project = self.get_object()
         if request.method == "GET":
             rows = project.memberships.select_related("user")
-            return Response(MemberSerializer(rows, many=True).data)
+            return Response(MemberSerializer(rows, many=True, context=self.get_serializer_context()).data)
         data = MemberAddSerializer(data=request.data)
         data.is_valid(raise_exception=True)
         membership = services.add_member(
@@ -106,7 +107,10 @@ class ProjectViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleVi
             name=data.validated_data["user"],
             role=data.validated_data["role"],
         )
-        return Response(MemberSerializer(membership).data, status=status.HTTP_201_CREATED)
+        return Response(
+            MemberSerializer(membership, context=self.get_serializer_context()).data,
+            status=status.HTTP_201_CREATED,
+        )
 
     @extend_schema(
         methods=["PATCH"],
@@ -125,7 +129,7 @@ class ProjectViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleVi
         data = MemberRoleSerializer(data=request.data)
         data.is_valid(raise_exception=True)
         services.change_role(actor=self.actor, membership=membership, role=data.validated_data["role"])
-        return Response(MemberSerializer(membership).data)
+        return Response(MemberSerializer(membership, context=self.get_serializer_context()).data)
 
     @extend_schema(request=TransferSerializer, responses=MemberSerializer)
     @action(detail=True, methods=["post"])
@@ -136,7 +140,7 @@ class ProjectViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleVi
         heir = services.transfer(
             actor=self.actor, project=self.get_object(), user_id=data.validated_data["user"]
         )
-        return Response(MemberSerializer(heir).data)
+        return Response(MemberSerializer(heir, context=self.get_serializer_context()).data)
 
     @extend_schema(responses=UsageSerializer(many=True))
     @action(detail=True, pagination_class=None, filter_backends=[])
@@ -155,7 +159,8 @@ class ProjectViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleVi
     )
     @action(detail=True, methods=["get", "post"], pagination_class=None, filter_backends=[])
     def invitations(self, request: Request, pk: UUID) -> Response:
-        """Open invitations; invite an address. The link goes there by mail and is shown in this answer only."""
+        """Open invitations; invite an address. The link goes there by mail and is shown in this answer only; the account
+        that accepts must have that address."""
         project = self.get_object()
         require(self.actor, Action.MANAGE, project)
         if request.method == "GET":
@@ -212,14 +217,15 @@ class InvitationLookView(APIView):
     )
     def post(self, request: Request) -> Response:
         """Project, role and address of an open invitation. A POST, so that the secret stays out of logs."""
-        found = invitations.by_link(_text(request))
+        text = _text(request)
+        found = invitations.by_link(text)
         offer = {
             "project_name": found.project.name,
             "email": found.email,
             "role": found.role,
             "invited_by": found.created_by.username if found.created_by is not None else None,
             "expires_at": found.expires_at,
-            "account": User.objects.filter(email__iexact=found.email).exists(),
+            "may_sign_up": may_sign_up(text),
         }
         return Response(InvitationOfferSerializer(offer).data)
 

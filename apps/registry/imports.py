@@ -55,7 +55,14 @@ def import_corpus(
         add_corpus(actor, corpus)
         return job
 
-    job, _ = jobs.submit_once(actor=actor, kind="import_corpus", idempotency_key=idempotency_key, make=make)
+    job, _ = jobs.submit_once(
+        actor=actor,
+        kind="import_corpus",
+        idempotency_key=idempotency_key,
+        make=make,
+        results=Corpus,
+        project_id=project.pk,
+    )
     return Corpus.objects.get(pk=job.subject_id), job
 
 
@@ -95,7 +102,12 @@ def import_recording(
         return job
 
     job, _ = jobs.submit_once(
-        actor=actor, kind="import_recording", idempotency_key=idempotency_key, make=make
+        actor=actor,
+        kind="import_recording",
+        idempotency_key=idempotency_key,
+        make=make,
+        results=Recording,
+        project_id=model.project_id,
     )
     return Recording.objects.for_display().get(pk=job.subject_id), job
 
@@ -129,6 +141,12 @@ def export_recording(*, actor: Any, recording: Recording, idempotency_key: str =
         return job
 
     job, _ = jobs.submit_once(
-        actor=actor, kind="export_recording", idempotency_key=idempotency_key, make=make
+        actor=actor,
+        kind="export_recording",
+        idempotency_key=idempotency_key,
+        make=make,
+        results=Recording,
+        project_id=recording.project_id,
+        subject_id=recording.pk,
     )
     return job

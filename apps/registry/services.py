@@ -86,7 +86,14 @@ def create_model(
         )
         return job
 
-    job, _ = jobs.submit_once(actor=actor, kind="inspect_model", idempotency_key=idempotency_key, make=make)
+    job, _ = jobs.submit_once(
+        actor=actor,
+        kind="inspect_model",
+        idempotency_key=idempotency_key,
+        make=make,
+        results=LanguageModel,
+        project_id=project.pk,
+    )
     return LanguageModel.objects.for_display().get(pk=job.subject_id), job
 
 
@@ -221,7 +228,14 @@ def start_recording(
 
     # The job is made first because it checks the parameters the row repeats.
     recording = Recording(project=model.project, model=model, corpus=parts[0][0], name=name, created_by=actor)
-    job, _ = jobs.submit_once(actor=actor, kind="trace", idempotency_key=idempotency_key, make=make)
+    job, _ = jobs.submit_once(
+        actor=actor,
+        kind="trace",
+        idempotency_key=idempotency_key,
+        make=make,
+        results=Recording,
+        project_id=model.project_id,
+    )
     return Recording.objects.for_display().get(pk=job.subject_id), job
 
 

@@ -142,7 +142,14 @@ def start_training(
         return job
 
     # The job is made first because it checks the parameters the row repeats.
-    job, _ = jobs.submit_once(actor=actor, kind="train", idempotency_key=idempotency_key, make=make)
+    job, _ = jobs.submit_once(
+        actor=actor,
+        kind="train",
+        idempotency_key=idempotency_key,
+        make=make,
+        results=Sae,
+        project_id=recording.project_id,
+    )
     return Sae.objects.for_display().get(pk=job.subject_id), job
 
 
@@ -188,7 +195,15 @@ def start_sae_job(
             pipeline=pipeline,
         )
 
-    job, _ = jobs.submit_once(actor=actor, kind=kind, idempotency_key=idempotency_key, make=make)
+    job, _ = jobs.submit_once(
+        actor=actor,
+        kind=kind,
+        idempotency_key=idempotency_key,
+        make=make,
+        results=Sae,
+        project_id=sae.project_id,
+        subject_id=sae.pk,
+    )
     return job
 
 
@@ -275,7 +290,14 @@ def import_sae(
         audit.record(actor=actor, action="sae.import_started", target=sae, project_id=sae.project_id)
         return job
 
-    job, _ = jobs.submit_once(actor=actor, kind="import_sae", idempotency_key=idempotency_key, make=make)
+    job, _ = jobs.submit_once(
+        actor=actor,
+        kind="import_sae",
+        idempotency_key=idempotency_key,
+        make=make,
+        results=Sae,
+        project_id=model.project_id,
+    )
     return Sae.objects.for_display().get(pk=job.subject_id), job
 
 

@@ -91,10 +91,13 @@ def test_ensure_user_changes_nobody(person) -> None:
 # --- members ------------------------------------------------------------------------------------------------
 
 
-def test_members_are_added_by_name_or_address(world, client_of) -> None:
+def test_members_are_added_by_name(world, client_of) -> None:
     owner, url = client_of("owner"), f"/api/v1/projects/{world.project.pk}/members"
     outsider = world.people["outsider"]
-    added = owner.post(url, {"user": outsider.email.upper(), "role": "viewer"})
+    by_address = owner.post(url, {"user": outsider.email, "role": "viewer"})
+    assert (by_address.status_code, error(by_address)["code"]) == (400, "unknown_user")
+    assert "invite" in error(by_address)["hint"]
+    added = owner.post(url, {"user": outsider.username.upper(), "role": "viewer"})
     assert (added.status_code, added.json()["username"]) == (201, outsider.username)
     assert client_of("outsider").get(f"/api/v1/projects/{world.project.pk}").json()["role"] == "viewer"
     again = owner.post(url, {"user": outsider.username, "role": "editor"})

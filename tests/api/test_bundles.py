@@ -49,7 +49,7 @@ def test_it_has_what_is_ready_and_says_what_it_leaves_out(world, document) -> No
 
 # Columns that do not travel: who and when belong to the instance, and some follow from the rest.
 STAY = {"id", "created_at", "updated_at", "created_by", "author", "job", "state", "project", "artifact"}
-STAY |= {"wanted_loaded", "load_asked_at", "overridden_by", "overridden_at"}
+STAY |= {"wanted_loaded", "load_asked_at", "overridden_by", "overridden_at", "host"}
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)

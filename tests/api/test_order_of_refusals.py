@@ -29,9 +29,7 @@ RESULTS = (Adapter, Certificate, Corpus, Export, LanguageModel, Recording, Sae)
 
 
 def _over(world: World) -> None:
-    Job.objects.update(
-        state="succeeded", finished_at=timezone.now(), lease_token=None, lease_expires_at=None
-    )
+    Job.objects.update(state="succeeded", finished_at=timezone.now(), lease_token=None, lease_expires_at=None)
 
 
 def _running(world: World) -> None:

@@ -6,6 +6,7 @@ import re
 from datetime import timedelta
 
 import pytest
+from allauth.account.models import EmailAddress
 from allauth.mfa.models import Authenticator
 from allauth.mfa.totp.internal.auth import hotp_value, yield_hotp_counters_from_time
 from django.core import mail
@@ -16,7 +17,7 @@ from rest_framework.test import APIClient
 from apps.accounts.models import User
 from apps.audit.models import AuditEvent
 from apps.projects.models import Invitation, Membership
-from tests.factories import PASSWORD, MembershipFactory
+from tests.factories import PASSWORD, MembershipFactory, UserFactory
 from workbench.settings.env import email_config
 
 ALLAUTH = "/_allauth/browser/v1"
@@ -37,15 +38,16 @@ def error(response) -> dict:
 
 @pytest.fixture
 def invited(world, client_of, django_capture_on_commit_callbacks):
-    """An address that was invited; the secret of its link."""
+    """An address that was invited; the secret of the link in the mail."""
     url = f"/api/v1/projects/{world.project.pk}/invitations"
     with django_capture_on_commit_callbacks(execute=True):
         answer = client_of("owner").post(url, {"email": "dora@example.org", "role": "editor"})
     assert answer.status_code == 201
-    link = answer.json()["link"]
-    assert link in mail.outbox[0].body
+    shown = answer.json()["link"]
     assert mail.outbox[0].to == ["dora@example.org"]
-    return link.rsplit("/", 1)[1]
+    mailed = re.search(r"\S+/invitations/\S+", mail.outbox[0].body)[0]
+    assert mailed.startswith(f"{shown}.")  # the one in the mail proves that it was read there
+    return mailed.rsplit("/", 1)[1]
 
 
 def sign_up(text: str = "", **values: str):
@@ -56,7 +58,11 @@ def sign_up(text: str = "", **values: str):
 
 def test_invited_people_sign_up_and_join(world, invited) -> None:
     offer = APIClient().post("/api/v1/invitations/look", {"text": invited}).json()
-    assert (offer["project_name"], offer["role"], offer["account"]) == (world.project.name, "editor", False)
+    assert (offer["project_name"], offer["role"], offer["may_sign_up"]) == (
+        world.project.name,
+        "editor",
+        True,
+    )
     client, answer = sign_up(invited)
     assert answer.status_code == 200, answer.content
     assert User.objects.get(username="dora").emailaddress_set.get().verified
@@ -105,10 +111,14 @@ def test_invitations_end(ending, world, invited, client_of) -> None:
 
 def test_invitations_of_members_and_of_others(world, foreign, client_of) -> None:
     owner, url = client_of("owner"), f"/api/v1/projects/{world.project.pk}/invitations"
-    answer = owner.post(url, {"email": world.people["viewer"].email.upper(), "role": "editor"})
-    assert (answer.status_code, error(answer)["code"]) == (409, "already_member")
     assert owner.delete(f"{url}/{foreign.invitation.pk}").status_code == 404
     assert [row["email"] for row in owner.get(url).json()] == [world.invitation.email]
+    # nobody learns whose address it is by inviting it; the member does, by accepting
+    answer = owner.post(url, {"email": world.people["viewer"].email.upper(), "role": "editor"})
+    assert answer.status_code == 201
+    text = {"text": answer.json()["link"].rsplit("/", 1)[1]}
+    again = client_of("viewer").post("/api/v1/invitations/accept", text)
+    assert (again.status_code, error(again)["code"]) == (409, "already_member")
 
 
 def test_sign_up_modes(world, invited, settings) -> None:
@@ -120,6 +130,163 @@ def test_sign_up_modes(world, invited, settings) -> None:
     assert (taken.status_code, taken.json()["errors"][0]["param"]) == (400, "username")
     settings.WORKBENCH_SIGNUP = "closed"
     assert sign_up(invited)[1].status_code == 403
+
+
+# --- whose invitation, whose address --------------------------------------------------------------------------
+
+
+def test_an_invitation_is_accepted_with_its_address_only(world, invited, client_of) -> None:
+    """A mail that was passed on, or a link that was seen over a shoulder, lets nobody else in."""
+    other = client_of("outsider")
+    answer = other.post("/api/v1/invitations/accept", {"text": invited})
+    assert (answer.status_code, error(answer)["code"]) == (409, "other_address")
+    assert "dora" not in answer.content.decode()
+    user = world.people["outsider"]
+    address = EmailAddress.objects.create(user=user, email="Dora@example.org", verified=False)
+    assert other.post("/api/v1/invitations/accept", {"text": invited}).status_code == 409
+    EmailAddress.objects.filter(pk=address.pk).update(verified=True)
+    assert other.post("/api/v1/invitations/accept", {"text": invited}).json()["role"] == "editor"
+
+
+def test_who_invites_cannot_become_the_invited(world, invited, client_of) -> None:
+    """The link that is shown to the sender makes no account with the address of somebody else."""
+    shown = invited.partition(".")[0]
+    assert APIClient().post("/api/v1/invitations/look", {"text": shown}).json()["may_sign_up"] is False
+    for text in (shown, f"{shown}.", f"{shown}.{'0' * 43}", f"{invited}0"):
+        assert sign_up(text)[1].status_code == 403, text
+    assert not User.objects.filter(email="dora@example.org").exists()
+    existing = UserFactory(email="dora@example.org")
+    assert client_of(existing).post("/api/v1/invitations/accept", {"text": shown}).status_code == 200
+
+
+def test_where_no_mail_is_sent_the_shown_link_makes_accounts(world, invited, settings) -> None:
+    settings.EMAIL_BACKEND = "django.core.mail.backends.console.EmailBackend"
+    _, answer = sign_up(invited.partition(".")[0])
+    assert answer.status_code == 200
+    assert not User.objects.get(username="dora").emailaddress_set.get().verified
+
+
+@pytest.mark.parametrize("person", ["viewer", "editor", "owner", "staff"])
+def test_addresses_of_members_are_shown_to_themselves_and_staff(person, world, client_of) -> None:
+    url = f"/api/v1/projects/{world.project.pk}/members"
+    shown = {row["username"]: row["email"] for row in client_of(person).get(url).json()}
+    me = world.people[person]
+    for row in Membership.objects.filter(project=world.project).select_related("user"):
+        visible = person == "staff" or row.user_id == me.pk
+        assert shown[row.user.username] == (row.user.email if visible else None)
+
+
+def test_no_answer_in_the_project_has_the_address_of_a_colleague(world, client_of) -> None:
+    """Every route a viewer or an owner may call, in one go."""
+    from tests.api.routes import ROUTES, allowed
+    from tests.api.test_permissions import call, undone
+
+    others = {user.email for name, user in world.people.items() if user is not None}
+    for person in ("viewer", "owner"):
+        known = {world.people[person].email}
+        for (name, method), how in ROUTES.items():
+            if person in allowed(how.grant):
+                with undone():
+                    answer = call(client_of(person), name, method, how, world)
+                found = {email for email in others - known if not answer.streaming and email in answer.text}
+                assert not found, (person, name, method)
+
+
+def test_addresses_cannot_be_tried(world, client_of, django_capture_on_commit_callbacks) -> None:
+    """Whatever takes an address answers the same whether somebody here has it or not."""
+    taken, free = world.people["outsider"].email, "nobody@example.org"
+    owner, project = client_of("owner"), f"/api/v1/projects/{world.project.pk}"
+
+    def answers(email: str) -> list[tuple[int, str]]:
+        cache.clear()
+        added = owner.post(f"{project}/members", {"user": email, "role": "viewer"})
+        invited = owner.post(f"{project}/invitations", {"email": email, "role": "viewer"})
+        link = {"text": invited.json()["link"].rsplit("/", 1)[1]}
+        looked = APIClient().post("/api/v1/invitations/look", link)
+        signed_up = sign_up(link["text"], email=email)[1]
+        forgotten = APIClient().post(f"{ALLAUTH}/auth/password/request", {"email": email})
+        wrong = APIClient().post(LOGIN, {"email": email, "password": "wrong"})
+        own = owner.post(f"{ALLAUTH}/account/email", {"email": email})
+        said = [added, invited, looked, signed_up, forgotten, wrong, own]
+        varied = re.compile(r'"(link|id|created_at|expires_at)":\s?"[^"]*"')
+        return [(one.status_code, varied.sub("", one.text).replace(email, "EMAIL")) for one in said]
+
+    assert answers(taken) == answers(free)
+
+
+@pytest.mark.parametrize("mode", ["closed", "invitation"])
+def test_strangers_cannot_try_addresses_where_they_may_not_sign_up(mode, world, settings) -> None:
+    settings.WORKBENCH_SIGNUP = mode
+    for email in (world.people["viewer"].email, "new@example.org"):
+        answer = sign_up(email=email)[1]
+        assert (answer.status_code, answer.json()) == (403, {"status": 403})
+
+
+def test_open_sign_up_with_verification_does_not_tell_which_addresses_are_taken(world, settings) -> None:
+    settings.WORKBENCH_SIGNUP = "open"
+    settings.ACCOUNT_EMAIL_VERIFICATION = "mandatory"
+    said = []
+    for number, email in enumerate((world.people["viewer"].email, "new@example.org")):
+        cache.clear()
+        answer = sign_up(username=f"somebody{number}", email=email)[1]
+        said.append((answer.status_code, [flow["id"] for flow in answer.json()["data"]["flows"]]))
+    assert said[0] == said[1]
+    assert User.objects.filter(email=world.people["viewer"].email).count() == 1
+
+
+# --- mails and guesses ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:4444", "[::1]"])
+def test_links_in_mails_have_the_configured_address(host, world, settings) -> None:
+    """Never the ``Host`` of the request: its sender chooses that, and the reader of the mail follows the link."""
+    settings.WORKBENCH_PUBLIC_URL = "https://lab.example.org"
+    settings.WORKBENCH_SIGNUP, settings.ACCOUNT_EMAIL_VERIFICATION = "open", "mandatory"
+    headers = {"host": host, "x-forwarded-host": "evil.example"}
+    request = f"{ALLAUTH}/auth/password/request"
+    for email in (world.people["viewer"].email, "unknown@example.org"):
+        assert APIClient(headers=headers).post(request, {"email": email}).status_code == 200
+    body = {"username": "eve", "email": "eve@example.org", "password": "correct horse battery"}
+    assert APIClient(headers=headers).post(SIGNUP, body).status_code == 401
+    taken = {**body, "username": "fay", "email": world.people["editor"].email}
+    assert APIClient(headers=headers).post(SIGNUP, taken).status_code == 401
+    assert len(mail.outbox) == 4
+    for message in mail.outbox:
+        whole = message.subject + message.body
+        assert host not in whole
+        assert "evil" not in whole
+        links = re.findall(r"https?://\S+", whole)
+        assert links
+        assert {link.split("/")[2].rstrip(".") for link in links} == {"lab.example.org"}
+
+
+def login(world, address: str, password: str = "wrong", who: str = "", host: str = "testserver"):
+    body = {"username": who or world.people["viewer"].username, "password": password}
+    return APIClient(headers={"host": host}).post(LOGIN, body, REMOTE_ADDR=address)
+
+
+def test_guesses_from_one_address_keep_nobody_out_elsewhere(world, settings) -> None:
+    settings.ALLOWED_HOSTS = ["*"]
+    known = APIClient()
+    right = {"username": world.people["viewer"].username, "password": PASSWORD}
+    assert known.post(LOGIN, right, REMOTE_ADDR="192.0.2.7").status_code == 200
+    said = {login(world, "198.51.100.66", host=f"h{n}.example").text for n in range(8)}
+    assert any("too_many_login_attempts" in text for text in said)  # whatever the name of the host it asks
+    # even the right password does not help there now …
+    assert login(world, "198.51.100.66", PASSWORD).status_code == 400
+    # … but it does from everywhere else, and who is signed in stays so
+    assert login(world, "192.0.2.8", PASSWORD).status_code == 200
+    assert known.get("/api/v1/me").status_code == 200
+    assert known.post(f"{ALLAUTH}/auth/reauthenticate", {"password": PASSWORD}).status_code == 200
+    # and others behind the guesser's address are not kept out with them
+    assert login(world, "198.51.100.66", PASSWORD, world.people["editor"].username).status_code == 200
+
+
+def test_guesses_from_one_network_count_together(world) -> None:
+    """Whoever has one IPv6 address has 2⁶⁴."""
+    texts = [login(world, f"2001:db8:1:2::{n:x}").text for n in range(1, 9)]
+    assert "too_many_login_attempts" in texts[-1]
+    assert login(world, "2001:db8:1:3::1", PASSWORD).status_code == 200
 
 
 # --- ownership ----------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ AUTH_PASSWORD_VALIDATORS = [
     )
 ]
 ACCOUNT_ADAPTER = "apps.accounts.adapter.AccountAdapter"
+HEADLESS_ADAPTER = "apps.accounts.adapter.HeadlessAdapter"
 ACCOUNT_LOGIN_METHODS = {"username", "email"}
 ACCOUNT_SIGNUP_FIELDS = ["username*", "email*", "password1*"]
 WORKBENCH_SIGNUP = env.choice(
@@ -29,13 +30,15 @@ WORKBENCH_SIGNUP = env.choice(
 )
 ACCOUNT_EMAIL_VERIFICATION = env.choice(
     "WORKBENCH_EMAIL_VERIFICATION",
-    "none",
+    "mandatory" if WORKBENCH_SIGNUP == "open" else "none",
     ("none", "optional", "mandatory"),
-    "Whether people must follow a link sent to their address before they can sign in.",
+    "Whether people must follow a link sent to their address before they can sign in. Where everybody may sign up the "
+    "default is `mandatory`: otherwise anybody could claim any address, and find out which ones have an account.",
 )
 WORKBENCH_INVITATION_DAYS = env.integer(
     "WORKBENCH_INVITATION_DAYS", 14, "How long an invitation to a project can be accepted."
 )
+# The key of failed attempts is the name that was tried together with the address it was tried from (see the adapter).
 ACCOUNT_RATE_LIMITS = {"login": "60/m/ip", "login_failed": "10/m/ip,5/5m/key"}
 HEADLESS_ONLY = True
 HEADLESS_CLIENTS = ("browser",)

@@ -54,7 +54,7 @@ export function Invitations({ project, roles }: InvitationsProps) {
         <ErrorNote error={send.error ?? revoke.error} doing="Changing the invitations" shownElsewhere={["email"]} />
         {send.data && (
           <Alert variant="light" title={`${send.data.invitation.email} is invited`}>
-            <Text size="sm">The link was sent by mail. You can also pass it on yourself; it is shown only now:</Text>
+            <Text size="sm">The link was sent by mail. You can also pass this one on to somebody who has an account with that address; it is shown only now:</Text>
             <Group gap="xs" wrap="nowrap">
               <Code style={{ overflowWrap: "anywhere" }} data-testid="invitation-link">{send.data.link}</Code>
               <Button variant="default" flex="none" onClick={() => void navigator.clipboard.writeText(send.data.link)}>Copy</Button>

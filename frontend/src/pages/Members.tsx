@@ -166,7 +166,7 @@ function AddMember({ project, onAdded }: { project: string; onAdded: () => void 
     <form onSubmit={submit} className="panel">
       <Group align="flex-start" gap="sm">
         <TextInput
-          label="User name or e-mail address"
+          label="User name"
           required
           value={user}
           onChange={(event) => setUser(event.currentTarget.value)}

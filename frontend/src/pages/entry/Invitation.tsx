@@ -48,8 +48,11 @@ export function InvitationPage() {
                   <Text size="sm">You are signed in as <strong>{me.data.username}</strong> ({me.data.email}).</Text>
                   <Button size="sm" onClick={() => accept.mutate()} loading={accept.isPending} data-testid="accept">Accept as {me.data.username}</Button>
                 </>
-              ) : it.account ? (
-                <Text size="sm">This address has an account here. <ToSignIn next={`/invitations/${text}`} /> to accept.</Text>
+              ) : !it.may_sign_up ? (
+                <Text size="sm">
+                  <ToSignIn next={`/invitations/${text}`} /> with the account of this address to accept. To make one, open the link in the
+                  mail that was sent there.
+                </Text>
               ) : (
                 <>
                   <Text size="sm">Make an account to accept, or <ToSignIn next={`/invitations/${text}`} /> with the one you have.</Text>
