@@ -21,6 +21,7 @@ urlpatterns = [
     path("api/v1/", include("apps.api.urls")),
     # Addresses are changed by staff: trying them here would tell which ones have an account.
     path("_allauth/browser/v1/account/email", not_found, {"exception": None}),
+    path("_allauth/browser/v1/account/phone", not_found, {"exception": None}),
     path("_allauth/browser/v1/auth/signup", SignUpView.as_api_view(client=Client.BROWSER)),
     path("_allauth/", include("allauth.headless.urls")),
     path("accounts/", include("allauth.urls")),  # where OpenID Connect comes back to

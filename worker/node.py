@@ -14,8 +14,8 @@ import psutil
 import structlog
 from django.conf import settings
 from django.db import connection
-from django.utils import timezone
 
+from apps.core import clock
 from apps.jobs import leases
 from apps.jobs.models import Job, WorkerNode
 from apps.jobs.states import LEASED
@@ -65,6 +65,7 @@ class Node:
             pid=pid,
             process_started=process_started(pid) or time.time(),
             version=metadata.version("interpretability-workbench"),
+            heartbeat_at=clock.now(),
         )
         reclaim_dead(self.row.host)
         self._thread = threading.Thread(target=self._beat, name="node", daemon=True)
@@ -79,14 +80,14 @@ class Node:
         if self._thread is not None:
             self._thread.join(timeout=5)
         if self.row is not None:
-            WorkerNode.objects.filter(pk=self.row.pk).update(stopped_at=timezone.now())
+            WorkerNode.objects.filter(pk=self.row.pk).update(stopped_at=clock.now())
 
     def _beat(self) -> None:
         looked = 0.0
         while not self._stop.wait(min(settings.WORKBENCH_HEARTBEAT_SECONDS, settings.WORKBENCH_REAP_SECONDS)):
             try:
                 assert self.row is not None
-                WorkerNode.objects.filter(pk=self.row.pk).update(heartbeat_at=timezone.now())
+                WorkerNode.objects.filter(pk=self.row.pk).update(heartbeat_at=clock.now())
                 pulse(Path(settings.WORKBENCH_RUN_DIR), "compute")
                 if time.monotonic() - looked >= settings.WORKBENCH_REAP_SECONDS:
                     looked = time.monotonic()
@@ -121,7 +122,7 @@ class Node:
         """
         log.error("worker_is_deaf", remedy="starting anew")
         assert self.row is not None
-        WorkerNode.objects.filter(pk=self.row.pk).update(stopped_at=timezone.now())
+        WorkerNode.objects.filter(pk=self.row.pk).update(stopped_at=clock.now())
         connection.close()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -139,5 +140,5 @@ def reclaim_dead(host: str) -> int:
             log.warning("job_reclaimed", job=str(job.pk), worker=str(job.worker))
     for node in WorkerNode.objects.filter(host=host, stopped_at=None):
         if not runs_here(node):
-            WorkerNode.objects.filter(pk=node.pk).update(stopped_at=timezone.now())
+            WorkerNode.objects.filter(pk=node.pk).update(stopped_at=clock.now())
     return count

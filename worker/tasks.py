@@ -9,8 +9,8 @@ from typing import Any
 import structlog
 from celery import signals
 from django.core.management import call_command
-from django.utils import timezone
 
+from apps.core import clock
 from apps.jobs import leases
 from apps.jobs.announce import RUN_JOB
 from apps.jobs.models import WorkerNode
@@ -70,7 +70,7 @@ def tidy_up() -> None:
     call_command("clearsessions")
     call_command("collect_garbage", verbosity=0)
     clean_workdirs(_KEEP_SECONDS)
-    WorkerNode.objects.filter(heartbeat_at__lt=timezone.now() - timedelta(seconds=_KEEP_SECONDS)).delete()
+    WorkerNode.objects.filter(heartbeat_at__lt=clock.now() - timedelta(seconds=_KEEP_SECONDS)).delete()
 
 
 app.conf.beat_schedule = {

@@ -111,7 +111,7 @@ class HeadlessAdapter(DefaultHeadlessAdapter):  # type: ignore[misc]
         if url is None:
             return None
         parts = urlsplit(url)
-        return settings.WORKBENCH_PUBLIC_URL + parts._replace(scheme="", netloc="").geturl()
+        return f"{settings.WORKBENCH_PUBLIC_URL}{parts._replace(scheme='', netloc='').geturl()}"
 
 
 class SocialAccountAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 from django.contrib.auth.models import AbstractUser
 from django.db import models
 from django.db.models.functions import Lower
-from django.utils import timezone
 
 from apps.accounts.scopes import Scope
+from apps.core import clock
 from apps.core.ids import uuid7
 from apps.core.publish import publish_on_commit, user_group
 from apps.core.records import Record
@@ -63,7 +63,7 @@ class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
 
     def usable(self) -> ApiTokenQuerySet:
         """Neither revoked nor expired, of people who may sign in."""
-        now = timezone.now()
+        now = clock.now()
         return self.filter(
             models.Q(expires_at=None) | models.Q(expires_at__gt=now), revoked_at=None, user__is_active=True
         )
@@ -99,7 +99,7 @@ class ApiToken(Record):
     @property
     def expired(self) -> bool:
         """Whether its time is over."""
-        return self.expires_at is not None and self.expires_at <= timezone.now()
+        return self.expires_at is not None and self.expires_at <= clock.now()
 
 
 class WsTicket(Record):

@@ -50,7 +50,7 @@ def has_address(user: User, email: str) -> bool:
     """Whether the e-mail address is the user's: that of their account, or another one they have verified."""
     if user.email.lower() == email.lower():
         return True
-    return EmailAddress.objects.filter(user=user, email__iexact=email, verified=True).exists()
+    return bool(EmailAddress.objects.filter(user=user, email__iexact=email, verified=True).exists())
 
 
 def end_sessions(user: User) -> None:

@@ -20,6 +20,7 @@ class SignUpView(SignupView):  # type: ignore[misc]
     def handle(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """Refuse, or go on."""
         if not get_adapter().is_open_for_signup(request):
-            return ForbiddenResponse(request)
+            refusal: HttpResponseBase = ForbiddenResponse(request)
+            return refusal
         answer: HttpResponseBase = super().handle(request, *args, **kwargs)
         return answer

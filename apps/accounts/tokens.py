@@ -12,12 +12,12 @@ from uuid import UUID
 from django.apps import apps
 from django.db import transaction
 from django.db.models import Q
-from django.utils import timezone
 
 from apps.accounts.models import ApiToken, User
 from apps.accounts.scopes import Scope
 from apps.accounts.secrets import digest_of
 from apps.audit import services as audit
+from apps.core import clock
 from apps.core.errors import Refused, unknown_reference
 from apps.core.publish import publish_on_commit, user_group
 
@@ -104,7 +104,7 @@ def rotate_token(*, actor: User, token: ApiToken, expires_at: datetime | None = 
     """
     if token.revoked_at is not None:
         raise Refused("token_revoked", "The token is revoked.", "Make a new one.", status=409)
-    now = timezone.now()
+    now = clock.now()
     if expires_at is None and token.expires_at is not None:
         expires_at = now + (token.expires_at - (token.rotated_at or token.created_at))
     _check_expiry(expires_at)
@@ -120,7 +120,7 @@ def rotate_token(*, actor: User, token: ApiToken, expires_at: datetime | None = 
 @transaction.atomic
 def revoke_token(*, actor: User, token: ApiToken) -> None:
     """End the token for good, and the connections opened with it. Revoking twice is no error."""
-    if not ApiToken.objects.filter(pk=token.pk, revoked_at=None).update(revoked_at=timezone.now()):
+    if not ApiToken.objects.filter(pk=token.pk, revoked_at=None).update(revoked_at=clock.now()):
         return
     token.tickets.all().delete()
     audit.record(actor=actor, action="token.revoked", target=token, project_id=token.project_id)
@@ -156,7 +156,7 @@ def check_token(text: str) -> ApiToken:
 
 def note_use(token: ApiToken) -> None:
     """Remember when it was used, at most once a minute."""
-    now = timezone.now()
+    now = clock.now()
     if token.last_used_at is None or now - token.last_used_at > _USE_NOTED_EVERY:
         ApiToken.objects.filter(
             Q(last_used_at=None) | Q(last_used_at__lt=now - _USE_NOTED_EVERY), pk=token.pk
@@ -165,7 +165,7 @@ def note_use(token: ApiToken) -> None:
 
 
 def _check_expiry(expires_at: datetime | None) -> None:
-    if expires_at is not None and expires_at <= timezone.now():
+    if expires_at is not None and expires_at <= clock.now():
         raise Refused(
             "expired",
             "The end of the token lies in the past.",

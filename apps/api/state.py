@@ -9,9 +9,9 @@ from typing import NamedTuple
 from django.apps import apps as registry
 from django.conf import settings
 from django.db.models import Count, Min, Sum
-from django.utils import timezone
 
 from apps.artifacts.models import Artifact
+from apps.core import clock
 from apps.jobs.models import Job, WorkerNode
 from apps.jobs.states import State
 from apps.notifications.models import Delivery
@@ -48,7 +48,7 @@ def disk_space(path: Path) -> DiskSpace:
 
 def look() -> Installation:
     """How things are now."""
-    now = timezone.now()
+    now = clock.now()
     jobs: dict[str, int] = dict.fromkeys(State.values, 0)
     jobs |= dict(Job.objects.order_by().values_list("state").annotate(n=Count("*")))
     oldest = Job.objects.filter(state=State.QUEUED).aggregate(oldest=Min("queued_at"))["oldest"]

@@ -28,7 +28,11 @@ urlpatterns = [
     path("healthz", HealthView.as_view(), name="healthz"),
     path("projects/<uuid:pk>/lineage", LineageView.as_view(), name="project-lineage"),
     path("schema/", SpectacularAPIView.as_view(), name="schema"),
-    path("docs/", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
+    path(
+        "docs/",
+        SpectacularSwaggerSplitView.as_view(url_name="schema", http_method_names=["get", "head"]),
+        name="docs",
+    ),
     *routes.urls,
     *_app_routes(),
 ]

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from django.db.models import Sum
-from django.utils import timezone
 
 from apps.artifacts import storage
 from apps.artifacts.models import Artifact, Blob
 from apps.artifacts.stores import blob_store
+from apps.core import clock
 from apps.core.errors import Refused
 from apps.core.hosts import file_elsewhere, this_host
 from apps.core.ids import uuid7
@@ -25,11 +25,13 @@ def keep(folder: Path, files: Iterable[dict[str, Any]]) -> None:
     for entry in files:
         digest = entry["sha256"]
         # Touched first: from here on a garbage collection leaves it alone.
-        known = Blob.objects.filter(pk=digest).update(touched_at=timezone.now())
+        known = Blob.objects.filter(pk=digest).update(touched_at=clock.now())
         if known and not store.local and store.exists(digest):
             continue
         if store.put(folder / entry["path"], digest) and not known:
-            Blob.objects.get_or_create(pk=digest, defaults={"bytes": entry["bytes"]})
+            Blob.objects.get_or_create(
+                pk=digest, defaults={"bytes": entry["bytes"], "touched_at": clock.now()}
+            )
 
 
 def keep_before_commit(folder: Path, files: Sequence[dict[str, Any]]) -> None:
@@ -114,7 +116,7 @@ def collect(*, older_than: timedelta, dry_run: bool) -> Waste:
     Artifacts without blobs (made before there were any, or by a process killed in between) are given theirs.
     Everything younger than ``older_than`` stays, because it may be about to be referred to.
     """
-    waste, cutoff = Waste(), timezone.now() - older_than
+    waste, cutoff = Waste(), clock.now() - older_than
     _collect_artifacts(waste, cutoff, dry_run)
     _collect_folders(waste, cutoff.timestamp(), dry_run)
     if not dry_run:

@@ -24,10 +24,10 @@ from uuid import UUID
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Sum
-from django.utils import timezone
 
 from apps.artifacts import storage
 from apps.artifacts.models import Upload
+from apps.core import clock
 from apps.core.errors import Forbidden, Refused, unknown_reference
 from apps.core.hosts import file_elsewhere, this_host
 from apps.projects.quotas import require_room
@@ -121,7 +121,7 @@ def create_upload(*, actor: Any, path: str, size: int, sha256: str = "") -> Uplo
 
 
 def _expiry() -> Any:
-    return timezone.now() + timedelta(seconds=settings.WORKBENCH_UPLOAD_SECONDS)
+    return clock.now() + timedelta(seconds=settings.WORKBENCH_UPLOAD_SECONDS)
 
 
 def require_own(actor: Any, upload: Upload) -> None:
@@ -366,7 +366,7 @@ def collect_uploads(note: Callable[[str, str, int], None], *, dry_run: bool) -> 
     Args:
         note: told category, name and bytes of each.
     """
-    for upload in Upload.objects.filter(expires_at__lt=timezone.now()):
+    for upload in Upload.objects.filter(expires_at__lt=clock.now()):
         note("uploads", f"{upload.created_by_id}/{upload.path}", upload.offset)
         if not dry_run:
             discard([upload])

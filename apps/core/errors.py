@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,8 +72,20 @@ def not_found(request: HttpRequest, exception: Exception | None) -> JsonResponse
 
 
 def server_error(request: HttpRequest) -> JsonResponse:
-    """Answers a failure nobody handled; what failed is in the server's log under the request id."""
-    return JsonResponse(error_body("error", "The server failed to answer.", kind="server_error"), status=500)
+    """Answers a failure nobody handled; what failed is in the server's log under the request id.
+
+    Django calls it where the failure was caught. A full disk and a database that is away end here wherever they were
+    noticed: in a view, in a middleware, or while the session was stored.
+    """
+    from apps.core.outages import outage_of
+
+    outage = outage_of(sys.exc_info()[1])
+    if outage is None:
+        return JsonResponse(
+            error_body("error", "The server failed to answer.", kind="server_error"), status=500
+        )
+    body = error_body(outage.code, outage.message, kind="server_error", hint=outage.hint)
+    return JsonResponse(body, status=outage.status, headers=outage.headers)
 
 
 UNSTORABLE = "The request has characters that cannot be stored: a zero byte, or half a surrogate pair."

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
 from drf_standardized_errors.formatter import ExceptionFormatter as BaseFormatter
 from drf_standardized_errors.handler import ExceptionHandler as BaseHandler
 from rest_framework import exceptions
 
 from apps.core.errors import UNSTORABLE, MicroscopeError, is_unstorable
+from apps.core.outages import Outage, outage_of
+
+log = structlog.get_logger(__name__)
 
 
 class ExceptionHandler(BaseHandler):
@@ -16,6 +20,10 @@ class ExceptionHandler(BaseHandler):
 
     def convert_known_exceptions(self, exc: Exception) -> Exception:
         """The REST framework's spelling of errors that come from elsewhere."""
+        outage = None if isinstance(exc, MicroscopeError) else outage_of(exc)
+        if outage is not None:
+            log.error("outage", code=outage.code, error=repr(exc))
+            self.exc = exc = outage
         if isinstance(exc, MicroscopeError):
             refusal = exceptions.APIException(detail=exc.message, code=exc.code)
             refusal.status_code = getattr(exc, "status", 422)
@@ -26,6 +34,11 @@ class ExceptionHandler(BaseHandler):
         if is_unstorable(exc):
             return exceptions.ValidationError(UNSTORABLE, code="invalid")
         return super().convert_known_exceptions(exc)
+
+    def report_exception(self, exc: exceptions.APIException, response: Any) -> None:
+        """Tell of defects; an outage is none, and has been logged in one line."""
+        if not isinstance(self.exc, Outage):
+            super().report_exception(exc, response)
 
     def get_headers(self, exc: exceptions.APIException) -> dict[str, Any]:
         """Those of the REST framework, and the refusal's own."""

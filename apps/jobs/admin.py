@@ -8,9 +8,9 @@ from typing import Any
 from django.contrib import admin, messages
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest
-from django.utils import timezone
 from django.utils.timesince import timesince
 
+from apps.core import clock
 from apps.core.admin import ReadOnlyAdmin, ReadOnlyInline, RecordAdmin
 from apps.core.errors import MicroscopeError
 from apps.jobs import services
@@ -75,7 +75,7 @@ class JobAdmin(RecordAdmin):
     def state_shown(self, job: Job) -> str:
         """The state; a worker that fell silent is named."""
         silent = (
-            job.state in LEASED and job.lease_expires_at is not None and job.lease_expires_at < timezone.now()
+            job.state in LEASED and job.lease_expires_at is not None and job.lease_expires_at < clock.lately()
         )
         return f"{job.state} (worker silent)" if silent else job.state
 

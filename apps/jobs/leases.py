@@ -18,10 +18,10 @@ import structlog
 from django.conf import settings
 from django.db import transaction
 from django.db.models import F
-from django.utils import timezone
 
 from apps.artifacts import services as artifacts
 from apps.artifacts import storage
+from apps.core import clock
 from apps.core.ids import uuid7
 from apps.jobs.announce import announce, wake_workers
 from apps.jobs.kinds import INCOMING, OUT, get_kind
@@ -54,7 +54,7 @@ def workdir(job_id: UUID) -> Path:
 
 
 def _expiry() -> Any:
-    return timezone.now() + timedelta(seconds=settings.WORKBENCH_LEASE_SECONDS)
+    return clock.now() + timedelta(seconds=settings.WORKBENCH_LEASE_SECONDS)
 
 
 def claim(*, job_id: UUID, node: WorkerNode) -> Job | None:
@@ -64,7 +64,7 @@ def claim(*, job_id: UUID, node: WorkerNode) -> Job | None:
     with transaction.atomic():
         if not may_run(job_id, lock=True):
             return None
-        now = timezone.now()
+        now = clock.now()
         return move(
             "claim",
             job_id,
@@ -107,7 +107,7 @@ def renew(*, job_id: UUID, token: UUID) -> bool:
     """Extend the lease; False when it is lost."""
     return bool(
         Job.objects.filter(pk=job_id, lease_token=token, state__in=LEASED).update(
-            lease_expires_at=_expiry(), heartbeat_at=timezone.now()
+            lease_expires_at=_expiry(), heartbeat_at=clock.now()
         )
     )
 
@@ -276,7 +276,7 @@ def give_back(*, job: Job, token: UUID) -> Job:
     Raises:
         LeaseLost: the lease is gone, or the job was being cancelled.
     """
-    now = timezone.now()
+    now = clock.now()
     moved = move(
         "give_back",
         job.pk,
@@ -322,7 +322,7 @@ def lose(*, job: Job, token: UUID, error: tuple[str, str, str] = WORKER_LOST) ->
         return cancelled
     # The attempt cannot change while the token is the same, so it is safe to decide by the row read before.
     if job.attempt < job.max_attempts:
-        now = timezone.now()
+        now = clock.now()
         moved = move(
             "lose",
             job.pk,
@@ -356,7 +356,7 @@ def lose(*, job: Job, token: UUID, error: tuple[str, str, str] = WORKER_LOST) ->
 def reap() -> int:
     """Deal with every job whose lease ran out; returns how many there were."""
     lost = 0
-    for job in Job.objects.expired(timezone.now()):
+    for job in Job.objects.expired(clock.now()):
         if job.lease_token is not None and lose(job=job, token=job.lease_token) is not None:
             lost += 1
             log.warning("job_lost", job=str(job.pk), attempt=job.attempt, worker=str(job.worker_id))
@@ -372,7 +372,7 @@ class Reminder(NamedTuple):
 
 def remind() -> Reminder:
     """Announce queued jobs again that nobody took. For workers that are idle."""
-    now = timezone.now()
+    now = clock.now()
     patience = timedelta(seconds=settings.WORKBENCH_WAKEUP_SECONDS)
     waiting = Job.objects.filter(state=State.QUEUED, queued_at__lt=now - patience).order_by("queued_at")[:20]
     sent = queued = 0

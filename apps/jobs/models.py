@@ -10,6 +10,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from apps.artifacts.models import Artifact
+from apps.core import clock
 from apps.core.records import Record
 from apps.jobs.querysets import JobEventQuerySet, JobQuerySet, PipelineQuerySet, WorkerNodeQuerySet
 from apps.jobs.states import ACTIVE, FINAL, LEASED, State
@@ -38,7 +39,7 @@ class WorkerNode(Record):
     def alive(self) -> bool:
         """Whether it was heard of lately."""
         patience = timedelta(seconds=settings.WORKBENCH_LEASE_SECONDS)
-        return self.stopped_at is None and self.heartbeat_at > timezone.now() - patience
+        return self.stopped_at is None and self.heartbeat_at > clock.lately() - patience
 
 
 class Pipeline(Record):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Self
 from uuid import UUID
 
 from django.db import models
-from django.utils import timezone
 
+from apps.core import clock
 from apps.jobs.states import ACTIVE, LEASED
 from apps.projects.querysets import InProject
 
@@ -76,4 +76,4 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
 
     def alive(self, seconds: float) -> Self:
         """Workers heard of within so many seconds."""
-        return self.filter(stopped_at=None, heartbeat_at__gt=timezone.now() - timedelta(seconds=seconds))
+        return self.filter(stopped_at=None, heartbeat_at__gt=clock.now() - timedelta(seconds=seconds))

@@ -18,8 +18,8 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db.models import Max
-from django.utils import timezone
 
+from apps.core import clock
 from apps.jobs.kinds import get_kind
 from apps.jobs.models import Job, WorkerNode
 from apps.jobs.states import LEASED, State
@@ -157,7 +157,7 @@ def remaining(job: Job, paces: Paces) -> float:
     lasts = paces.lasts(job.kind, job.params)
     if lasts is None or job.started_at is None:
         return math.inf
-    return max(0.0, lasts - (timezone.now() - job.started_at).total_seconds())
+    return max(0.0, lasts - (clock.lately() - job.started_at).total_seconds())
 
 
 def add_outlooks(rows: Sequence[Job]) -> None:

@@ -10,10 +10,10 @@ import structlog
 from django.conf import settings
 from django.db import IntegrityError, models, transaction
 from django.db.models import F
-from django.utils import timezone
 
 from apps.artifacts import uploads
 from apps.audit import services as audit
+from apps.core import clock
 from apps.core.errors import Forbidden, Refused
 from apps.core.idempotency import gone, replayed, reused
 from apps.jobs.announce import announce, wake_workers
@@ -56,6 +56,7 @@ def submit(
     require(actor, Action.RUN_JOBS, project)
     require_room_for_job(project.pk, actor)
     state = State.QUEUED if after is None else _state_after(after)
+    now = clock.now()
     job = Job.objects.create(
         project=project,
         created_by=actor,
@@ -68,6 +69,8 @@ def submit(
         after=after,
         pipeline=pipeline,
         max_attempts=settings.WORKBENCH_MAX_ATTEMPTS,
+        queued_at=now,
+        woken_at=now,
         idempotency_key=idempotency_key or None,
     )
     audit.record(actor=actor, action="job.submitted", target=job, project_id=project.pk, data={"kind": kind})
@@ -140,7 +143,7 @@ def cancel(*, actor: Any, job: Job) -> Job:
     if moved is not None:
         get_kind(job.kind).on_failure(moved)
     else:
-        moved = move("ask_cancel", job.pk, message=who, cancel_asked_at=timezone.now())
+        moved = move("ask_cancel", job.pk, message=who, cancel_asked_at=clock.now())
     if moved is None:
         job = Job.objects.for_display().get(pk=job.pk)
         if job.state in (State.CANCELLING, State.CANCELLED):
@@ -176,7 +179,7 @@ def retry(*, actor: Any, job: Job) -> Job:
 
 
 def _start_again(job: Job, message: str) -> Job | None:
-    now = timezone.now()
+    now = clock.now()
     state = State.QUEUED if job.after is None else _state_after(job.after)
     moved = move(
         "retry" if state == State.QUEUED else "retry_waiting",

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
-from django.utils import timezone
 
+from apps.core import clock
 from apps.jobs.kinds import get_kind
 from apps.jobs.models import Job, JobEvent, Pipeline
 from apps.jobs.queue import Outlook
@@ -98,7 +98,7 @@ def summarise(job: Job) -> JobSummary:
         eta = max(0.0, (job.total - job.done) / job.rate)
     outlook: Outlook = getattr(job, "outlook", UNKNOWN)
     stalled = (
-        job.state in LEASED and job.lease_expires_at is not None and job.lease_expires_at < timezone.now()
+        job.state in LEASED and job.lease_expires_at is not None and job.lease_expires_at < clock.lately()
     )
     return JobSummary(
         id=job.pk,

@@ -7,9 +7,9 @@ from uuid import UUID
 
 from django.db import transaction
 from django.db.models import F
-from django.utils import timezone
 
 from apps.artifacts import uploads
+from apps.core import clock
 from apps.jobs import notices
 from apps.jobs.announce import announce, wake_workers
 from apps.jobs.kinds import get_kind
@@ -46,7 +46,7 @@ def move(
         rows = rows.filter(lease_token=token)
     if transition.target not in LEASED:
         values |= {"lease_token": None, "lease_expires_at": None}
-    finished = timezone.now() if transition.target in FINAL else None
+    finished = clock.now() if transition.target in FINAL else None
     changed = rows.update(
         state=transition.target,
         finished_at=finished,
@@ -96,7 +96,7 @@ def _settle_followers(job: Job) -> None:
 
 def release(job: Job) -> None:
     """Queue a job whose predecessor has succeeded."""
-    now = timezone.now()
+    now = clock.now()
     moved = move("release", job.pk, message="Its turn has come.", queued_at=now, woken_at=now)
     if moved is not None:
         transaction.on_commit(lambda: wake_workers(moved.pk), robust=True)

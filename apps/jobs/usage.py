@@ -8,8 +8,8 @@ from uuid import UUID
 
 from django.db.models import DurationField, ExpressionWrapper, F, Q, QuerySet, Sum, Value
 from django.db.models.functions import Coalesce, Greatest
-from django.utils import timezone
 
+from apps.core import clock
 from apps.jobs.models import Job
 from apps.jobs.states import LEASED, State
 from apps.projects.quotas import COMPUTE_DAYS, Holder, excess, lock_holders, register_meter, require_room
@@ -32,7 +32,7 @@ def running(holder: Holder) -> int:
 
 def compute_seconds(holder: Holder) -> int:
     """Seconds from start to end (or now) of the last attempts, within the last 30 days."""
-    now = timezone.now()
+    now = clock.now()
     since = now - timedelta(days=COMPUTE_DAYS)
     worked = ExpressionWrapper(
         Coalesce(F("finished_at"), Value(now)) - Greatest(F("started_at"), Value(since)),

@@ -15,8 +15,8 @@ from uuid import UUID
 import structlog
 from channels.db import database_sync_to_async
 from django.db import transaction
-from django.utils import timezone
 
+from apps.core import clock
 from apps.live.models import LiveSeat
 from apps.projects.quotas import Holder, lock_holders, register_meter, require_room
 
@@ -32,7 +32,7 @@ AT_ONCE = 500  # ids in one statement
 def seats(holder: Holder) -> int:
     """Live sessions that are open now."""
     mine = {"project_id": holder.id} if holder.kind == "project" else {"user_id": holder.id}
-    return LiveSeat.objects.filter(expires_at__gt=timezone.now(), **mine).count()
+    return LiveSeat.objects.filter(expires_at__gt=clock.now(), **mine).count()
 
 
 @transaction.atomic
@@ -47,7 +47,7 @@ def take_seat(*, user: Any, project_id: UUID, page: UUID | None = None) -> LiveS
         QuotaExceeded: all are taken.
     """
     lock_holders(project_id, user.pk)
-    now = timezone.now()
+    now = clock.now()
     LiveSeat.objects.filter(expires_at__lt=now - FORGOTTEN).delete()
     if page is not None:
         LiveSeat.objects.filter(user=user, page=page).delete()
@@ -61,7 +61,7 @@ def keep_seats(ids: Sequence[UUID]) -> set[UUID]:
     for first in range(0, len(ids), AT_ONCE):
         some = ids[first : first + AT_ONCE]
         rows = LiveSeat.objects.filter(pk__in=some)
-        if rows.update(expires_at=timezone.now() + LIFETIME) < len(some):
+        if rows.update(expires_at=clock.now() + LIFETIME) < len(some):
             gone |= set(some) - set(rows.values_list("pk", flat=True))
     return gone
 

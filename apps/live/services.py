@@ -11,9 +11,9 @@ import msgspec
 from asgiref.sync import async_to_sync
 from django.db import transaction
 from django.db.models import Q
-from django.utils import timezone
 
 from apps.audit import services as audit
+from apps.core import clock
 from apps.core.errors import NotVisible, Refused, unknown_reference
 from apps.core.ids import uuid7
 from apps.core.publish import publish_on_commit, resident_group
@@ -71,7 +71,7 @@ def claim_resident(*, model_id: UUID, host: str) -> bool:
 
     One conditional update decides between hosts that ask at the same time.
     """
-    now = timezone.now()
+    now = clock.now()
     if not LanguageModel.objects.filter(pk=model_id).exists():
         return False
     ResidentWorker.objects.get_or_create(
@@ -88,7 +88,7 @@ def claim_resident(*, model_id: UUID, host: str) -> bool:
 def keep_claims(*, model_ids: Iterable[UUID], host: str) -> None:
     """The host is still at work on these models."""
     rows = ResidentWorker.objects.filter(model_id__in=list(model_ids), host=host)
-    rows.update(heartbeat_at=timezone.now())
+    rows.update(heartbeat_at=clock.now())
 
 
 def set_resident(*, model_id: UUID, state: str, host: str, **values: Any) -> bool:
@@ -99,7 +99,7 @@ def set_resident(*, model_id: UUID, state: str, host: str, **values: Any) -> boo
     Args:
         values: columns of :class:`ResidentWorker`; what is not named is left, errors are cleared.
     """
-    columns = {"error_code": "", "error_message": "", "error_hint": "", "heartbeat_at": timezone.now()}
+    columns = {"error_code": "", "error_message": "", "error_hint": "", "heartbeat_at": clock.now()}
     mine = ResidentWorker.objects.filter(model_id=model_id, host=host)
     if not mine.update(**{**columns, **values, "state": state}):
         return False
@@ -111,7 +111,7 @@ def set_resident(*, model_id: UUID, state: str, host: str, **values: Any) -> boo
 def set_vitals(*, model_id: UUID, host: str, memory_bytes: int) -> bool:
     """Store the regular sign of life of a ready worker; False when another host holds the model by now."""
     mine = ResidentWorker.objects.filter(model_id=model_id, host=host, state=ResidentWorker.State.READY)
-    return mine.update(memory_bytes=memory_bytes, heartbeat_at=timezone.now()) == 1
+    return mine.update(memory_bytes=memory_bytes, heartbeat_at=clock.now()) == 1
 
 
 @transaction.atomic

@@ -5,8 +5,8 @@ from __future__ import annotations
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.utils import timezone
 
+from apps.core import clock
 from apps.core.admin import ReadOnlyAdmin, RecordAdmin
 from apps.notifications.models import Delivery, Notification, Preference, Webhook
 
@@ -42,7 +42,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
     def send_again(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
         """Start over with those that were given up."""
         again = queryset.filter(state=Delivery.State.FAILED)
-        count = again.update(state=Delivery.State.PENDING, attempts=0, due_at=timezone.now())
+        count = again.update(state=Delivery.State.PENDING, attempts=0, due_at=clock.now())
         self.message_user(request, f"{count} queued again.", messages.SUCCESS)
 
 

@@ -28,7 +28,11 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Unreachable(Exception):
-    """The message could not be handed over; trying again may help."""
+    """The message could not be handed over; trying again may help.
+
+    What it says is read by whoever owns a project, and says nothing that only this server's network knows; the
+    exception it is raised from has the details, for the log.
+    """
 
 
 def is_public(address: Address) -> bool:
@@ -75,15 +79,15 @@ def resolve(host: str, port: int) -> str:
     """An address of the host that may be called.
 
     Raises:
-        Unreachable: the name has no address.
-        Refused: ``private_address`` when any of its addresses is not public.
+        Unreachable: the name has no address, or one that is not public. Which of the two is not told: names of an
+            inner network could be tried otherwise.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise Unreachable(f"The name {host} cannot be resolved: {error}.") from error
-    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
-    _require_public(host, addresses)
+        addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+        _require_public(host, addresses)
+    except (OSError, UnicodeError, Refused) as error:
+        raise Unreachable(f"The name {host} has no address on the open internet.") from error
     return str(addresses[0])
 
 
@@ -100,10 +104,23 @@ def post(url: str, body: bytes, headers: dict[str, str]) -> int:
     try:
         connection.request("POST", path, body=body, headers=headers)
         return connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
-        raise Unreachable(f"{host} did not answer: {error or type(error).__name__}.") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise Unreachable(f"{host} {_in_words(error)}.") from error
     finally:
         connection.close()
+
+
+def _in_words(error: Exception) -> str:
+    """Why there was no answer, without what certificates, sockets and the system say in their own words."""
+    if isinstance(error, ssl.SSLError):
+        return "showed no certificate that can be trusted"
+    if isinstance(error, TimeoutError):
+        return f"did not answer within {TIMEOUT:g} s"
+    if isinstance(error, ConnectionRefusedError):
+        return "refused the connection"
+    if isinstance(error, http.client.HTTPException):
+        return "did not answer in HTTP"
+    return "could not be reached"
 
 
 def signature(secret: str, body: bytes, timestamp: int | None = None) -> str:

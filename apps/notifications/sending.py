@@ -9,8 +9,8 @@ import msgspec
 import structlog
 from django.conf import settings
 from django.core.mail import send_mail
-from django.utils import timezone
 
+from apps.core import clock
 from apps.core.errors import MicroscopeError
 from apps.notifications.models import Delivery, Webhook
 from apps.notifications.outgoing import SIGNATURE, Unreachable, post, signature
@@ -25,11 +25,11 @@ BATCH = 20
 
 def send_due() -> int:
     """Try what is due; returns how many messages were tried."""
-    now = timezone.now()
+    now = clock.now()
     tried = 0
     for pk in list(Delivery.objects.due(now).order_by("due_at").values_list("pk", flat=True)[:BATCH]):
         # The condition lets one of several senders have it.
-        if Delivery.objects.filter(pk=pk).due(now).update(taken_until=timezone.now() + PATIENCE):
+        if Delivery.objects.filter(pk=pk).due(now).update(taken_until=clock.now() + PATIENCE):
             _try(pk)
             tried += 1
     return tried
@@ -37,7 +37,7 @@ def send_due() -> int:
 
 def _try(pk: UUID) -> None:
     delivery = Delivery.objects.select_related("webhook", "notification__user").get(pk=pk)
-    status, error, hopeless = None, "", False
+    status, error, hopeless, cause = None, "", False, ""
     try:
         if delivery.webhook is not None:
             status = _call(delivery, delivery.webhook)
@@ -47,11 +47,19 @@ def _try(pk: UUID) -> None:
         else:
             _mail(delivery)
     except Unreachable as problem:
-        error = str(problem)
+        error, cause = str(problem), repr(problem.__cause__)
     except MicroscopeError as problem:
         error, hopeless = problem.message, True
     except Exception as problem:  # whatever a mail server's client raises
-        error = f"{type(problem).__name__}: {problem}"
+        error, cause = "It could not be sent; the server's log says why.", repr(problem)
+    if error:
+        log.warning(
+            "delivery_failed",
+            delivery=str(delivery.pk),
+            attempt=delivery.attempts + 1,
+            error=error,
+            cause=cause,
+        )
     _note(delivery, status, error, hopeless)
 
 
@@ -85,7 +93,7 @@ def _mail(delivery: Delivery) -> None:
 
 
 def _note(delivery: Delivery, status: int | None, error: str, hopeless: bool) -> None:
-    now = timezone.now()
+    now = clock.now()
     attempts = delivery.attempts + 1
     values: dict[str, object] = {"attempts": attempts, "status": status, "error": error, "taken_until": None}
     if not error:
@@ -95,5 +103,3 @@ def _note(delivery: Delivery, status: int | None, error: str, hopeless: bool) ->
     else:
         values |= {"due_at": now + timedelta(seconds=RETRIES[attempts - 1])}
     Delivery.objects.filter(pk=delivery.pk, state=Delivery.State.PENDING).update(**values)
-    if error:
-        log.warning("delivery_failed", delivery=str(delivery.pk), attempt=attempts, error=error)

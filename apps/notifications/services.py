@@ -9,9 +9,9 @@ from uuid import UUID
 
 from django.db import transaction
 from django.db.models import Model
-from django.utils import timezone
 
 from apps.audit import services as audit
+from apps.core import clock
 from apps.core.errors import Refused
 from apps.core.etags import lock_unchanged
 from apps.core.publish import publish_on_commit, user_group
@@ -54,7 +54,7 @@ def notify(
     wish = Preference.objects.filter(user=user).values_list("email", flat=True).first()
     problem = level in (Notification.Level.WARNING, Notification.Level.ERROR)
     if user.email and (wish == Preference.Email.ALL or (wish == Preference.Email.PROBLEMS and problem)):
-        Delivery.objects.create(notification=row, event=kind)
+        Delivery.objects.create(notification=row, event=kind, due_at=clock.now())
     publish_on_commit(user_group(user.pk), {"type": "notifications.changed"})
     return row
 
@@ -64,7 +64,11 @@ def emit(*, project_id: UUID, event: str, data: dict[str, Any]) -> int:
     hooks = [
         hook for hook in Webhook.objects.filter(project_id=project_id, enabled=True) if event in hook.events
     ]
-    Delivery.objects.bulk_create(Delivery(webhook=hook, event=event, payload=data) for hook in hooks)
+    if hooks:
+        now = clock.now()
+        Delivery.objects.bulk_create(
+            Delivery(webhook=hook, event=event, payload=data, due_at=now) for hook in hooks
+        )
     return len(hooks)
 
 
@@ -74,7 +78,7 @@ def mark_read(*, user: Any, ids: Sequence[UUID] | None = None) -> int:
     rows = Notification.objects.filter(user=user).unread()
     if ids is not None:
         rows = rows.filter(pk__in=ids)
-    changed = rows.update(read_at=timezone.now())
+    changed = rows.update(read_at=clock.now())
     if changed:
         publish_on_commit(user_group(user.pk), {"type": "notifications.changed"})
     return changed
@@ -162,4 +166,6 @@ def delete_webhook(*, actor: Any, hook: Webhook) -> None:
 def ping_webhook(*, actor: Any, hook: Webhook) -> Delivery:
     """Queue a message that only tests the way."""
     require(actor, Action.MANAGE, hook.project_id)
-    return Delivery.objects.create(webhook=hook, event=PING, payload={"webhook": str(hook.pk)})
+    return Delivery.objects.create(
+        webhook=hook, event=PING, payload={"webhook": str(hook.pk)}, due_at=clock.now()
+    )

@@ -9,12 +9,12 @@ import structlog
 from django.conf import settings
 from django.core.mail import send_mail
 from django.db import IntegrityError, transaction
-from django.utils import timezone
 
 from apps.accounts.models import User
 from apps.accounts.secrets import as_mailed, digest_of
 from apps.accounts.services import has_address
 from apps.audit import services as audit
+from apps.core import clock
 from apps.core.errors import Forbidden, NotVisible, Refused
 from apps.core.publish import publish_on_commit, user_group
 from apps.projects.models import Invitation, Membership, Project
@@ -45,7 +45,7 @@ def invite(*, actor: Any, project: Project, email: str, role: str) -> tuple[Invi
     """
     require(actor, Action.MANAGE, project)
     waiting = Invitation.objects.filter(project=project, state=Invitation.State.OPEN)
-    waiting.filter(email__iexact=email).update(state=Invitation.State.REVOKED, settled_at=timezone.now())
+    waiting.filter(email__iexact=email).update(state=Invitation.State.REVOKED, settled_at=clock.now())
     if waiting.count() >= MAX_OPEN:
         raise Refused(
             "too_many_invitations", f"{MAX_OPEN} open invitations are the limit.", "Revoke some.", status=409
@@ -145,7 +145,7 @@ def decline(*, actor: User | None, text: str) -> None:
 
 def _settle(actor: Any, invitation: Invitation, state: str, **values: Any) -> None:
     rows = Invitation.objects.filter(pk=invitation.pk, state=Invitation.State.OPEN)
-    if not rows.update(state=state, settled_at=timezone.now(), **values):
+    if not rows.update(state=state, settled_at=clock.now(), **values):
         raise Refused("invitation_settled", "The invitation is settled already.", status=409)
     audit.record(
         actor=actor,

@@ -6,8 +6,8 @@ from datetime import timedelta
 
 from django.conf import settings
 from django.db import models
-from django.utils import timezone
 
+from apps.core import clock
 from apps.core.records import Record
 from apps.projects.querysets import InvitationQuerySet, MembershipQuerySet, ProjectQuerySet
 
@@ -65,7 +65,7 @@ class Membership(Record):
 
 
 def _invitation_end() -> object:
-    return timezone.now() + timedelta(days=settings.WORKBENCH_INVITATION_DAYS)
+    return clock.now() + timedelta(days=settings.WORKBENCH_INVITATION_DAYS)
 
 
 class Invitation(Record):
@@ -113,7 +113,7 @@ class Invitation(Record):
     @property
     def expired(self) -> bool:
         """Whether its time is over."""
-        return self.expires_at <= timezone.now()
+        return self.expires_at <= clock.lately()
 
 
 class Quota(Record):

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from django.apps import apps
 from django.db import models
-from django.utils import timezone
 
 from apps.accounts.secrets import digest_of, secret_in
+from apps.core import clock
 
 if TYPE_CHECKING:
     from apps.projects.models import Invitation, Membership, Project  # noqa: F401
@@ -56,5 +56,5 @@ class InvitationQuerySet(InProject["Invitation"]):
 
     def find(self, text: str) -> Invitation | None:
         """The open invitation with that secret."""
-        rows = self.filter(digest=digest_of(secret_in(text)), state="open", expires_at__gt=timezone.now())
+        rows = self.filter(digest=digest_of(secret_in(text)), state="open", expires_at__gt=clock.now())
         return rows.select_related("project", "created_by").first()

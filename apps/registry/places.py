@@ -73,12 +73,19 @@ def check_path(reference: str, *, roots: Sequence[Path], anywhere: bool, want_fi
     candidates = [Path(reference)] if Path(reference).is_absolute() else [root / reference for root in roots]
     allowed = False
     for candidate in candidates:
-        path = candidate.resolve()
-        if not anywhere and not any(path.is_relative_to(root.resolve()) for root in roots):
+        try:
+            path = candidate.resolve()
+            if not anywhere and not any(path.is_relative_to(root.resolve()) for root in roots):
+                continue
+            allowed = True
+            if path.is_file() if want_file else path.is_dir():
+                return str(path)
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+        ):  # a name too long, links in a circle, letters no name can have
             continue
-        allowed = True
-        if path.is_file() if want_file else path.is_dir():
-            return str(path)
     shown = ", ".join(str(root) for root in roots)
     if not allowed:
         raise Refused(

@@ -8,12 +8,12 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
-from django.utils import timezone
 
 from apps.artifacts import services as artifacts
 from apps.artifacts import uploads
 from apps.artifacts.models import Artifact, Upload
 from apps.audit import services as audit
+from apps.core import clock
 from apps.core.errors import Refused, refuse_if_in_use, refuse_taken_name
 from apps.core.etags import lock_unchanged
 from apps.jobs import services as jobs
@@ -112,7 +112,7 @@ def set_wanted(*, actor: Any, model: LanguageModel, wanted: bool) -> LanguageMod
         )
     if wanted:
         # Asking again is how people try a model that failed to load once more.
-        model.load_asked_at = timezone.now()
+        model.load_asked_at = clock.now()
         model.save(update_fields=["load_asked_at"])
     if model.wanted_loaded != wanted:
         model.wanted_loaded = wanted
