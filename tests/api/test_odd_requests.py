@@ -162,7 +162,10 @@ def test_no_query_is_a_defect(world, client_of) -> None:
         url, base = url_of(name, "get", world), ROUTES[name, "get"].query(world)
         filters = getattr(getattr(resolve(url).func, "cls", None), "filterset_class", None)
         listing = name.endswith(("-list", "events", "schema"))
-        for parameter in (*(ALWAYS if listing else ()), *(filters.base_filters if listing and filters else ())):
+        for parameter in (
+            *(ALWAYS if listing else ()),
+            *(filters.base_filters if listing and filters else ()),
+        ):
             for value in VALUES:
                 defects.look(client.get(url, {**base, parameter: value}), name, parameter, value)
         defects.look(client.get(url, {**base, "format": "\0", "page": HUGE}), name, "format")

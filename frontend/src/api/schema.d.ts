@@ -1033,10 +1033,16 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** @description Open invitations; invite an address. The link goes there by mail and is shown in this answer only. */
+        /**
+         * @description Open invitations; invite an address. The link goes there by mail and is shown in this answer only; the account
+         *     that accepts must have that address.
+         */
         get: operations["projects_invitations_list"];
         put?: never;
-        /** @description Open invitations; invite an address. The link goes there by mail and is shown in this answer only. */
+        /**
+         * @description Open invitations; invite an address. The link goes there by mail and is shown in this answer only; the account
+         *     that accepts must have that address.
+         */
         post: operations["projects_invitations_create"];
         delete?: never;
         options?: never;
@@ -1085,10 +1091,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** @description Who belongs to the project; add somebody by user name or e-mail address. */
+        /** @description Who belongs to the project; add somebody by user name. */
         get: operations["projects_members_list"];
         put?: never;
-        /** @description Who belongs to the project; add somebody by user name or e-mail address. */
+        /** @description Who belongs to the project; add somebody by user name. */
         post: operations["projects_members_add"];
         delete?: never;
         options?: never;
@@ -2254,7 +2260,10 @@ export interface components {
             invitation: components["schemas"]["Invitation"];
             link: string;
         };
-        /** @description What the holder of a link is offered. ``account`` tells whether the address has an account here. */
+        /**
+         * @description What the holder of a link is offered. ``may_sign_up`` tells whether the link lets them make an account: where
+         *     mail is sent, the one in the mail does and the one its sender was shown does not.
+         */
         InvitationOffer: {
             project_name: string;
             /** Format: email */
@@ -2269,7 +2278,7 @@ export interface components {
             invited_by: string | null;
             /** Format: date-time */
             expires_at: string;
-            account: boolean;
+            may_sign_up: boolean;
         };
         /** @description The last part of the link. */
         InvitationTextRequest: {
@@ -2459,13 +2468,16 @@ export interface components {
              */
             recording?: string | null;
         };
-        /** @description A member of a project. */
+        /**
+         * @description A member of a project. The e-mail address is shown to the member and to staff only: names are enough for working
+         *     together, and an owner could collect addresses by adding people.
+         */
         Member: {
             /** Format: uuid */
             readonly user: string;
             readonly username: string;
             /** Format: email */
-            readonly email: string;
+            readonly email: string | null;
             /**
              * @description * `owner` - Owner
              *     * `editor` - Editor
@@ -2478,7 +2490,7 @@ export interface components {
         };
         /** @description Who is to become a member. */
         MemberAddRequest: {
-            /** @description User name or e-mail address. */
+            /** @description User name. */
             user: string;
             /**
              * @description * `owner` - Owner
