@@ -86,9 +86,9 @@ def resolve(host: str, port: int) -> str:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
         _require_public(host, addresses)
-    except (OSError, UnicodeError, Refused) as error:
+        return str(addresses[0])
+    except (OSError, UnicodeError, IndexError, Refused) as error:
         raise Unreachable(f"The name {host} has no address on the open internet.") from error
-    return str(addresses[0])
 
 
 def post(url: str, body: bytes, headers: dict[str, str]) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import http.client
 import http.server
 import ipaddress
 import json
+import ssl
 import threading
 from datetime import timedelta
 
@@ -14,7 +16,6 @@ import pytest
 from django.core import mail
 from django.utils import timezone
 
-from apps.core.errors import MicroscopeError
 from apps.jobs import leases, services
 from apps.jobs.models import Job
 from apps.notifications import outgoing, sending
@@ -198,7 +199,7 @@ def test_a_receiver_that_is_away(world, hook) -> None:
     Webhook.objects.filter(pk=hook["id"]).update(url="http://127.0.0.1:1/")
     fail(world.job)
     assert sending.send_due() == 1
-    assert "did not answer" in Delivery.objects.get(event="job.failed").error
+    assert "refused the connection" in Delivery.objects.get(event="job.failed").error
 
 
 def test_managing_webhooks(world, hook, client_of, receiver) -> None:
@@ -260,9 +261,71 @@ def test_names_that_lead_inside(monkeypatch, db) -> None:
     # decimal and octal spellings are names to the resolver, which turns them into addresses
     for addresses in (("127.0.0.1",), ("8.8.8.8", "10.0.0.1"), ("::ffff:169.254.169.254",)):
         resolves_to(monkeypatch, *addresses)
-        with pytest.raises(MicroscopeError) as refusal:
+        with pytest.raises(outgoing.Unreachable):
             outgoing.post("http://innocent.example.org/", b"", {})
-        assert refusal.value.code == "private_address"
+
+
+def test_a_delivery_tells_nothing_of_inner_names(monkeypatch, world, hook, settings, client_of) -> None:
+    """Names that lead inside and names that do not exist: the same words, the same next try."""
+    settings.WORKBENCH_WEBHOOK_PRIVATE = False
+    Webhook.objects.filter(pk=hook["id"]).update(url="https://vault.corp.example/")
+    told = []
+    for answer in (
+        ("10.1.2.3",),
+        ("fd00::1",),
+        ("8.8.8.8", "192.168.0.9"),
+        OSError("no such name: ns1.corp"),
+        (),
+    ):
+        Delivery.objects.all().delete()
+        if isinstance(answer, OSError):
+
+            def unknown(*args, error=answer, **kwargs):
+                raise error
+
+            monkeypatch.setattr(outgoing.socket, "getaddrinfo", unknown)
+        else:
+            resolves_to(monkeypatch, *answer)
+        fail(type(world.job).objects.create(**_like(world.job)))
+        sending.send_due()
+        shown = client_of("owner").get(f"/api/v1/webhooks/{hook['id']}/deliveries").json()
+        rows = shown["results"] if isinstance(shown, dict) else shown
+        told.append({(row["state"], row["attempts"], row["status"], row["error"]) for row in rows})
+    assert told[0] == {
+        ("pending", 1, None, "The name vault.corp.example has no address on the open internet.")
+    }
+    assert all(one == told[0] for one in told)
+
+
+def _like(job) -> dict:
+    fields = ("project", "created_by", "kind", "title", "subject_type", "subject_id", "params")
+    return {name: getattr(job, name) for name in fields}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ssl.SSLCertVerificationError(1, "certificate is not valid for 'gw-3.corp.internal'"),
+        TimeoutError("10.9.8.7 timed out"),
+        ConnectionRefusedError(111, "corp.internal refused"),
+        OSError(113, "No route to host gw-3.corp.internal"),
+        http.client.BadStatusLine("SSH-2.0-OpenSSH corp.internal"),
+        ValueError("corp.internal"),
+    ],
+)
+def test_failures_are_told_in_our_words(error, monkeypatch, db) -> None:
+    resolves_to(monkeypatch, "8.8.8.8")
+
+    def broken(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(outgoing.socket, "create_connection", broken)
+    with pytest.raises(outgoing.Unreachable) as told:
+        outgoing.post("http://innocent.example.org/", b"", {})
+    assert str(told.value).startswith("innocent.example.org ")
+    assert "corp" not in str(told.value)
+    assert "10.9" not in str(told.value)
+    assert told.value.__cause__ is error  # for the log
 
 
 def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch, db) -> None:
