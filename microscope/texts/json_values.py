@@ -11,6 +11,7 @@ from microscope.errors import MicroscopeError
 
 # Characters one value may have: a whole book, and little beside the memory of a machine that runs models.
 MAX_VALUE = 64 * 2**20
+_MAX_PARTS = 4_000_000  # values inside of one
 _SPACE = re.compile(r"[ \t\n\r\x1e]*")  # a record separator may stand before each value
 _BEGINNING = re.compile(r"\[\s*(?=[{\"])|(?=\{)")  # of a list of rows, or of a row
 _MARGIN = 16  # an error so close to the end of what was read may be the end's own
@@ -53,17 +54,19 @@ class _Source:
                 value, self._at = _DECODER.raw_decode(self._text, self._at)
                 return value
             except json.JSONDecodeError as error:
+                place = error.pos - self._at  # reading on moves what was read
                 cut = _may_go_on(error, self._text)
                 begun = len(self._text) - self._at
-                if cut and begun <= MAX_VALUE and self._more(begun):
+                if cut and begun <= MAX_VALUE and self._few_values() and self._more(begun):
                     continue
-                if cut and begun > MAX_VALUE:
+                if cut and (begun > MAX_VALUE or not self._few_values()):
                     raise MicroscopeError(
                         "bad_corpus_file",
-                        f"{self._name}, line {self.line()} begins a value of more than {MAX_VALUE // 2**20} MB.",
+                        f"{self._name}, line {self.line()} begins a value of more than {MAX_VALUE // 2**20} MB, "
+                        f"or of more than {_MAX_PARTS} parts.",
                         "Write one document a line, as JSON Lines.",
                     ) from error
-                raise self.refusal(error.msg, error.pos) from error
+                raise self.refusal(error.msg, self._at + place) from error
             except RecursionError as error:
                 raise self.refusal("it is nested too deeply") from error
 
@@ -73,6 +76,10 @@ class _Source:
             f"{self._name}, line {self.line(at)} is not JSON: {reason}.",
             "Correct the line, or write the file again.",
         )
+
+    def _few_values(self) -> bool:
+        """Whether what was read can be parsed in little memory: a part may take fifty times its characters."""
+        return sum(self._text.count(mark, self._at) for mark in ",[{") <= _MAX_PARTS
 
     def _more(self, wanted: int) -> bool:
         """Read at least so many characters more, so that a long value is looked at a few times only."""

@@ -18,6 +18,7 @@ from microscope.texts.json_values import MAX_VALUE
 At = Callable[[int], None]
 _ROWS = 256
 _EXAMPLE_DEPTH = 4
+_OF_DICTIONARIES = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"}
 
 
 def parquet_texts(path: Path, name: str, field: TextField, at: At) -> Iterator[str | None]:
@@ -29,12 +30,14 @@ def parquet_texts(path: Path, name: str, field: TextField, at: At) -> Iterator[s
     check_parquet(path, name)
     size = path.stat().st_size
     try:
-        # Buffered: pages are read one by one instead of whole columns. A dictionary stays one, so that
-        # a long text that a file holds once and names often is in memory once.
+        # Buffered: pages are read one by one instead of whole columns.
         with pq.ParquetFile(path, buffer_size=1 << 20) as file:
             column = _column(file.schema_arrow, name, field)
             rows = max(file.metadata.num_rows, 1)
-        with pq.ParquetFile(path, buffer_size=1 << 20, read_dictionary=[column]) as file:
+            # A dictionary stays one, so that a long text that a file holds once and names often is in
+            # memory once; pyarrow does so for these encodings.
+            kept = [column] if _encodings(file.metadata, column) <= _OF_DICTIONARIES else []
+        with pq.ParquetFile(path, buffer_size=1 << 20, read_dictionary=kept) as file:
             done = 0
             for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
                 yield from _texts(batch, name, field, done)
@@ -102,6 +105,16 @@ def csv_texts(lines: Iterator[str], name: str, field: TextField, *, tabs: bool) 
             f"{name}, line {rows.line_num} is not CSV: {error}.",
             "Put cells that hold the separator, quotes or line ends in double quotes.",
         ) from error
+
+
+def _encodings(metadata: Any, column: str) -> set[str]:
+    """How the values of a column are written."""
+    found: set[str] = set()
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        chunks = (group.column(place) for place in range(group.num_columns))
+        found.update(*(chunk.encodings for chunk in chunks if chunk.path_in_schema == column))
+    return found
 
 
 def _with_first(first: str, rest: Iterator[str]) -> Iterator[str]:
