@@ -21,11 +21,13 @@ def check_output_folder(folder: Path) -> None:
     """
     place = folder
     try:
+        os.stat(folder)
+    except FileNotFoundError:
         while not os.path.lexists(place) and place != place.parent:
             place = place.parent
-        is_folder = place.is_dir()
-    except (OSError, ValueError) as error:  # a name too long, a parent that is a file, a zero byte
+    except (OSError, ValueError) as error:  # below a file, a name too long, a zero byte
         raise _bad_output(folder, str(getattr(error, "strerror", None) or error)) from error
+    is_folder = place.is_dir()
     if not is_folder:
         raise _bad_output(folder, f"{'it' if place == folder else place} is no folder")
     if not os.access(place, os.W_OK | os.X_OK):

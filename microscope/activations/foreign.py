@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from microscope.activations.broken import refuse_mostly_not_finite
 from microscope.activations.forward import SiteRows
 from microscope.activations.manifest import (
     CorpusRecord,
@@ -27,7 +28,7 @@ from microscope.activations.manifest import (
     SourceRecord,
     SplitRecord,
 )
-from microscope.activations.writer import SHARD_ROWS, RecordingWriter, Rows, refuse_mostly_not_finite
+from microscope.activations.writer import SHARD_ROWS, RecordingWriter, Rows
 from microscope.errors import MicroscopeError
 from microscope.models.gguf_files import cache_dir
 from microscope.params import Site

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from microscope.activations.broken import broken_weight, refuse_mostly_not_finite
 from microscope.activations.contexts import TokenisedDocument, Tokeniser, mixed, on_both_sides
 from microscope.activations.corpus import Corpus
 from microscope.activations.forward import SiteRows, SitesRows, batches_of
@@ -31,7 +32,6 @@ from microscope.activations.writer import (
     RecordingWriter,
     Rows,
     bytes_per_row,
-    refuse_mostly_not_finite,
 )
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, check_site, dtype_name, load_model
@@ -277,11 +277,16 @@ class _Recording:
         """Say where the first infinite rows, or rows of no numbers, are from; stop early where they are many."""
         for site, place in self.writer.not_finite.items():
             if site not in self._told:
+                if not self._told and (weight := broken_weight(self.loaded)):
+                    self.progress.log(
+                        f"The model's own weights are infinite or no numbers: {weight}.", "warning"
+                    )
                 self._told.add(site)
                 token = self.loaded.tokenizer.convert_ids_to_tokens(place.token)
                 self.progress.log(
-                    f"{site} has rows that are infinite or no numbers, first at token {token!r}, position "
-                    f"{place.pos} of document {place.doc}. They are left out: stored as zeros, flagged and counted.",
+                    f"{site} has rows that are infinite or no numbers, first in document {place.doc}, at position "
+                    f"{place.pos} ({token!r}); attention can bring them there from anywhere in the same context. "
+                    "They are left out: stored as zeros, flagged and counted.",
                     "warning",
                 )
         if rows >= _ENOUGH_TO_JUDGE:
@@ -290,8 +295,10 @@ class _Recording:
     def _refuse_broken(self) -> None:
         precision = dtype_name(self.loaded.dtype)
         remedy = "Record with --dtype float32."
-        if precision == "float32":
-            remedy = "The arithmetic is float32 already: look for damaged weights in the model."
+        if weight := broken_weight(self.loaded):
+            remedy = f"The model's own weights are damaged: {weight}. Fetch it again."
+        elif precision == "float32":
+            remedy = "The arithmetic is float32 already: look at what the model computes."
         what = f"{self.params.model} in {precision}"
         refuse_mostly_not_finite(self.manifest, what, remedy)
 

@@ -41,8 +41,6 @@ _SAMPLE_BYTES = 65536
 _SUMMED_ROWS = 128
 # Files a recording consists of beside its manifest, whole or half written.
 OWN_FILES = re.compile(r"(?:(?:train|held_out)-\d{5,}\.parquet|statistics(?:-\d+)?\.safetensors)(?:\.tmp)?")
-# Infinite rows, or rows of no numbers, are left out; above this share of a site's rows, what is left is no sample.
-_MOST_NOT_FINITE = 0.5
 # Bytes of the columns beside the activations, and how often a waiting row exists while it is written.
 _TOKEN_BYTES, _COPIES = 32, 2
 
@@ -293,22 +291,6 @@ def shard_schema(sites: list[SiteRecord]) -> pa.Schema:
         layout = {"dtype": "float16", "byte_order": "little", "shape": json.dumps([site.width])}
         fields.append(pa.field(site.column, pa.binary(2 * site.width), False, metadata=layout))
     return pa.schema(fields)
-
-
-def refuse_mostly_not_finite(manifest: Manifest, what: str, remedy: str) -> None:
-    """Refuse a recording with so many infinite rows, or rows of no numbers, that the rest would mislead.
-
-    Raises:
-        MicroscopeError: ``not_finite`` with the site and how many.
-    """
-    rows = manifest.train.rows + manifest.held_out.rows
-    for site in manifest.sites:
-        if site.nonfinite > _MOST_NOT_FINITE * rows:
-            raise MicroscopeError(
-                "not_finite",
-                f"{site.nonfinite} of {rows} rows of {site.site} of {what} are infinite or no numbers.",
-                remedy,
-            )
 
 
 def recording_fingerprint(folder: Path, manifest: Manifest) -> str:
