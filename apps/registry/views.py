@@ -145,7 +145,7 @@ class CorpusViewSet(NamedViewSet):
     )
     @action(detail=False, methods=["post"], url_path="import", url_name="import")
     def bring_in(self, request: Request) -> Response:
-        """Import an uploaded text (plain, JSON Lines, Parquet); a job reads all of it before it counts."""
+        """Import an uploaded text (plain, JSON, CSV, Parquet, Arrow); a job reads all of it before it counts."""
         data = CorpusImportSerializer(data=request.data, context=self.get_serializer_context())
         data.is_valid(raise_exception=True)
         values = dict(data.validated_data)

@@ -25,6 +25,7 @@ from microscope.activations.recorder import summarise
 from microscope.activations.writer import ROW_GROUP, recording_fingerprint, shard_schema
 from microscope.bundles import DOCUMENT, FILES, ListedFile, Listing, check_unpacked, write_archive
 from microscope.errors import MicroscopeError
+from microscope.outputs import check_output_folder
 from microscope.params import Site
 from microscope.params.bundles import BUNDLE_VERSION, RECORDING_FORMAT
 from microscope.params.files import ImportRecordingParams, PackRecordingParams
@@ -73,9 +74,10 @@ def import_recording(params: ImportRecordingParams, progress: Progress = SILENT)
 
     Raises:
         MicroscopeError: ``no_recording``, ``bad_recording``, ``recording_incomplete``, ``wrong_model``,
-            ``recording_too_large``, or what reading archives and files of strangers raises.
+            ``recording_too_large``, ``bad_output``, or what reading archives and files of strangers raises.
     """
     out = Path(params.out)
+    check_output_folder(out)
     unpacked = out.with_name(out.name + ".unpacked")
     shutil.rmtree(unpacked, ignore_errors=True)
     try:

@@ -34,7 +34,7 @@ def _sent(*, folder: bool = True) -> Callable[[Any], Any]:
 @portal_options(ImportCorpusParams)
 @on_portal(project=True, detach=True)
 def import_corpus(at: Portal, *, path: Path, name: str, **options: Any) -> dict[str, Any]:
-    """Upload text (plain, JSON Lines, Parquet); an interrupted upload continues when the command is repeated."""
+    """Upload text (plain, JSON, CSV, Parquet, Arrow); an interrupted upload continues when the command is repeated."""
     job = at.lab.import_corpus(
         path, project=at.project, name=name, params=given(options), progress=at.progress
     )

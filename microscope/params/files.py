@@ -14,10 +14,15 @@ from microscope.params.precisions import Dtype
 class ImportCorpusParams(JobParams, frozen=True):
     """Check a file of text from the first byte to the last and take it over."""
 
-    path: Annotated[str, describe("Text, JSON Lines or Parquet.", place=True)]
+    path: Annotated[str, describe("File of text, JSON, CSV, Parquet or Arrow.", place=True)]
     out: Annotated[str, describe("Folder the text is taken into.", place=True)]
     text_field: Annotated[
-        str, Meta(min_length=1, max_length=80, description="Column or key of the text.")
+        str,
+        Meta(
+            min_length=1,
+            max_length=80,
+            description="Field that holds the text of a row; text stands for its usual names, too.",
+        ),
     ] = "text"
 
 

@@ -53,13 +53,17 @@ class TraceParams(JobParams, frozen=True):
     tokens: Annotated[int, _meta("How many tokens to record.", unit="tokens", ge=1)] = 1_000_000
     context_length: Annotated[int, _meta("Tokens per context window.", unit="tokens", ge=8)] = 128
     text: Annotated[
-        tuple[str, ...], _meta("Text, JSONL or Parquet files, or folders of them.", place=True)
+        tuple[str, ...], _meta("Files of text, JSON, CSV, Parquet or Arrow, or folders of them.", place=True)
     ] = ()
     dataset: Annotated[str, _meta("Hub dataset to stream instead of files.", place=True)] | None = None
     dataset_config: Annotated[str, _meta("Configuration of the Hub dataset.", advanced=True)] | None = None
     dataset_split: Annotated[str, _meta("Split of the Hub dataset.", advanced=True)] = "train"
     text_field: Annotated[
-        str, _meta("Field that holds the text in JSONL, Parquet and datasets.", advanced=True)
+        str,
+        _meta(
+            "Field that holds the text of a row, dotted where it is nested; text stands for its usual names, too.",
+            advanced=True,
+        ),
     ] = "text"
     weights: Annotated[
         tuple[float, ...],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from microscope.errors import MicroscopeError
+from microscope.outputs import check_output_folder
 from microscope.params.files import ImportCorpusParams
 from microscope.progress import SILENT, Progress
 from microscope.staging import staged
@@ -46,11 +47,12 @@ def import_corpus(params: ImportCorpusParams, progress: Progress = SILENT) -> di
     """Check a text file and put it into a folder, named by what it holds.
 
     Raises:
-        MicroscopeError: ``no_file``, or what :func:`check_corpus` raises.
+        MicroscopeError: ``no_file``, ``bad_output``, or what :func:`check_corpus` raises.
     """
     path, out = Path(params.path), Path(params.out)
     if not path.is_file():
         raise MicroscopeError("no_file", f"There is no file at '{path}'.", "Check the path.")
+    check_output_folder(out)
     found = check_corpus(path, path.name, params.text_field, progress)
     name = f"text{found.suffix}"
     with staged(out, last=()) as work:

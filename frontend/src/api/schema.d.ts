@@ -154,7 +154,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** @description Import an uploaded text (plain, JSON Lines, Parquet); a job reads all of it before it counts. */
+        /** @description Import an uploaded text (plain, JSON, CSV, Parquet, Arrow); a job reads all of it before it counts. */
         post: operations["corpora_import"];
         delete?: never;
         options?: never;

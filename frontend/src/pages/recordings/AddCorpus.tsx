@@ -58,10 +58,10 @@ export function AddCorpus({ project, onAdded }: { project: string; onAdded: (cor
         {kind === "upload" && (
           <FileInput
             label="File"
-            description="Plain text, JSONL or Parquet, of any size. A job reads all of it before it can be used."
+            description="Plain text, JSON, CSV, Parquet or Arrow, of any size. A job reads all of it before it can be used."
             placeholder="Choose a file"
             required
-            accept=".txt,.md,.jsonl,.json,.parquet,text/plain"
+            accept=".txt,.md,.json,.jsonl,.ndjson,.jl,.csv,.tsv,.parquet,.arrow,.feather,text/plain"
             value={file}
             onChange={setFile}
             disabled={add.isPending}
@@ -83,7 +83,7 @@ export function AddCorpus({ project, onAdded }: { project: string; onAdded: (cor
         )}
         <SimpleGrid cols={{ base: 1, xs: 2 }} spacing="sm" className="fields">
           <TextInput label="Name" placeholder={suggested} value={name} onChange={(event) => setName(event.currentTarget.value)} error={about("name")} />
-          <TextInput label="Text field" description="Holds the text in JSONL, Parquet and datasets." value={textField} onChange={(event) => setTextField(event.currentTarget.value)} error={about("text_field")} />
+          <TextInput label="Text field" description="Holds the text of a row; “text” stands for its usual names, too." value={textField} onChange={(event) => setTextField(event.currentTarget.value)} error={about("text_field")} />
         </SimpleGrid>
         <UploadProgress uploads={uploads} />
         <Group justify="flex-end">
