@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from microscope.activations.manifest import Manifest
 from microscope.errors import MicroscopeError
-from microscope.models import LoadedModel
+
+if TYPE_CHECKING:
+    from microscope.models import LoadedModel
 
 # Infinite rows, or rows of no numbers, are left out; above this share of a site's rows, what is left is no sample.
 _MOST_NOT_FINITE = 0.5
