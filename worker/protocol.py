@@ -179,7 +179,10 @@ class AdapterAttached(Reply, tag="adapter_attached"):
 
 
 class PromptToken(msgspec.Struct, kw_only=True, frozen=True):
-    """One token of the prompt. ``special`` and ``sink`` tokens are left alone by edits unless asked."""
+    """One token of the prompt: whether it is special, and whether its norm is that of an attention sink.
+
+    Edits leave such tokens alone unless asked; where the line is, the token filter of each SAE says.
+    """
 
     token: int
     text: str
@@ -303,9 +306,12 @@ class FeatureValues(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Features(Reply, tag="features"):
+    """Activations at every position, and the positions that the SAE's own token filter leaves out."""
+
     session: str
     sae: str
     features: list[FeatureValues]
+    left_out: list[int] = []
 
 
 class Done(Reply, tag="done"):

@@ -174,11 +174,12 @@ class Superseded(Message, tag="superseded", frozen=True):
 
 
 class Features(Message, tag="features", frozen=True):
-    """Activations of features at every token of the prompt."""
+    """Activations of features at every token of the prompt, and the tokens the SAE's own filter leaves out."""
 
     session: str
     sae: str
     features: list[FeatureValues]
+    left_out: list[int] = []
 
 
 class PositionShifts(Message, tag="position_shifts", frozen=True):

@@ -399,7 +399,10 @@ class LiveSession:
                 id=0, session=session, sae=request.sae, indices=request.indices, top=request.top
             )
             reply = await client.request(question, p.Features)
-            await self._say(m.Features(session=session, sae=reply.sae, features=reply.features))
+            found = m.Features(
+                session=session, sae=reply.sae, features=reply.features, left_out=reply.left_out
+            )
+            await self._say(found)
         except ResidentLost:
             return
         except MicroscopeError as error:

@@ -274,12 +274,14 @@ describe("a live session", () => {
     const session = start();
     FakeSocket.last.say(ready);
     FakeSocket.last.say(opened);
-    FakeSocket.last.say({ type: "features", session: "a", sae: "s", features: [{ index: 4, values: [0, 1] }] });
-    FakeSocket.last.say({ type: "features", session: "a", sae: "s", features: [{ index: 5, values: [2, 0] }] });
+    FakeSocket.last.say({ type: "features", session: "a", sae: "s", features: [{ index: 4, values: [0, 1] }], left_out: [0] });
+    FakeSocket.last.say({ type: "features", session: "a", sae: "s", features: [{ index: 5, values: [2, 0] }], left_out: [0] });
     expect(shown(session).activations).toEqual({ s: { 4: [0, 1], 5: [2, 0] } });
+    expect(shown(session).leftOut).toEqual({ s: new Set([0]) });
     expect(strongestFirst(shown(session).activations.s!).map((feature) => feature.index)).toEqual([5, 4]);
     session.open("Another prompt");
     expect(shown(session).activations).toEqual({});
+    expect(shown(session).leftOut).toEqual({});
   });
 });
 

@@ -6,6 +6,7 @@ import * as format from "@/science/format";
 import { FAINTEST, heatStyle, heatShare, legendStops } from "@/science/heat";
 import { barHeight, binOf, edgedBins, equalBins, shareAbove, ticks } from "@/science/histogram";
 import { DARK, LIGHT, type Palette } from "@/science/palette";
+import { filterOrigin, leavesOut } from "@/science/tokenFilter";
 import { tokenInText, tokenLabel, tokenSpoken } from "@/science/tokens";
 
 const plain = (text: string) => text.replaceAll("\u202f", " ");
@@ -64,6 +65,23 @@ describe("tokens", () => {
     expect(tokenInText(" the\n")).toBe(" the↵");
     expect(tokenSpoken("\n")).toBe("line end");
     expect(tokenSpoken("  ")).toBe("space");
+  });
+
+  it("stay visible inside a character of several tokens", () => {
+    expect(["", "", "東"].map(tokenInText).join("")).toBe("··東");
+    expect(tokenSpoken("")).toBe("part of a character");
+  });
+});
+
+describe("token filters", () => {
+  it("say what is left out and how that was found", () => {
+    const stated = { exclude_special: true, max_norm: 83.69 };
+    expect(leavesOut(stated)).toBe("special tokens, norms above 83.7");
+    expect(filterOrigin(stated)).toMatch(/^stated with the SAE/);
+    const derived = { ...stated, derived: { source: "recording" as const, name: "4f".repeat(16), factor: 8, median_norm: 10.46 } };
+    expect(filterOrigin(derived)).toMatch(/^derived.*8 × the median norm 10.5 of recording 4f4f4f4f4f4f$/);
+    expect(leavesOut({ exclude_special: false, max_norm: null })).toBe("no token");
+    expect(filterOrigin({ exclude_special: true, max_norm: null })).toMatch(/stated no filter/);
   });
 });
 

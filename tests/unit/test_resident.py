@@ -64,6 +64,7 @@ async def test_a_session_from_hello_to_result(address, sae, sae_folder):
     assert (off.kl, off.receipt.reused, off.receipt.plan) == (0.0, "baseline", "")
     features = await client.ask(p.ReadFeatures(id=5, session="s", sae=sae.config.fingerprint, top=3))
     assert isinstance(features, p.Features)
+    assert all(f.values[place] == 0 for f in features.features for place in features.left_out)
     assert len(features.features[0].values) == len(opened.prompt)
     assert isinstance(await client.ask(p.CloseSession(id=6, session="s")), p.Done)
     gone = await client.ask(p.Apply(id=7, session="s", rev=3, plan=EditPlan()))

@@ -225,7 +225,14 @@ class ResidentServer:
     def read_features(self, request: p.ReadFeatures, session: str) -> p.Reply:
         found = self._resident.read_features(session, request.sae, indices=request.indices, top=request.top)
         features = [p.FeatureValues(index=i, values=[round(v, 5) for v in values]) for i, values in found]
-        return p.Features(id=request.id, session=request.session, sae=request.sae, features=features)
+        left_out = self._resident.left_out(session, request.sae)
+        return p.Features(
+            id=request.id,
+            session=request.session,
+            sae=request.sae,
+            features=features,
+            left_out=left_out,
+        )
 
     def read_positions(self, request: p.ReadPositions, session: str) -> p.Reply:
         plan, kl = self._resident.read_positions(session, request.plan)

@@ -3153,7 +3153,9 @@ export interface components {
         };
         /**
          * PromptToken
-         * @description One token of the prompt. ``special`` and ``sink`` tokens are left alone by edits unless asked.
+         * @description One token of the prompt: whether it is special, and whether its norm is that of an attention sink.
+         *
+         *     Edits leave such tokens alone unless asked; where the line is, the token filter of each SAE says.
          */
         PromptToken: {
             token: number;

@@ -63,6 +63,7 @@ export function TokenHeat({ tokens, scale, label, peak, unit = "", onHover, test
             position === cursor && styles.active,
             position === peak && styles.peak,
             token.sink && styles.sink,
+            token.text === "" && styles.part,
           ].filter(Boolean).join(" ")}
           style={heatStyle(token.value, scale)}
           onMouseEnter={() => visit(position)}
@@ -78,7 +79,8 @@ export function TokenHeat({ tokens, scale, label, peak, unit = "", onHover, test
 }
 
 function titleOf(token: HeatToken, unit: string): string {
-  const value = token.value > 0 ? `${number(token.value)}${unit && ` ${unit}`}` : "silent";
+  const strength = token.value > 0 ? `${number(token.value)}${unit && ` ${unit}`}` : "silent";
+  const value = token.text === "" ? `${strength} · part of the next character shown` : strength;
   return token.sink ? `${value} · special token or attention sink: edits leave it alone` : value;
 }
 

@@ -40,6 +40,8 @@ export interface LiveState {
   positions: PositionShifts | null;
   /** Activations on the prompt, by SAE fingerprint and feature index. */
   activations: Readonly<Record<string, Readonly<Record<number, readonly number[]>>>>;
+  /** Places of the prompt that an SAE's token filter leaves out, by SAE. */
+  leftOut: Readonly<Record<string, ReadonlySet<number>>>;
 }
 
 export const IDLE: LiveState = {
@@ -59,6 +61,7 @@ export const IDLE: LiveState = {
   continuation: null,
   positions: null,
   activations: {},
+  leftOut: {},
   roundTrips: [],
 };
 
@@ -116,7 +119,7 @@ export class LiveSession {
     this.prompt = prompt;
     this.asked = false;
     this.readings = [];
-    this.store.set({ prompt, opened: null, result: null, roundTrip: null, failure: null, activations: {}, continuation: null, positions: null });
+    this.store.set({ prompt, opened: null, result: null, roundTrip: null, failure: null, activations: {}, leftOut: {}, continuation: null, positions: null });
     this.sendOpen();
   }
 
@@ -235,7 +238,7 @@ export class LiveSession {
         this.applies.dropped(message.rev);
         break;
       case "features":
-        this.keep(message.sae, message.features);
+        this.keep(message.sae, message.features, message.left_out);
         break;
       case "position_shifts":
         if (message.session === this.store.value.opened?.session) this.store.set({ positions: message });
@@ -283,10 +286,13 @@ export class LiveSession {
     this.store.set({ stale: this.applies.stale, ahead: 0 });
   }
 
-  private keep(sae: string, features: readonly FeatureValues[]): void {
+  private keep(sae: string, features: readonly FeatureValues[], leftOut: readonly number[]): void {
     const known = { ...this.store.value.activations[sae] };
     for (const feature of features) known[feature.index] = feature.values;
-    this.store.set({ activations: { ...this.store.value.activations, [sae]: known } });
+    this.store.set({
+      activations: { ...this.store.value.activations, [sae]: known },
+      leftOut: { ...this.store.value.leftOut, [sae]: new Set(leftOut) },
+    });
   }
 
   private written(message: Generated | GenerationEnded): void {

@@ -170,10 +170,12 @@ export interface components {
         };
         /**
          * Features
-         * @description Activations of features at every token of the prompt.
+         * @description Activations of features at every token of the prompt, and the tokens the SAE's own filter leaves out.
          */
         Features: {
             features: components["schemas"]["FeatureValues"][];
+            /** @default [] */
+            left_out: number[];
             sae: string;
             session: string;
             /** @enum {unknown} */
@@ -413,7 +415,9 @@ export interface components {
         };
         /**
          * PromptToken
-         * @description One token of the prompt. ``special`` and ``sink`` tokens are left alone by edits unless asked.
+         * @description One token of the prompt: whether it is special, and whether its norm is that of an attention sink.
+         *
+         *     Edits leave such tokens alone unless asked; where the line is, the token filter of each SAE says.
          */
         PromptToken: {
             /** @default false */

@@ -10,8 +10,12 @@ export function tokenLabel(text: string): string {
     .replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length));
 }
 
+/** What stands for a token that is part of a character: the character itself is on the token that completes it. */
+const PART = "·";
+
 /** A token inside running text: spaces stay spaces, line ends are marked. */
 export function tokenInText(text: string): string {
+  if (text === "") return PART;
   return text.replace(/[\n\t\r]/g, (sign) => VISIBLE[sign] ?? sign);
 }
 
@@ -20,5 +24,5 @@ export function tokenSpoken(text: string): string {
   const bare = text.trim();
   if (bare !== "") return bare;
   if (text.includes("\n")) return "line end";
-  return text === "" ? "empty" : "space";
+  return text === "" ? "part of a character" : "space";
 }

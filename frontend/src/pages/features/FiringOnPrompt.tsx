@@ -78,7 +78,13 @@ export function FiringOnPrompt({ sae, prompt, onPrompt }: FiringOnPromptProps) {
           {live.opened && found && (
             <ul className={styles.firing} aria-label="Features that fire, strongest first">
               {strongestFirst(found).slice(0, SHOWN).map((feature) => (
-                <Firing key={feature.index} sae={sae} feature={feature} tokens={live.opened?.prompt ?? []} />
+                <Firing
+                  key={feature.index}
+                  sae={sae}
+                  feature={feature}
+                  tokens={live.opened?.prompt ?? []}
+                  leftOut={live.leftOut[sae.fingerprint]}
+                />
               ))}
             </ul>
           )}
@@ -93,9 +99,10 @@ interface FiringProps {
   sae: Sae;
   feature: { index: number; values: readonly number[]; strongest: number };
   tokens: readonly PromptToken[];
+  leftOut: ReadonlySet<number> | undefined;
 }
 
-function Firing({ sae, feature, tokens }: FiringProps) {
+function Firing({ sae, feature, tokens, leftOut }: FiringProps) {
   const { data: row } = useQuery(featureAtQuery(sae.id, feature.index));
   const name = row?.label ?? "";
   return (
@@ -110,7 +117,7 @@ function Firing({ sae, feature, tokens }: FiringProps) {
       </span>
       <span className={styles.number} title="strongest activation on this text">{number(feature.strongest)}</span>
       <TokenHeat
-        tokens={tokens.map((token, place) => ({ text: token.text, value: feature.values[place] ?? 0, sink: token.special || token.sink }))}
+        tokens={tokens.map((token, place) => ({ text: token.text, value: feature.values[place] ?? 0, sink: leftOut?.has(place) }))}
         scale={row?.max_activation ?? feature.strongest}
         label={`Feature ${feature.index} on the text`}
       />

@@ -100,7 +100,9 @@ function Strip({ live, selected, scale, onHover }: StripProps) {
   const feature = selected && selected.feature.index >= 0 ? selected.feature : undefined;
   const values = feature && live.activations[feature.sae]?.[feature.index];
   const full = scale ?? Math.max(0, ...(values ?? []));
-  const marked = tokens.some((token) => token.special || token.sink);
+  const leftOut = feature && live.leftOut[feature.sae];
+  const spared = tokens.map((token, place) => (leftOut ? leftOut.has(place) : token.special || token.sink));
+  const marked = spared.includes(true);
   return (
     <div className="panel" data-testid="token-strip">
       <Text size="xs" c="dimmed">
@@ -109,7 +111,7 @@ function Strip({ live, selected, scale, onHover }: StripProps) {
         {marked && "; dotted: special tokens and attention sinks, which edits leave alone"}
       </Text>
       <TokenHeat
-        tokens={tokens.map((token, place) => ({ text: token.text, value: values?.[place] ?? 0, sink: token.special || token.sink }))}
+        tokens={tokens.map((token, place) => ({ text: token.text, value: values?.[place] ?? 0, sink: spared[place] }))}
         scale={full}
         label={feature ? `Feature ${feature.index} on the prompt` : "Prompt"}
         onHover={onHover}

@@ -72,7 +72,7 @@ function Metrics({ evaluation, rule }: { evaluation: Evaluation; rule: string | 
           <Table.Tbody>
             <Table.Tr>
               <Table.Td><strong>Ordinary tokens</strong>: FVU {number(m.fvu)} on {integer(m.tokens)} tokens</Table.Td>
-              <Table.Td><Text size="xs" c="dimmed">without {rule ?? "special tokens and attention sinks"}; these keep their own activation</Text></Table.Td>
+              <Table.Td><Text size="xs" c="dimmed">without {rule ?? "special tokens and attention sinks"}</Text></Table.Td>
             </Table.Tr>
             <Table.Tr>
               <Table.Td><strong>Every token</strong>: FVU {number(m.fvu_all_tokens)} on {integer(m.all_tokens)} tokens</Table.Td>

@@ -17,6 +17,7 @@ import { Page } from "@/components/Page";
 import { RenameButton } from "@/components/RenameButton";
 import { StateBadge } from "@/components/StateBadge";
 import { ago, compact, integer, percent } from "@/science/format";
+import { filterOrigin, leavesOut, type TokenFilter } from "@/science/tokenFilter";
 import { Curves } from "../jobs/Curves";
 import { useJobHistory } from "../jobs/useJobHistory";
 import { ExportButton } from "./ExportSae";
@@ -65,6 +66,7 @@ function SaeView({ sae }: { sae: Sae }) {
       {edit && <DeleteButton what={sae.name} remove={() => deleteSae(sae.id)} onDeleted={() => void navigate({ to: "/projects/$project/saes", params: { project } })} />}
     </>
   );
+  const filter = sae.summary.token_filter as TokenFilter | undefined;
   const crumbs = [{ label: "SAEs", to: "/projects/$project/saes", params: { project } }];
 
   return (
@@ -86,6 +88,7 @@ function SaeView({ sae }: { sae: Sae }) {
             { label: "Training tokens", value: compact(sae.params.tokens as number | undefined) },
             { label: "Features analysed", value: sae.analysis ? `${integer(sae.analysis.n_features)} on ${compact(sae.analysis.tokens)} tokens` : "not yet" },
             { label: "Never fired in the analysis", value: sae.analysis ? `${integer(sae.analysis.dead)} (${percent(sae.analysis.dead / sae.analysis.n_features)})` : "–" },
+            ...(filter ? [{ label: filter.derived ? "Leaves out (derived)" : "Leaves out", value: <span data-testid="token-filter">{leavesOut(filter)}</span>, title: filterOrigin(filter) }] : []),
             { label: "Fingerprint", value: <span className="mono" title={sae.fingerprint}>{sae.fingerprint.slice(0, 12) || "–"}</span>, title: "hash of its weights; edits name the SAE by it" },
           ]}
         />

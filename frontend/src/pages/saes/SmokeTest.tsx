@@ -12,6 +12,8 @@ interface SmokeTestResult {
   not_finite: number;
   passed: boolean;
   message: string;
+  left_out?: number;
+  filter_rule?: string;
 }
 
 /** How an imported SAE did on real activations: what to look at before using it. */
@@ -28,7 +30,7 @@ export function SmokeTest({ sae }: { sae: Sae }) {
       <Text size="sm">{test.message}</Text>
       <Facts
         facts={[
-          { label: "Tokens", value: integer(test.tokens), title: "without attention sinks" },
+          { label: "Tokens", value: integer(test.tokens), title: `without ${test.filter_rule ?? "attention sinks"}` },
           { label: "L0", value: number(test.l0), title: "active latents per token" },
           { label: "FVU", value: number(test.fvu), title: "fraction of variance unexplained" },
           { label: "Error share of the norm", value: number(test.nmse0), title: "squared error over squared norm" },
