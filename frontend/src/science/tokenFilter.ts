@@ -20,7 +20,7 @@ export function filterOrigin(filter: TokenFilter): string {
   const { derived } = filter;
   if (derived) {
     const where = derived.source === "recording" ? `recording ${derived.name.slice(0, 12)}` : "a short text run through the model";
-    return `derived, as the files stated no filter: ${number(derived.factor)} × the median norm ${number(derived.median_norm)} of ${where}`;
+    return `derived, as the files stated no filter: ${derived.factor} × the median norm ${number(derived.median_norm)} of ${where}`;
   }
   if (filter.max_norm === null && filter.exclude_special) return "the files stated no filter: it follows from the recording or model it is used on";
   return "stated with the SAE: these tokens pass through it untouched";
