@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ _REPORT_SECONDS = 0.5
 # Checkpoints may take at most about this share of the time.
 _CHECKPOINT_SHARE = 0.05
 _HELD_OUT_ROWS = 40_000
+_NO_BETTER_THAN_THE_MEAN = 1.0
 
 
 def train(params: TrainParams, progress: Progress = SILENT) -> SparseAutoencoder:
@@ -268,6 +270,7 @@ class _Run:
                 "distinct_tokens": self.rows.rows_per_epoch,
                 "seconds": round(self.seconds, 1),
                 "held_out_fvu": fvu,
+                **self._trouble(member.key, fvu),
                 "context_length": self.recording.manifest.context_length,
                 "prepends_bos": bool(self.recording.manifest.wrapping[0]),
                 "versions": versions,
@@ -277,6 +280,25 @@ class _Run:
                 save_sae(member.sae, member.folder)
         if self.team.rank == 0:
             self.checkpoints.remove()
+
+    def _trouble(self, key: MemberKey, fvu: float | None) -> dict[str, str]:
+        """What to know before using an SAE that reconstructs worse than the mean does; it is said, and kept.
+
+        Raises:
+            MicroscopeError: ``run_diverged`` when what it computes is not finite.
+        """
+        if fvu is None or fvu <= _NO_BETTER_THAN_THE_MEAN:
+            return {}
+        if not math.isfinite(fvu):
+            raise MicroscopeError(
+                "run_diverged", f"What {key} computes on held-out text is not finite.", "Lower --lr."
+            )
+        told = (
+            f"{key} diverged or was hardly trained: its held-out FVU of {fvu:.4g} is worse than that of "
+            "the mean, which is 1. Lower --lr, or train on more tokens."
+        )
+        self.progress.log(told, "warning")
+        return {"warning": told}
 
     def _tell(self, key: MemberKey, fvu: float | None) -> None:
         if fvu is None:

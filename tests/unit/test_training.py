@@ -182,6 +182,25 @@ def test_divergence_is_reported(tmp_path, recording_folder, eager):
     assert caught.value.code == "run_diverged"
 
 
+def test_an_sae_worse_than_the_mean_says_so_for_ever(tmp_path, recording_folder):
+    """A run that blew up without becoming infinite ends with words, in its log and in its files."""
+    said = []
+
+    class Heard(Progress):
+        def log(self, message: str, level: str = "info") -> None:
+            said.append((level, message))
+
+    train(settings(recording_folder, tmp_path / "wild", lr=300.0), Heard())
+    kept = load_sae(tmp_path / "wild").config.training
+    assert kept["held_out_fvu"] > 1
+    assert ("warning", kept["warning"]) in said
+    assert f"{kept['held_out_fvu']:.4g}" in kept["warning"]
+    train(settings(recording_folder, tmp_path / "tame"))
+    kept = load_sae(tmp_path / "tame").config.training
+    assert kept["held_out_fvu"] < 1
+    assert "warning" not in kept
+
+
 def test_schedule_rises_holds_and_falls():
     factors = [rate_factor(step, 100, 0.1, 0.2) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)

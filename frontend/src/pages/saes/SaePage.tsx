@@ -1,4 +1,4 @@
-import { Button, Stack, Text, Title } from "@mantine/core";
+import { Alert, Button, Stack, Text, Title } from "@mantine/core";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useNavigate, useParams } from "@tanstack/react-router";
 import { isActive, jobQuery, jobsQuery } from "@/api/jobs";
@@ -67,6 +67,7 @@ function SaeView({ sae }: { sae: Sae }) {
     </>
   );
   const filter = sae.summary.token_filter as TokenFilter | undefined;
+  const warning = (sae.summary.training as { warning?: string } | undefined)?.warning;
   const crumbs = [{ label: "SAEs", to: "/projects/$project/saes", params: { project } }];
 
   return (
@@ -93,6 +94,7 @@ function SaeView({ sae }: { sae: Sae }) {
           ]}
         />
       </div>
+      {warning && <Alert color="orange" title="Look at the training before using this SAE" data-testid="training-warning">{warning}</Alert>}
       <SmokeTest sae={sae} />
       {edit && ready && !sae.recording && <MeasureOn sae={sae} />}
       <Exports jobs={mine} kind="export_sae" />
