@@ -77,6 +77,7 @@ _NETWORK = (
 ALLOWED = frozenset({*_MACHINE, *_INTERPRETER, *_ARITHMETIC, *_DEVICES, *_CACHES, *_NETWORK})
 # Only for what may have to fetch a gated model or text: none of it is said to a process that reads a stranger's file.
 HUB = frozenset({"HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"})
+_FEW_THREADS = {"OMP_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "4"}
 # Only for a resident model that other machines reach: it asks them for this secret.
 RESIDENT = frozenset({"WORKBENCH_RESIDENT_TOKEN"})
 
@@ -96,11 +97,14 @@ def child_environment(
     resident: bool = False,
     hub_token: str = "",
     more: Iterable[str] = (),
+    confined: bool = False,
     environ: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """The environment of a process that runs models.
 
     Args:
+        confined: whether its memory is limited by the system: stacks and buffers of threads count then, and a
+            process that only reads and writes files has no use for one per core.
         hub: whether it may have to fetch something that only the Hub's token opens.
         resident: whether it serves a model to other machines.
         hub_token: the token where it is no variable but came from a file.
@@ -114,4 +118,6 @@ def child_environment(
     environment = {name: value for name, value in source.items() if name in wanted}
     if hub and hub_token:
         environment.setdefault("HF_TOKEN", hub_token)
+    if confined:
+        environment = {**_FEW_THREADS, **environment}
     return {**environment, "PYTHONUNBUFFERED": "1"}

@@ -144,6 +144,7 @@ class Supervision:
                     hub=self._kind.hub and names_the_hub(config),
                     hub_token=settings.HF_TOKEN,
                     more=settings.WORKBENCH_CHILD_ENVIRONMENT,
+                    confined=limits.confined,
                 )
                 self._child = Child(
                     command,
