@@ -64,6 +64,19 @@ def test_strange_hub_ids_are_refused(world, editor, reference) -> None:
     assert not LanguageModel.objects.filter(name="new").exists()
 
 
+@pytest.mark.parametrize(
+    "reference", ["text", "json", "pandas", "Parquet", "webdataset", "./data", "/etc", "a/b/c"]
+)
+def test_a_dataset_is_one_of_the_hub(world, editor, reference) -> None:
+    """Bare names of readers would read whatever lies in the job's folder."""
+    body = {"project": str(world.project.pk), "name": "t", "kind": "hub_dataset", "reference": reference}
+    response = editor.post("/api/v1/corpora", body)
+    assert response.status_code == 422, response.content
+    assert error(response)["code"] in ("bad_dataset", "bad_hub_id")
+    assert error(response)["attr"] == "reference"
+    assert not Corpus.objects.filter(name="t").exists()
+
+
 @pytest.mark.parametrize("revision", ["..", "a/../b", "-x", "x y", "x\0"])
 def test_strange_revisions_are_refused(world, editor, revision) -> None:
     assert add_model(editor, world, revision=revision).status_code in (400, 422)
