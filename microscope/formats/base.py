@@ -26,13 +26,15 @@ class Hints:
     """What a person adds where files are silent: site (``resid_post.12``), winners per token, output site.
 
     ``allow_pickle`` permits ``.pt`` files, read with ``weights_only``; it is set on the command line only.
-    ``assumptions`` collects what is said, and used, about settings a reader cannot honour by itself.
+    ``model`` and ``family`` are of the model it is brought to, for files that name none. ``assumptions`` collects what is said, and used, about settings a reader cannot honour by itself.
     """
 
     site: str | None = None
     k: int | None = None
     site_out: str | None = None
     allow_pickle: bool = False
+    model: str = ""
+    family: str = ""
     assumptions: Assumptions = field(default_factory=Assumptions)
 
     def need_site(self, found: str | None, source: str, *, said: str = "") -> str:

@@ -43,6 +43,7 @@ def import_sae(params: ImportParams, progress: Progress = SILENT) -> dict[str, A
         k=params.k,
         site_out=params.site_out,
         allow_pickle=params.allow_pickle,
+        **_its_model(params),
         assumptions=Assumptions(params.assume),
     )
     if params.untrusted:
@@ -90,6 +91,14 @@ def _about_filter(token_filter: TokenFilter) -> str:
         "The files state no token filter. Wherever the SAE is used it will leave out special tokens, and sinks "
         "by the norms of what it is measured on."
     )
+
+
+def _its_model(params: ImportParams) -> dict[str, str]:
+    """What is known beforehand about the model that the SAE is tested on: files often name none."""
+    if params.activations:
+        model = Recording(params.activations).manifest.model
+        return {"model": model.reference, "family": model.family}
+    return {"model": params.model or ""}
 
 
 def export_sae(params: ExportParams, progress: Progress = SILENT) -> dict[str, Any]:

@@ -64,6 +64,7 @@ _LOADING = names(
 )
 # They change what a head's z is, and leave everything else alone.
 _CHANGE_Z = ("fold_value_biases", "refactor_factored_attn_matrices")
+_LAYER_NORM_FAMILIES = ("gpt2", "gpt_neox", "bert", "roberta")
 _LAYER_NORM = re.compile(
     r"gpt-?2|gpt-?neo|pythia|neox|gpt-?j|\bopt-|bloom|tiny-?stories|solu|gelu-|attn-only|redwood",
     re.IGNORECASE,
@@ -116,7 +117,7 @@ def understand(settings: Settings, hints: Hints) -> SaeLensConfig:
         norm=_norm(settings),
         by_norm=_by_norm(settings, kind),
         finetuned=settings.flag("finetuning_scaling_factor"),
-        centred=_centred(meta, site),
+        centred=_centred(meta, site, hints),
         d_in=settings.count("d_in"),
         d_sae=settings.count("d_sae"),
         d_out=settings.count("d_out"),
@@ -193,13 +194,15 @@ def _sites(meta: Settings, hints: Hints, *, transcoder: bool) -> tuple[str, str 
     for key in ("hook_head_index", "hook_point_head_index", "hook_head_index_out"):
         if meta.get(key) is not None:
             raise meta.unsupported(key, meta.get(key), "an SAE of one head alone is not supported")
-    model = meta.text("model_name", "") or ""
+    model = meta.text("model_name", "") or hints.model
     reads = [meta.text(key) for key in ("hook_name", "hook_point", "hf_hook_name")]
     writes = [meta.text(key) for key in ("hook_name_out", "hook_point_out", "hf_hook_name_out")]
     site = hints.need_site(
-        None if hints.site else _first_site(reads, model), meta.file, said=next(filter(None, reads), "")
+        None if hints.site else _first_site(reads, model, hints.family),
+        meta.file,
+        said=next(filter(None, reads), ""),
     )
-    found = None if hints.site_out else _first_site(writes, model)
+    found = None if hints.site_out else _first_site(writes, model, hints.family)
     said = next(filter(None, writes), "")
     if transcoder:
         return site, hints.need_site_out(found, meta.file, said=said)
@@ -210,11 +213,11 @@ def _sites(meta: Settings, hints: Hints, *, transcoder: bool) -> tuple[str, str 
     return site, None
 
 
-def _first_site(names: list[str | None], model: str) -> str | None:
+def _first_site(names: list[str | None], model: str, family: str) -> str | None:
     for name in filter(None, names):
         end = "input" if name.endswith(".input") else "output"
         path = name.removesuffix(".input").removesuffix(".output")
-        found = site_of_hook(name) or site_of_module(path, end, model=model)  # type: ignore[arg-type]
+        found = site_of_hook(name) or site_of_module(path, end, model=model, family=family)  # type: ignore[arg-type]
         if found:
             return found
     return None
@@ -267,7 +270,7 @@ def _check_reshape(settings: Settings, site: str) -> None:
             )
 
 
-def _centred(meta: Settings, site: str) -> bool:
+def _centred(meta: Settings, site: str, hints: Hints) -> bool:
     """Whether the rows it was trained on had their own mean subtracted, by TransformerLens's processing.
 
     ``center_writing_weights`` takes the mean out of everything that is added to the residual stream, in
@@ -283,10 +286,10 @@ def _centred(meta: Settings, site: str) -> bool:
     loading.finish(_LOADING)
     if not centred or kind in ("attn_z", "mlp_act"):
         return False
-    model = meta.text("model_name", "") or ""
-    if assumed or _LAYER_NORM.search(model):
+    model = meta.text("model_name", "") or hints.model
+    if assumed or hints.family in _LAYER_NORM_FAMILIES or _LAYER_NORM.search(model):
         return True
-    if _RMS_NORM.search(model):
+    if hints.family or _RMS_NORM.search(model):
         return False
     raise loading.unsupported(
         "center_writing_weights",

@@ -49,13 +49,14 @@ def site_of_hook(name: str) -> str | None:
         return None
 
 
-def site_of_module(path: str, end: End, *, model: str = "") -> str | None:
+def site_of_module(path: str, end: End, *, model: str = "", family: str = "") -> str | None:
     """The site of a module's input or output, or None where it is none.
 
     Args:
         path: for example ``model.layers.3.mlp``, ``h.3`` or ``gpt_neox.layers.3.attention``.
         end: which end of the module is read.
         model: name of the model, which tells whether norms follow attention and MLP.
+        family: its family, where that is known for certain.
     """
     match = _BLOCK.fullmatch(path)
     if match is None:
@@ -65,7 +66,7 @@ def site_of_module(path: str, end: End, *, model: str = "") -> str | None:
         layer = layer if end == "output" else layer - 1
         return f"resid_post.{layer}" if layer >= 0 else None
     known: tuple[tuple[str, str], ...] = _OUTPUTS if end == "output" else _INPUTS
-    if _GEMMA.search(model) and end == "output":
+    if (family == "gemma" or _GEMMA.search(model)) and end == "output":
         known = _NORMS_BEHIND
     kind = next((kind for pattern, kind in known if re.fullmatch(pattern, inner)), None)
     return None if kind is None else f"{kind}.{layer}"

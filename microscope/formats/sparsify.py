@@ -52,6 +52,7 @@ def read(folder: Path, hints: Hints) -> SparseAutoencoder:
         check_sizes(w_enc, w_dec, num_latents=(settings.count("num_latents"), len(w_enc)))
     settings.finish(_DESCRIPTIVE)
     hookpoint, model = _hookpoint(folder), _model(folder)
+    known = {"model": model or hints.model, "family": hints.family}
     end: End = "input" if transcoder else "output"
     source, read_at = f"The folder '{folder.name}'", f"the {end} of {hookpoint}"
     sae = build(
@@ -62,9 +63,9 @@ def read(folder: Path, hints: Hints) -> SparseAutoencoder:
         b_dec=b_dec,
         k=k,
         w_skip=weights.take("W_skip")[0] if skip else None,
-        site=hints.need_site(site_of_module(hookpoint, end, model=model), source, said=read_at),
+        site=hints.need_site(site_of_module(hookpoint, end, **known), source, said=read_at),
         site_out=hints.need_site_out(
-            site_of_module(hookpoint, "output", model=model), source, said=f"the output of {hookpoint}"
+            site_of_module(hookpoint, "output", **known), source, said=f"the output of {hookpoint}"
         )
         if transcoder
         else None,

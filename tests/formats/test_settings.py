@@ -288,6 +288,18 @@ def test_hookpoints_of_sparsify(tmp_path, folder, model, site):
     assert read(seed.rename(place / "seed1")).config.site == site
 
 
+def test_the_model_it_is_brought_to_settles_what_the_files_leave_open(tmp_path):
+    place = write("sparsify", tmp_path / "a").rename(tmp_path / "layers.2.mlp")
+    assert read(place).config.site == read(place, family="llama").config.site == "mlp_out.2"
+    for brought in ({"family": "gemma"}, {"model": "google/gemma-2-2b"}):
+        assert refusal(place, **brought).code == "site_unknown"
+    settings = {"model_name": "mine", "model_from_pretrained_kwargs": {"center_writing_weights": True}}
+    path, x = write("saelens_old", tmp_path / "b", **settings), rows() + 3.0
+    assert refusal(path).code == "unsupported_setting"
+    assert_computes(read(path, family="gpt2"), *expected("standard", x - x.mean(1, keepdim=True)), x)
+    assert_computes(read(path, family="llama"), *expected("standard", x), x)
+
+
 def test_a_transcoder_reads_its_modules_input(tmp_path):
     place = write("sparsify", tmp_path, transcode=True).rename(tmp_path / "layers.2.mlp")
     error = refusal(place)

@@ -20,6 +20,7 @@ import { ago, compact, integer, percent } from "@/science/format";
 import { filterOrigin, leavesOut, type TokenFilter } from "@/science/tokenFilter";
 import { Curves } from "../jobs/Curves";
 import { useJobHistory } from "../jobs/useJobHistory";
+import { Assumed } from "./Assumed";
 import { ExportButton } from "./ExportSae";
 import { Files } from "./Files";
 import { MeasureOn } from "./MeasureOn";
@@ -95,6 +96,7 @@ function SaeView({ sae }: { sae: Sae }) {
         />
       </div>
       {warning && <Alert color="orange" title="Look at the training before using this SAE" data-testid="training-warning">{warning}</Alert>}
+      <Assumed sae={sae} />
       <SmokeTest sae={sae} />
       {edit && ready && !sae.recording && <MeasureOn sae={sae} />}
       <Exports jobs={mine} kind="export_sae" />
