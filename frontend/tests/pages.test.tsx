@@ -3,7 +3,7 @@ import { fireEvent, render, screen } from "@testing-library/react";
 import { useState } from "react";
 import { describe, expect, it } from "vitest";
 import { ApiError, errorOf } from "@/api/errors";
-import type { Edit, FieldSpec, Job, JobEvent, Lineage, LineageNode } from "@/api/types";
+import type { Edit, FieldSpec, Job, JobEvent, Lineage, LineageNode, Sae } from "@/api/types";
 import * as search from "@/app/search";
 import { ErrorNote } from "@/components/ErrorNote";
 import { progressSentence } from "@/components/JobProgress";
@@ -13,6 +13,7 @@ import { pictureOf } from "@/pages/home/lineage";
 import { curvesOf } from "@/pages/jobs/curves";
 import { densityShare } from "@/pages/features/FeatureTable";
 import { percentile } from "@/pages/lab/Readings";
+import { Assumed } from "@/pages/saes/Assumed";
 import { editSentence, receiptSentence } from "@/patches/words";
 
 const plain = (text: string) => text.replaceAll("\u202f", " ");
@@ -188,5 +189,22 @@ describe("a generated form", () => {
     rerender(<Form tried />);
     expect(screen.getByText("At least 1.")).toBeTruthy();
     expect(entryProblem(specs[0]!, "0")).toBe("At least 1.");
+  });
+});
+
+describe("what was assumed at an import", () => {
+  const sae = (summary: object) => ({ summary }) as unknown as Sae;
+
+  it("is said on the SAE's page, sentence by sentence", () => {
+    render(<MantineProvider><Assumed sae={sae({ assumed: ["k: 3 in cfg.json, read as 12", "warp: 3, taken not to matter"] })} /></MantineProvider>);
+    expect(screen.getByText("k: 3 in cfg.json, read as 12")).toBeTruthy();
+    expect(screen.getAllByRole("listitem")).toHaveLength(2);
+  });
+
+  it("is silent where nothing was", () => {
+    for (const summary of [{}, { assumed: [] }]) {
+      render(<MantineProvider><Assumed sae={sae(summary)} /></MantineProvider>);
+    }
+    expect(screen.queryByTestId("assumed")).toBeNull();
   });
 });

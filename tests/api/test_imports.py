@@ -137,6 +137,32 @@ def test_what_does_not_check_fails_with_the_reason_and_can_be_deleted(
     assert not Upload.objects.filter(used_by=job.pk).exists()
 
 
+def test_a_setting_stops_the_import_until_somebody_says_what_to_assume(
+    world, editor, run_child, tiny_model, sae, tmp_path
+) -> None:
+    from microscope.formats import write_sae
+
+    folder = tmp_path / "layers.2"
+    write_sae(sae, folder, format="sparsify")
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**config, "multi_topk": True}))
+    found = {}
+    for name, params in (("unsure", {}), ("sure", {"assume": ["multi_topk=false"]})):
+        body = {
+            "model": str(tiny_model.pk),
+            "name": name,
+            "uploads": upload_folder(world.people["editor"], folder, inside="layers.2"),
+            "params": params,
+        }
+        answer = editor.post("/api/v1/saes/import", body).json()
+        found[name] = run_child(answer["job"]["id"]), editor.get(f"/api/v1/saes/{answer['sae']['id']}").json()
+    job, row = found["unsure"]
+    assert (job.error_code, row["state"]) == ("unsupported_setting", "failed")
+    assert "multi_topk" in job.error_message
+    assert found["sure"][1]["state"] == "ready"
+    assert found["sure"][1]["summary"]["assumed"] == ["multi_topk: true in cfg.json, read as false"]
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [
