@@ -105,7 +105,7 @@ class Continuation:
             if site is not None:
                 delta, _ = site.delta(x, self._saes, marks, start, prompt=len(self._run))
                 x = x if delta is None else x + delta.to(x.dtype)
-        logits = self._runner.head(x[-1]).float()
+        logits = self._runner.head(x[-1], program.head).float()
         if not bool(torch.isfinite(logits).all()):
             raise MicroscopeError(
                 "not_finite",

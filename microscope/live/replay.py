@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from microscope.live.run import LayerState, PromptRun, embed, run_block
+from microscope.live.run import LayerState, PromptRun, embed, run_block, run_head
 from microscope.models import BlockRunner, KeyValue
 from microscope.patching.apply import EditEffect, Saes
 from microscope.patching.program import Program
@@ -130,12 +130,17 @@ class _Replay:
             stream = state.edited
             if self._start < rows and first[0] < 0:
                 first = (layer, self._start)
-        if self._start == rows:
+        head_sizes: dict[int, Tensor] = {}
+        if self._start == rows and not program.head and not reference.program.head:
             logits = reference.logits
         else:
-            logits = runner.head(stream[-1]).float()
+            if self._start == rows:  # the head alone: it reads the last row
+                first = (runner.n_layers - 1, rows - 1)
+            logits, head_sizes = run_head(runner, program, stream[-1], rows)
             first = (first[0], min(first[1], self._start))
-        run = PromptRun(reference.tokens, reference.special, program, embedded, sizes, tuple(layers), logits)
+        run = PromptRun(
+            reference.tokens, reference.special, program, embedded, sizes, tuple(layers), logits, head_sizes
+        )
         return Replayed(run, *first)
 
     def _layer(self, layer: int, stream: Tensor) -> LayerState:

@@ -442,8 +442,10 @@ class ResidentModel:
         top, base = run.layers[-1].edited, state.baseline.layers[-1].edited
         kl = torch.zeros(len(base), dtype=torch.float64, device=base.device)
         with torch.inference_mode():
-            for rows in (top != base).any(1).nonzero()[:, 0].split(_HEAD_ROWS):
-                p, q = (self._runner.head(x[rows]).double().log_softmax(1) for x in (base, top))
+            changed = (top != base).any(1) | bool(program.head)
+            for rows in changed.nonzero()[:, 0].split(_HEAD_ROWS):
+                heads = ((base, ()), (top, program.head))
+                p, q = (self._runner.head(x[rows], deltas).double().log_softmax(1) for x, deltas in heads)
                 kl[rows] = (p.exp() * (p - q)).sum(1).clamp_min(0)
         return plan_fingerprint(plan), kl.tolist()
 

@@ -50,7 +50,8 @@ class PromptRun:
     """Everything an incremental re-run starts from. Shared by reference, so nothing may write to it.
 
     ``tokens`` and ``special`` are ``[positions]``, ``embedded`` the input of block 0 ``[positions, d]``,
-    ``logits`` the last position's ``[vocabulary]`` in float32. The baseline is the run of the empty program.
+    ``logits`` the last position's ``[vocabulary]`` in float32. ``head_sizes`` are row-wise sizes of changes
+    of the head, which is asked at the last position only. The baseline is the run of the empty program.
     """
 
     tokens: Tensor
@@ -60,6 +61,7 @@ class PromptRun:
     embedding_sizes: Mapping[int, Tensor]
     layers: tuple[LayerState, ...]
     logits: Tensor
+    head_sizes: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -100,6 +102,8 @@ class PromptRun:
         for layer in self.layers:
             for number, size in layer.block_sizes.items():
                 sizes[number] = size if number not in sizes else sizes[number].maximum(size)
+        for number, size in self.head_sizes.items():
+            sizes[number] = size if number not in sizes else sizes[number].maximum(size)
         inside = tuple(EditEffect(self.program.edits[n], size) for n, size in sorted(sizes.items()))
         return inside + tuple(effect for layer in self.layers for effect in layer.effects)
 
@@ -131,6 +135,18 @@ def run_block(
     out, new = runner.block(layer, x[None], start, past, patch)
     patch.check_obeyed(layer)
     return out[0], new, patch.sizes
+
+
+def run_head(
+    runner: BlockRunner, program: Program, last: Tensor, rows: int
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Next-token logits ``[vocabulary]`` in float32 from the last row ``[d]`` of ``rows``, and sizes of changes."""
+    sizes: dict[int, Tensor] = {}
+    normed = runner.normalise(last) if program.head else last
+    for delta in program.head:
+        size = sizes.setdefault(delta.edit, torch.zeros(rows, device=last.device))
+        size[-1] = size[-1].maximum(delta(normed).norm())
+    return runner.head(last, program.head).float(), sizes
 
 
 @torch.inference_mode()

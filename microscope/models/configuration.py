@@ -227,10 +227,10 @@ def _check_file(folder: Path, reference: str) -> None:
         raise MicroscopeError("unknown_model", f"The folder {reference} holds no model.", hint)
     if file.stat().st_size > _CONFIG_LIMIT:
         raise _unreadable(reference, f"config.json has more than {_CONFIG_LIMIT // 2**20} MB")
-    if is_pointer(file):
-        raise pointer_refused("config.json", reference)
     for name in _SETTINGS:
         settings = folder / name
+        if settings.is_file() and is_pointer(settings):
+            raise pointer_refused(name, reference)
         if settings.is_file() and settings.stat().st_size <= _CONFIG_LIMIT:
             # Libraries take for granted that these are objects, and descend into them without end.
             parse_json(settings.read_bytes(), f"{name} of {reference}", code="bad_model_file", strict=False)

@@ -33,7 +33,8 @@ class Family:
     stream between attention and MLP, None where there is none (parallel blocks). ``causal`` is False
     for encoders, which see both ways and predict no next token. ``eager`` families need the plain
     attention code, because the fused one leaves out their soft caps. ``layer_kinds`` families read
-    ``layer_types`` from the configuration, the others attend to everything.
+    ``layer_types`` from the configuration, the others attend to everything. ``head`` is a decoder's
+    unembedding.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Family:
     causal: bool = True
     eager: bool = False
     layer_kinds: bool = False
+    head: str = "lm_head"
 
     def tap(self, site: Site) -> Tap:
         """The module and side that hold a site's activation."""

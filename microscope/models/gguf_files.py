@@ -10,11 +10,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from microscope.errors import MicroscopeError
+from microscope.models.families import family_of
+from microscope.quarantine.content import read_head
 from microscope.quarantine.gguf import GgufHeader, check_gguf
 
+_POINTER = b"version https://git-lfs"
+_SOURCE = "source.json"
+# Architectures that are called otherwise in ``transformers``; of Gemma-3 a file has the text part only.
+_MODEL_TYPES = {"gemma3": "gemma3_text", "gptneox": "gpt_neox"}
 _SLACK = 1.05  # how much larger than the weights in the file a model may be
 
 
@@ -29,17 +36,26 @@ def cache_dir() -> Path:
 def converted_folder(file: Path) -> Path:
     """A model folder with the dequantised weights and the tokenizer of a GGUF file.
 
-    Converted on first use and kept under :func:`cache_dir`, keyed by the file's content.
+    Converted on first use and kept under :func:`cache_dir`, keyed by the file's content; of a file that is
+    refused nothing is kept.
 
     Raises:
-        MicroscopeError: ``wrong_file_type`` or ``bad_model_file``.
+        MicroscopeError: ``wrong_file_type``, ``bad_model_file``, ``unsupported_family`` or ``model_too_big``.
     """
+    if read_head(file, len(_POINTER)) == _POINTER:
+        raise MicroscopeError(
+            "bad_model_file",
+            f"{file.name} is a Git LFS pointer, not the file itself.",
+            "Run `git lfs pull`, or download the file again.",
+        )
     header = check_gguf(file)
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
     target = cache_dir() / "gguf" / digest
-    if target.is_dir():
+    if _is_checked(target):
         return target
+    _check_whole(header, file.name)
+    shutil.rmtree(target, ignore_errors=True)  # of a version that did not look for lost weights
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
@@ -67,6 +83,7 @@ def _convert(file: Path, folder: Path, header: GgufHeader) -> None:
         )
         model, told = loaded
         _check_complete(told, file.name)
+        _check_read(model, told, header, file.name)
     except (MicroscopeError, MemoryError, ImportError):
         raise
     except Exception as error:
@@ -83,7 +100,65 @@ def _convert(file: Path, folder: Path, header: GgufHeader) -> None:
     model.is_quantized = False
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "source.json").write_text(json.dumps({"gguf": file.name, "bytes": file.stat().st_size}))
+    about = {"gguf": file.name, "bytes": file.stat().st_size, "checked": True}
+    (folder / _SOURCE).write_text(json.dumps(about))
+
+
+def _is_checked(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / _SOURCE).read_text(encoding="utf-8")).get("checked"))
+    except (OSError, ValueError):
+        return False
+
+
+def _check_whole(header: GgufHeader, name: str) -> None:
+    """Whether the file is one whole model of a supported kind, without what its conversion would lose."""
+
+    def refuse(reason: str, hint: str = "Take the safetensors files of the model.") -> MicroscopeError:
+        return MicroscopeError("bad_model_file", f"{name} cannot be read as a model: {reason}.", hint)
+
+    metadata = header.metadata
+    kind = metadata.get("general.type", "model")
+    if kind != "model":
+        raise refuse(f"it holds something else ({str(kind)[:40]})")
+    parts = metadata.get("split.count", 0)
+    if isinstance(parts, int) and parts > 1:
+        raise refuse(
+            f"it is one of {parts} parts of a split model",
+            "Join them first: llama-gguf-split --merge FIRST_PART WHOLE.gguf.",
+        )
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise refuse("it does not say of which architecture it is (general.architecture)")
+    family_of(_MODEL_TYPES.get(architecture, architecture))
+    scaling = sorted(key for key in metadata if key.startswith(f"{architecture}.rope.scaling."))
+    if scaling and metadata.get(f"{architecture}.rope.scaling.type") != "none":
+        raise refuse(f"its rotary positions are scaled ({scaling[0]}), which conversion would lose")
+    factors = [tensor for tensor in header.tensors if tensor.startswith("rope_")]
+    if factors:
+        raise refuse(f"its rotary positions have factors ({factors[0]}), which conversion would lose")
+    need, free = 8 * header.parameters, psutil.virtual_memory().available  # float32, read and written
+    if need > free:
+        raise MicroscopeError(
+            "model_too_big",
+            f"Converting {name} ({header.parameters / 1e9:.2f} billion weights) needs {need / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free.",
+            "Use a smaller model or a machine with more memory.",
+        )
+
+
+def _check_read(model: Any, told: dict[str, Any], header: GgufHeader, name: str) -> None:
+    """Whether every tensor of the file became a weight, and all of them are numbers."""
+    from microscope.models.checkpoint import check_loaded
+
+    check_loaded(model, family_of(model.config.model_type), told, name)
+    weights = sum(1 for _ in model.parameters())  # tied ones once
+    if weights != len(header.tensors):
+        raise MicroscopeError(
+            "bad_model_file",
+            f"{name} has {len(header.tensors)} tensors, and the model made of it {weights} weights.",
+            "Some would be lost or made up. Take the safetensors files of the model.",
+        )
 
 
 def _check_complete(told: dict[str, Any], name: str) -> None:

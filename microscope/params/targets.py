@@ -198,7 +198,8 @@ def _bundle(edit: Edit, traits: ModelTraits) -> Judged:
 def _merged(edit: Edit, traits: ModelTraits) -> Judged:
     form = weight_form(edit)
     if form == "delta":
-        return "exact", "The low-rank update is added to the weights.", ""
+        untied = " The embedding is untied from the head if that is changed." if traits.tied else ""
+        return "exact", f"The low-rank update is added to the weights.{untied}", ""
     if form == "fitted":
         return _fitted(edit)
     if form == "everywhere" and traits.model_type in SANDWICH_TYPES:

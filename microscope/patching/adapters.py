@@ -27,6 +27,7 @@ ADAPTER_FILE = "adapter.safetensors"
 MAX_RANK = 1024
 _A, _B = ".lora_A", ".lora_B"
 _FORMAT = "microscope-adapter"
+_AGAIN = "The file is damaged, or training diverged: save the adapter again."
 
 
 class LowRank(NamedTuple):
@@ -107,15 +108,16 @@ def check_factors(factors: Mapping[str, LowRank]) -> None:
             :data:`MAX_RANK`, or values that are not finite.
     """
     if not factors:
-        raise MicroscopeError("bad_adapter", "The adapter changes no module.")
+        raise MicroscopeError("bad_adapter", "The adapter changes no module.", _AGAIN)
     for path, (a, b) in factors.items():
         if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or not 1 <= a.shape[0] <= MAX_RANK:
             raise MicroscopeError(
                 "bad_adapter",
                 f"The factors of '{path}' have shapes {tuple(a.shape)} and {tuple(b.shape)}; A must be [r, in] and B [out, r].",
+                _AGAIN,
             )
         if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-            raise MicroscopeError("bad_adapter", f"The factors of '{path}' contain NaN or infinity.")
+            raise MicroscopeError("bad_adapter", f"The factors of '{path}' contain NaN or infinity.", _AGAIN)
 
 
 def save_adapter(adapter: LowRankAdapter, folder: str | Path) -> Path:

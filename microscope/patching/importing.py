@@ -11,6 +11,7 @@ from microscope.params import Edit, EditPlan, ImportAdapterParams, plan_fingerpr
 from microscope.patching.adapters import LowRankAdapter, save_adapter
 from microscope.patching.peft_files import read_peft
 from microscope.patching.plan_file import PatchFile, write_patch
+from microscope.patching.program import place_of
 from microscope.progress import SILENT, Progress
 
 PATCH_FILE = "patch.json"
@@ -20,7 +21,8 @@ def import_adapter(params: ImportAdapterParams, progress: Progress = SILENT) -> 
     """Read a LoRA adapter, check it against its model, and write it with a patch that applies it at strength 1.
 
     Raises:
-        MicroscopeError: what :func:`read_peft` and :func:`load_model` raise.
+        MicroscopeError: what :func:`read_peft` and :func:`load_model` raise, or ``module_not_live`` for a
+            module outside the blocks that is not the head.
     """
     progress.log("Reading the adapter")
     read_peft(params.path)  # a bad file is refused before a model is loaded
@@ -33,6 +35,9 @@ def import_adapter(params: ImportAdapterParams, progress: Progress = SILENT) -> 
         device=params.device,
     )
     read = read_peft(params.path, loaded.model)
+    for path in read.factors:
+        if path != loaded.family.head:
+            place_of(path, loaded.family, loaded.n_layers)
     adapter = LowRankAdapter(read.factors, loaded.fingerprint, read.about)
     folder = save_adapter(adapter, params.out)
     modules = tuple(sorted(adapter.factors))

@@ -29,6 +29,7 @@ class Program:
 
     ``edits`` are the plan's active ones; numbers elsewhere index it. ``span`` ``[d, k]`` is removed from
     the embedding and from all that blocks add. ``block_keys`` and ``site_keys`` are fingerprints per layer.
+    ``head`` changes the unembedding, behind all layers.
     """
 
     edits: tuple[Edit, ...]
@@ -39,6 +40,7 @@ class Program:
     embedding_key: str
     block_keys: tuple[str, ...]
     site_keys: tuple[str, ...]
+    head: tuple[Delta, ...] = ()
 
     def block_patch(self, layer: int) -> BlockPatch | None:
         """The argument for one call of a block; None when its weights are as they are."""
@@ -77,7 +79,7 @@ def bind(
     everywhere = [e for e in edits if e.kind == "ablate_everywhere"]
     directions = {i: direction_of(e, saes) for i, e in enumerate(edits) if e.kind == "ablate_everywhere"}
     sites = edits_by_layer(kept)
-    deltas = _deltas(edits, adapters, family, n_layers)
+    deltas, head = _deltas(edits, adapters, family, n_layers)
     return Program(
         edits,
         sites,
@@ -90,6 +92,7 @@ def bind(
             for layer in range(n_layers)
         ),
         tuple(plan_fingerprint(sites[layer].edits) if layer in sites else "" for layer in range(n_layers)),
+        head,
     )
 
 
@@ -135,20 +138,35 @@ def chosen_factors(edit: Edit, adapters: Adapters) -> dict[str, LowRank]:
 
 def _deltas(
     edits: tuple[Edit, ...], adapters: Adapters, family: Family, n_layers: int
-) -> dict[int, dict[str, tuple[Delta, ...]]]:
+) -> tuple[dict[int, dict[str, tuple[Delta, ...]]], tuple[Delta, ...]]:
+    """The changes inside blocks, by layer and module, and those of the head."""
     found: dict[int, dict[str, tuple[Delta, ...]]] = {}
+    head: list[Delta] = []
     for number, edit in enumerate(edits):
         if edit.kind != "lora":
             continue
         for path, (a, b) in chosen_factors(edit, adapters).items():
-            match = re.fullmatch(re.escape(family.blocks) + r"\.(\d+)\.(.+)", path)
-            if match is None or int(match[1]) >= n_layers:
-                raise MicroscopeError(
-                    "module_not_live",
-                    f"The adapter changes '{path}', which is in no block; only blocks are patched live.",
-                    "Leave that module out.",
-                )
-            layer = found.setdefault(int(match[1]), {})
             delta = Delta(number, a, b, edit.strength)
-            layer[match[2]] = (*layer.get(match[2], ()), delta)
-    return found
+            if path == family.head:
+                head.append(delta)
+                continue
+            layer, module = place_of(path, family, n_layers)
+            inside = found.setdefault(layer, {})
+            inside[module] = (*inside.get(module, ()), delta)
+    return found, tuple(head)
+
+
+def place_of(path: str, family: Family, n_layers: int) -> tuple[int, str]:
+    """The block a module is in and its path there.
+
+    Raises:
+        MicroscopeError: ``module_not_live``.
+    """
+    match = re.fullmatch(re.escape(family.blocks) + r"\.(\d+)\.(.+)", path)
+    if match is None or int(match[1]) >= n_layers:
+        raise MicroscopeError(
+            "module_not_live",
+            f"The adapter changes '{path}', which is in no block; only blocks and the head are patched.",
+            "Leave that module out.",
+        )
+    return int(match[1]), match[2]

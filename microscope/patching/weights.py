@@ -109,11 +109,12 @@ def change_weights(model: Any, family: Family, change: WeightChange) -> bool:
         family: its family.
         change: what to do. Constants need an MLP bias; llama gets one.
     """
+    # A change of the head must not reach the embedding, nor one of the embedding the head.
+    untied = (change.span is not None or family.head in change.deltas) and _untie(model)
     for path, delta in change.deltas.items():
         _add(module_at(model, path), delta.b @ delta.a)
-    untied = False
     if change.span is not None:
-        untied = _project(model, family, change.span)
+        _project(model, family, change.span)
     if change.constants and model.config.model_type == "llama" and not model.config.mlp_bias:
         _give_mlp_biases(model)
     for layer, constant in change.constants.items():
@@ -128,7 +129,17 @@ def _add(module: Any, delta: Tensor) -> None:
     module.weight.copy_((module.weight.float() + delta.to(module.weight.device)).to(module.weight.dtype))
 
 
-def _project(model: Any, family: Family, span: Tensor) -> bool:
+def _untie(model: Any) -> bool:
+    """Give the head a weight of its own where it is the embedding's; returns whether it was."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return False
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False
+    return True
+
+
+def _project(model: Any, family: Family, span: Tensor) -> None:
     for path in writer_projections(family, model.config.num_hidden_layers):
         module: Any = module_at(model, path)
         q = span.to(module.weight.device)
@@ -136,18 +147,12 @@ def _project(model: Any, family: Family, span: Tensor) -> bool:
         bias = getattr(module, "bias", None)
         if isinstance(bias, Tensor):
             bias.copy_((bias.float() - q @ (q.T @ bias.float())).to(bias.dtype))
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    untied = head is not None and head.weight is embedding.weight
-    if untied:
-        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-        model.config.tie_word_embeddings = False
     positions = getattr(model.base_model, "wpe", None)
-    for table in (embedding, positions):
+    for table in (model.get_input_embeddings(), positions):
         if table is not None:
             q = span.to(table.weight.device)
             rows = table.weight.float()
             table.weight.copy_((rows - (rows @ q) @ q.T).to(table.weight.dtype))
-    return untied
 
 
 def _give_mlp_biases(model: Any) -> None:

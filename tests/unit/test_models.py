@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ import torch.nn.functional as F
 from microscope.activations.forward import SiteReader
 from microscope.errors import MicroscopeError
 from microscope.models import inspect_model, load_model, memory, runner_for
+from microscope.models.families import supported_types
 from microscope.models.runner import GrowingKeyValue, run_blocks
 from microscope.models.runner.product import _mkl, _onednn
+from microscope.models.runner.registry import _RUNNERS
 from microscope.params import SITE_KINDS, Site
 from tests.tiny_models import make_model
 
@@ -293,8 +296,15 @@ def test_a_model_that_does_not_fit_is_refused_with_numbers(model_folders, monkey
     assert "0.1 GB are free" in caught.value.message
 
 
+def test_the_readme_lists_the_supported_types():
+    readme = " ".join((Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split())
+    assert f"are read: {', '.join(f'`{kind}`' for kind in supported_types())}. Others" in readme
+    assert set(supported_types()) >= set(_RUNNERS)
+
+
 def test_models_of_other_families_are_refused_with_the_list(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bloom"}')
-    with pytest.raises(MicroscopeError, match="llama"):
+    with pytest.raises(MicroscopeError) as caught:
         load_model(str(tmp_path))
+    assert caught.value.hint == f"Supported types: {', '.join(supported_types())}."
     assert len(set(SITE_KINDS)) == 6

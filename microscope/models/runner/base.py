@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microscope.models.runner.patch import BlockPatch
+from microscope.models.runner.patch import BlockPatch, Delta
 from microscope.models.runner.product import Product
 
 
@@ -116,8 +116,8 @@ class BlockRunner(ABC):
         return spent
 
     @abstractmethod
-    def head(self, x: Tensor) -> Tensor:
-        """Output of the last block ``[…, d]`` to logits ``[…, vocabulary]``."""
+    def head(self, x: Tensor, deltas: Sequence[Delta] = ()) -> Tensor:
+        """Output of the last block ``[…, d]`` to logits ``[…, vocabulary]``, with changes of the head's weight."""
 
     @abstractmethod
     def normalise(self, x: Tensor) -> Tensor:
@@ -180,6 +180,13 @@ def _attention(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return out.transpose(1, 2).flatten(2)
+
+
+def with_deltas(x: Tensor, y: Tensor, deltas: Sequence[Delta]) -> Tensor:
+    """A module's output ``y`` for inputs ``x`` with low-rank changes of its weight."""
+    for delta in deltas:
+        y = y + delta(x).to(y.dtype)
+    return y
 
 
 def run_blocks(runner: BlockRunner, x: Tensor, first: int, last: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from microscope.models.runner.base import BlockRunner, KeyValue, Past, attend
-from microscope.models.runner.patch import BlockPatch
+from microscope.models.runner.base import BlockRunner, KeyValue, Past, attend, with_deltas
+from microscope.models.runner.patch import BlockPatch, Delta
 from microscope.models.runner.product import Product
 
 
@@ -74,8 +74,9 @@ class GPT2Runner(BlockRunner):
             written = patch.written(patch.changed("mlp.c_proj", inner, written))
         return x + written, new
 
-    def head(self, x: Tensor) -> Tensor:
-        return self._head(self._norm(x))
+    def head(self, x: Tensor, deltas: Sequence[Delta] = ()) -> Tensor:
+        normed = self.normalise(x)
+        return with_deltas(normed, self._head(normed), deltas)
 
     def normalise(self, x: Tensor) -> Tensor:
         out: Tensor = self._norm(x)

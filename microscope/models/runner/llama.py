@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from microscope.models.configuration import positions_of
 from microscope.models.families import family_of
-from microscope.models.runner.base import BlockRunner, KeyValue, Past, attend, attend_last
-from microscope.models.runner.patch import BlockPatch
+from microscope.models.runner.base import BlockRunner, KeyValue, Past, attend, attend_last, with_deltas
+from microscope.models.runner.patch import BlockPatch, Delta
 from microscope.models.runner.product import Product
 
 # Model types that read a sliding window from their configuration; others pass over it.
@@ -122,8 +122,9 @@ class LlamaRunner(BlockRunner):
             written = patch.written(patch.changed("mlp.down_proj", inner, written))
         return x + written
 
-    def head(self, x: Tensor) -> Tensor:
-        return self._head(self.normalise(x))
+    def head(self, x: Tensor, deltas: Sequence[Delta] = ()) -> Tensor:
+        normed = self.normalise(x)
+        return with_deltas(normed, self._head(normed), deltas)
 
     def normalise(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, (self.d_model,), self._norm, self._eps)

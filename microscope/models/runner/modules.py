@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from microscope.models.families import family_of
-from microscope.models.runner.base import BlockRunner, KeyValue, Past
+from microscope.models.runner.base import BlockRunner, KeyValue, Past, with_deltas
 from microscope.models.runner.llama import full_attention_within
-from microscope.models.runner.patch import BlockPatch
+from microscope.models.runner.patch import BlockPatch, Delta
 from microscope.models.runner.product import Product
 
 # The patch of the block that is running now; None otherwise, and then the taps do nothing.
@@ -93,8 +93,9 @@ class ModuleRunner(BlockRunner):
         assert seen.new is not None
         return (out[0] if isinstance(out, tuple) else out), seen.new
 
-    def head(self, x: Tensor) -> Tensor:
-        logits: Tensor = self._head(self.normalise(x))
+    def head(self, x: Tensor, deltas: Sequence[Delta] = ()) -> Tensor:
+        normed = self.normalise(x)
+        logits = with_deltas(normed, self._head(normed), deltas)
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
     def normalise(self, x: Tensor) -> Tensor:
