@@ -63,6 +63,13 @@ def random_sae(
     return sae
 
 
+def silent_sae(d: int, layer: int, seed: int) -> SparseAutoencoder:
+    """An SAE of which no feature ever fires."""
+    sae = random_sae(d, layer, seed, kind="jumprelu")
+    sae.b_enc.fill_(-1e6)
+    return sae
+
+
 def attach(resident: ResidentModel, sae: SparseAutoencoder) -> str:
     resident._saes[sae.content_fingerprint()] = sae
     return sae.content_fingerprint()
@@ -184,6 +191,19 @@ def through_hugging_face(
     prompt: int | None = None,
 ) -> Tensor:
     """Last logits of the plain model, every layer and position, with hooks on its modules."""
+    return everywhere_through_hugging_face(loaded, ids, edits, saes, adapters, prompt=prompt)[-1]
+
+
+def everywhere_through_hugging_face(
+    loaded: LoadedModel,
+    ids: Tensor,
+    edits: Sequence[Edit],
+    saes: Saes,
+    adapters: Adapters | None = None,
+    *,
+    prompt: int | None = None,
+) -> Tensor:
+    """Logits ``[positions, vocabulary]`` of the plain model, with hooks on its modules."""
     family, model = loaded.family, loaded.model
     blocks = model.get_submodule(family.blocks)
     edits = [edit for edit in edits if not edit.is_noop]
@@ -215,7 +235,8 @@ def through_hugging_face(
             )
     try:
         with torch.no_grad():
-            return model(ids[None], use_cache=False).logits[0, -1].float()
+            logits: Tensor = model(ids[None], use_cache=False).logits
+            return logits[0].float()
     finally:
         for handle in handles:
             handle.remove()

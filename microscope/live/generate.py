@@ -7,7 +7,7 @@ same noise, made from seed and step only, so they part where the patch parts the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -68,10 +68,12 @@ class Continuation:
         """Take a token as said."""
         self.tokens = (*self.tokens, token)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of its own keys and values."""
-        return sum(past.nbytes for past in self._past)
+    def tensors(self) -> Iterator[Tensor]:
+        """Everything held: the prompt's run and its own keys and values."""
+        yield from self._run.tensors()
+        yield self._logits
+        for past in self._past:
+            yield from past.tensors()
 
     @property
     def vocabulary(self) -> int:
@@ -147,10 +149,10 @@ class Generation:
     over: set[str] = field(default_factory=set)
     texts: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of both columns."""
-        return self.base.nbytes + self.patched.nbytes
+    def tensors(self) -> Iterator[Tensor]:
+        """Everything both columns hold."""
+        yield from self.base.tensors()
+        yield from self.patched.tensors()
 
     def switch(self, run: PromptRun, program: Program) -> None:
         """Let the patched column go on under another plan; one that does the same changes nothing."""

@@ -9,7 +9,7 @@ differs anywhere the answer is the reference's, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -149,8 +149,7 @@ class _Replay:
         site_changed = program.site_keys[layer] != self._reference.program.site_keys[layer]
         if self._start == self._rows and not block_changed:
             if not site_changed:
-                sizes = self._renumbered(old.block_sizes)
-                return LayerState(old.x, old.edited, old.past, sizes, old.effects, old.codes)
+                return replace(old, block_sizes=self._renumbered(old.block_sizes))
             x, past, sizes, codes = old.x, old.past, self._renumbered(old.block_sizes), old.codes
         else:
             if block_changed:
@@ -172,8 +171,9 @@ class _Replay:
         start = self._start
         kept = old.past.upto(start) if start else None
         out, new = self._runner.last_row(layer, stream[None, start:], start, kept)
-        past = new if kept is None else kept.followed_by(new, start)
-        return LayerState(out[0], out[0], past, {}, (), only_last=True)
+        past = new.compact() if kept is None else kept.followed_by(new, start)
+        x = out[0].clone()  # it may be a view of all rows
+        return LayerState(x, x, past, {}, (), only_last=True)
 
     def _block(
         self, layer: int, stream: Tensor, old: LayerState
@@ -182,7 +182,7 @@ class _Replay:
         kept = old.past.upto(start) if start else None
         out, new, fresh = run_block(self._runner, self._program, layer, stream[start:], start, kept)
         if not start:
-            return out, new, fresh
+            return out, new.compact(), fresh
         before = self._renumbered(old.block_sizes)
         sizes = {number: torch.cat((before[number][:start], size)) for number, size in fresh.items()}
         assert kept is not None

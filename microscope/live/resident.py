@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from microscope.activations.token_filters import SINK_FACTOR, filter_on_model
 from microscope.errors import MicroscopeError
+from microscope.heap import trim_heap
 from microscope.live.distribution import Comparison, compare
 from microscope.live.generate import Continuation, Generation, Step
 from microscope.live.replay import replay
@@ -34,6 +36,8 @@ _RUNS_PER_SESSION = 2
 DEFAULT_CACHE_BYTES = 2 * 2**30
 DEFAULT_ATTACHED_BYTES = 4 * 2**30
 MAX_GENERATED = 4096
+# Freed memory is given back to the system in portions of so much.
+_TRIM_BYTES = 64 * 2**20
 # Positions whose whole vocabulary is held at once.
 _HEAD_ROWS = 16
 
@@ -94,6 +98,7 @@ class ResidentModel:
         self._saes = SaeShelf(self._room, loaded.device, self._settle_filter)
         self._adapters = AdapterShelf(self._room, loaded.device)
         self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._garbage = 0  # bytes let go since memory was last given back
         self._special = frozenset(loaded.tokenizer.all_special_ids)
 
     @property
@@ -196,20 +201,27 @@ class ResidentModel:
                 f"The prompt has {len(ids)} tokens; the model takes at most {self.max_context}.",
                 "Shorten it.",
             )
-        self._admit(len(ids))
+        self._admit(session, 2 * self._run_bytes(len(ids)), f"The prompt of {len(ids)} tokens")
         device = self.loaded.device
         special = torch.tensor([i in self._special for i in ids], device=device)
-        self._sessions[session] = Session(torch.tensor(ids, device=device), special)
+        self.close(session)
+        self._sessions[session] = state = Session(torch.tensor(ids, device=device), special)
         try:
             baseline = self._session(session).baseline
         except BaseException:
             self.close(session)
             raise
+        self._freed(state.nbytes)  # computing took about as much for a moment
         return self._view(baseline), compare(baseline.logits, baseline.logits, top=top)
 
     def close(self, session: str) -> None:
         """Forget a session; unknown names are fine."""
-        self._sessions.pop(session, None)
+        state = self._sessions.pop(session, None)
+        if state is not None:
+            nbytes = state.nbytes
+            state.forget_runs()
+            state.kept = state.generation = None
+            self._freed(nbytes)
 
     @property
     def sessions(self) -> int:
@@ -217,7 +229,7 @@ class ResidentModel:
 
     @property
     def cache_bytes(self) -> int:
-        """Memory held by all sessions."""
+        """Memory held by all sessions; for the thread that computes."""
         return sum(state.nbytes for state in self._sessions.values())
 
     def apply(self, session: str, plan: EditPlan, *, top: int = 10, pinned: Sequence[int] = ()) -> Applied:
@@ -275,44 +287,71 @@ class ResidentModel:
         if known is not None:
             state.runs.move_to_end(fingerprint)
             return known, -1, -1
+        self._make_room(self._run_bytes(len(state.baseline)))
         references = (state.baseline, *state.runs.values())
         replayed = replay(self._runner, references, program, self._saes)
         run = replayed.run
-        if not bool(torch.isfinite(run.logits).all()):
-            raise MicroscopeError(
-                "not_finite",
-                "The patched model's output is not finite.",
-                "Lower the strength of the edits.",
-            )
+        # A change may be infinite where a norm behind it makes the output finite again.
+        for values in (run.logits, *(effect.sizes for effect in run.effects())):
+            _require_finite(values)
         if replayed.first_layer >= 0:
             state.runs[fingerprint] = run
             while len(state.runs) > _RUNS_PER_SESSION:
                 state.runs.popitem(last=False)
-            self._shed()
+            self._make_room()
         return run, replayed.first_layer, replayed.first_position
 
-    def _admit(self, rows: int) -> None:
-        """Refuse a prompt whose unpatched and one patched run cannot be held, whatever others give up."""
-        need = 2 * rows * bytes_per_position(self.loaded.config, self.loaded.dtype.itemsize)
-        free = min(self._cache_limit, bytes_free(self.loaded.device) + self.cache_bytes)
+    def _run_bytes(self, rows: int) -> int:
+        """What a run of so many positions holds with all its states."""
+        return rows * bytes_per_position(self.loaded.config, self.loaded.dtype.itemsize)
+
+    def _admit(self, session: str, need: int, what: str) -> None:
+        """Make room for what a session is about to hold.
+
+        Raises:
+            MicroscopeError: ``session_too_big``; it cannot be held, whatever other sessions give up.
+        """
+        pinned = sum(
+            state.claimed
+            for name, state in self._sessions.items()
+            if state.generation is not None and name != session
+        )
+        free = min(self._cache_limit, bytes_free(self.loaded.device) + self.cache_bytes) - pinned
         if need > free:
+            beside = " beside the texts that are being written" if pinned else ""
             raise MicroscopeError(
                 "session_too_big",
-                f"The prompt of {rows} tokens needs {need / 1e9:.1f} GB while it is open; "
-                f"sessions may take {free / 1e9:.1f} GB.",
+                f"{what} needs {need / 1e9:.1f} GB while it is open; "
+                f"sessions may take {max(0, free) / 1e9:.1f} GB{beside}.",
                 "Shorten it, or give live sessions more memory.",
             )
+        self._make_room(need)
 
-    def _shed(self) -> None:
-        """Let go of what can be made again until the budget holds, of sessions that rested longest first.
+    def _make_room(self, need: int = 0) -> None:
+        """Let go of what can be made again until the budget holds ``need`` bytes more, of sessions that rested longest first.
 
         Patched runs go before unpatched ones; the session used last keeps its unpatched run.
         """
+        excess = sum(state.claimed for state in self._sessions.values()) + need - self._cache_limit
         resting = list(self._sessions.values())
-        for give_up in (*(s.forget_runs for s in resting), *(s.rest for s in resting[:-1])):
-            if self.cache_bytes <= self._cache_limit:
+        patched, unpatched = ((s, s.forget_runs) for s in resting), ((s, s.rest) for s in resting[:-1])
+        for state, give_up in itertools.chain(patched, unpatched):
+            if excess <= 0:
                 return
+            held, claimed = state.nbytes, state.claimed
             give_up()
+            self._freed(held - state.nbytes)
+            excess -= claimed - state.claimed
+
+    def _freed(self, nbytes: int) -> None:
+        """Memory was let go: give it back to the system once it is much, for allocators keep it."""
+        self._garbage += nbytes
+        if self._garbage < _TRIM_BYTES:
+            return
+        self._garbage = 0
+        trim_heap()
+        if self.loaded.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     # --- generation -----------------------------------------------------------------------------------
 
@@ -344,6 +383,9 @@ class ResidentModel:
                 f"The prompt fills the model's context of {self.max_context} tokens.",
                 "Shorten it to leave room for a continuation.",
             )
+        in_prompt, written = self._run_bytes(len(state.baseline)), self._run_bytes(max_tokens)
+        need = 2 * (2 * in_prompt + written)
+        self._admit(session, need, f"A text of {max_tokens} tokens behind the prompt")
         empty = self._bind(EditPlan())
         columns = [Continuation(self._runner, state.baseline, empty, self._saes) for _ in range(2)]
         ends = self.loaded.config.eos_token_id
@@ -360,7 +402,7 @@ class ResidentModel:
             ends=frozenset(token for token in ends if token is not None),
         )
         self._steer(state, generation, plan)
-        state.generation = generation
+        state.generation, state.reserved = generation, need
 
     def _steer(self, state: Session, generation: Generation, plan: EditPlan) -> None:
         """Make a plan the one under which the patched column goes on."""
@@ -447,6 +489,7 @@ class ResidentModel:
                 heads = ((base, ()), (top, program.head))
                 p, q = (self._runner.head(x[rows], deltas).double().log_softmax(1) for x, deltas in heads)
                 kl[rows] = (p.exp() * (p - q)).sum(1).clamp_min(0)
+        _require_finite(kl)
         return plan_fingerprint(plan), kl.tolist()
 
     # --- inside ---------------------------------------------------------------------------------------
@@ -455,10 +498,14 @@ class ResidentModel:
         state = self._sessions.get(name)
         if state is None:
             raise MicroscopeError("no_session", "The session is not open here.", "Open it again.")
+        before = next(reversed(self._sessions.values()))
+        if before is not state:
+            before.settle()
         self._sessions.move_to_end(name)
+        state.settled = None
         if state.kept is None:
+            self._make_room(self._run_bytes(len(state.tokens)))
             state.kept = run_baseline(self._runner, state.tokens, state.special)
-            self._shed()
         return state
 
     def _attached(self, sae: str) -> SparseAutoencoder:
@@ -498,6 +545,14 @@ class ResidentModel:
         sink = self._sinks(baseline)
         texts = tuple(self.loaded.texts.each(ids))
         return PromptView(tuple(ids), texts, tuple(baseline.special.tolist()), tuple(sink.tolist()))
+
+
+def _require_finite(values: Tensor) -> None:
+    """Raises :class:`MicroscopeError` ``not_finite``."""
+    if not bool(torch.isfinite(values).all()):
+        raise MicroscopeError(
+            "not_finite", "The patched model's output is not finite.", "Lower the strength of the edits."
+        )
 
 
 def _strongest(values: Tensor, indices: Tensor, latents: int, count: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -37,12 +37,11 @@ class LayerState:
     codes: dict[str, Codes] = field(default_factory=dict, compare=False)
     only_last: bool = False
 
-    @property
-    def nbytes(self) -> int:
-        """Memory held."""
-        own = 0 if self.edited is self.x else self.edited.nbytes
-        encoded = sum(t.nbytes for codes in self.codes.values() for t in codes)
-        return self.x.nbytes + own + encoded + sum(t.nbytes for t in self.past)
+    def tensors(self) -> Iterator[Tensor]:
+        """Everything held."""
+        yield from (self.x, self.edited, *self.past, *self.block_sizes.values())
+        yield from (effect.sizes for effect in self.effects)
+        yield from (t for codes in self.codes.values() for t in codes)
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,16 @@ class PromptRun:
         """Hash of the logits, 16 hex digits."""
         return hashlib.sha256(self.logits.cpu().numpy().tobytes()).hexdigest()[:16]
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Everything held, with states shared with other runs."""
+        yield from (self.tokens, self.special, self.embedded, self.logits, *self.embedding_sizes.values())
+        for layer in self.layers:
+            yield from layer.tensors()
+
     @property
     def nbytes(self) -> int:
         """Memory held, counting states shared with other runs."""
-        return self.logits.nbytes + self.embedded.nbytes + sum(layer.nbytes for layer in self.layers)
+        return bytes_held(self.tensors())
 
     @torch.inference_mode()
     def complete(self, runner: BlockRunner) -> PromptRun:
@@ -106,6 +111,12 @@ class PromptRun:
             sizes[number] = size if number not in sizes else sizes[number].maximum(size)
         inside = tuple(EditEffect(self.program.edits[n], size) for n, size in sorted(sizes.items()))
         return inside + tuple(effect for layer in self.layers for effect in layer.effects)
+
+
+def bytes_held(tensors: Iterable[Tensor]) -> int:
+    """Memory that tensors keep alive: their whole storages, each counted once."""
+    storages = (t.untyped_storage() for t in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def embed(
@@ -157,7 +168,7 @@ def run_baseline(runner: BlockRunner, tokens: Tensor, special: Tensor) -> Prompt
     x, layers = embedded, []
     for layer in range(runner.n_layers):
         x, past, _ = run_block(runner, program, layer, x, 0, None)
-        layers.append(LayerState(x, x, past, {}, ()))
+        layers.append(LayerState(x, x, past.compact(), {}, ()))
     logits = runner.head(x[-1]).float()
     return PromptRun(tokens, special, program, embedded, {}, tuple(layers), logits)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from microscope.live.generate import Generation
-from microscope.live.run import PromptRun
+from microscope.live.run import PromptRun, bytes_held
 from microscope.patching.apply import EditEffect
 
 
@@ -40,6 +41,8 @@ class Session:
     seen: OrderedDict[str, Outcome] = field(default_factory=OrderedDict)
     runs: OrderedDict[str, PromptRun] = field(default_factory=OrderedDict)
     generation: Generation | None = None
+    reserved: int = 0  # what it may come to hold while a text is being written
+    settled: int | None = None  # its memory, counted while nothing changes it
 
     @property
     def baseline(self) -> PromptRun:
@@ -49,6 +52,7 @@ class Session:
 
     def forget_runs(self) -> None:
         """Let go of all that plans made."""
+        self.settled = None
         self.runs.clear()
         self.seen.clear()
 
@@ -57,21 +61,31 @@ class Session:
         self.forget_runs()
         if self.generation is None:
             self.kept = None
+        self.settled = None
+
+    def settle(self) -> None:
+        """Nothing is computed for it for a while: its memory need not be counted again until then."""
+        self.settled = self._measure()
 
     @property
     def nbytes(self) -> int:
-        """Memory held; runs share states, which count once."""
-        kept = () if self.kept is None else (self.kept,)
-        tensors = {
-            id(t): t.nbytes
-            for run in (*kept, *self.runs.values())
-            for layer in run.layers
-            for t in (
-                layer.x,
-                layer.edited,
-                *layer.past,
-                *(c for codes in layer.codes.values() for c in codes),
-            )
-        }
-        written = 0 if self.generation is None else self.generation.nbytes
-        return sum(tensors.values()) + sum(o.logits.nbytes for o in self.seen.values()) + written
+        """Memory held; what runs share counts once."""
+        return self._measure() if self.settled is None else self.settled
+
+    @property
+    def claimed(self) -> int:
+        """Memory held, or kept free for the text that is being written, whichever is more."""
+        return self.nbytes if self.generation is None else max(self.nbytes, self.reserved)
+
+    def _measure(self) -> int:
+        return bytes_held(self._tensors())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from (self.tokens, self.special)
+        for run in (*(() if self.kept is None else (self.kept,)), *self.runs.values()):
+            yield from run.tensors()
+        for outcome in self.seen.values():
+            yield outcome.logits
+            yield from (effect.sizes for effect in outcome.effects)
+        if self.generation is not None:
+            yield from self.generation.tensors()

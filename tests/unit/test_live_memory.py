@@ -10,6 +10,7 @@ import torch
 from microscope.errors import MicroscopeError
 from microscope.live import ResidentModel, shelf
 from microscope.live import resident as resident_module
+from microscope.live.run import bytes_held
 from microscope.models import load_model
 from microscope.models.memory import bytes_per_position
 from microscope.params import Edit, EditPlan, Positions
@@ -69,11 +70,57 @@ def test_a_text_being_written_goes_on_when_memory_is_short(llama):
     for resident in (roomy, tight):
         resident.open("a", PROMPT)
         resident.start_generation("a", EditPlan(), seed=1, temperature=1.0, max_tokens=6)
-    tight._cache_limit = 2 * tight._session("a").nbytes
+    rows = len(tight._session("a").tokens)
+    tight._cache_limit = tight._session("a").claimed + 2 * tight._run_bytes(rows) + 1000
     for number in range(6):
         assert roomy.next_tokens("a") == tight.next_tokens("a")
         tight.open(f"other{number}", PROMPT)
         assert tight._sessions["a"].kept is not None or number == 5
+        assert tight.cache_bytes <= tight._cache_limit
+    assert sum(state.kept is not None for state in tight._sessions.values()) <= 3
+
+
+def test_texts_that_are_being_written_keep_their_room(llama):
+    """Who comes later is refused, and not what has begun; when the text is done, there is room again."""
+    resident = ResidentModel(llama)
+    for name in "ab":
+        resident.open(name, PROMPT)
+    rows = len(resident._session("a").tokens)
+    resident._cache_limit = 2 * (2 * resident._run_bytes(rows) + resident._run_bytes(40)) + 3000
+    resident.start_generation("a", EditPlan(), max_tokens=40)
+    for ask in (
+        lambda: resident.open("c", PROMPT),
+        lambda: resident.start_generation("b", EditPlan(), max_tokens=40),
+    ):
+        with pytest.raises(MicroscopeError) as caught:
+            ask()
+        assert caught.value.code == "session_too_big"
+        assert "beside the texts that are being written" in caught.value.message
+    while not resident.next_tokens("a").ended:
+        assert resident.cache_bytes <= resident._cache_limit
+    resident.start_generation("b", EditPlan(), max_tokens=40)
+
+
+def test_what_is_counted_is_what_is_held(tiny):
+    """Keys and values are cut out of larger products: a session must not keep those alive, nor hide that it does."""
+    resident = ResidentModel(tiny)
+    sae = random_sae(32, 1, 1)
+    attach(resident, sae)
+    resident.open("s", PROMPT)
+    state = resident._session("s")
+    rows = len(state.tokens)
+    head = 4 * tiny.vocab_size + 4 * rows * 32 + 9 * rows  # logits, the embedded prompt, ids and flags
+    assert state.nbytes == resident._run_bytes(rows) + head
+    for start in (0, 3):
+        where = Positions(mode="from", start=start)
+        resident.apply("s", EditPlan(edits=(make_edit(sae, 3, "add", 2.0, positions=where),)))
+    for run in state.runs.values():
+        for layer in run.layers:
+            assert bytes_held(layer.past) == layer.past.nbytes
+            assert bytes_held((layer.x,)) == layer.x.nbytes
+    for name in ("other", "third"):
+        resident.open(name, PROMPT)
+        assert resident.cache_bytes == sum(s._measure() for s in resident._sessions.values())
 
 
 def test_saes_are_put_away_and_fetched_again(llama, sae, sae_folder, monkeypatch):

@@ -24,6 +24,17 @@ class KeyValue(NamedTuple):
         """The part before a position (a view)."""
         return KeyValue(self.key[:, :, :position], self.value[:, :, :position])
 
+    def compact(self) -> KeyValue:
+        """The same in storage of its own: runners cut keys and values out of larger products, which would stay alive."""
+        if self.key.untyped_storage().nbytes() + self.value.untyped_storage().nbytes() == self.nbytes:
+            return self
+        return KeyValue(*torch.stack((self.key, self.value)))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of both."""
+        return self.key.nbytes + self.value.nbytes
+
     def followed_by(self, new: KeyValue, start: int) -> KeyValue:
         """These, of all positions before ``start``, then new ones."""
         return KeyValue(torch.cat((self.key, new.key), 2), torch.cat((self.value, new.value), 2))
@@ -35,10 +46,9 @@ class GrowingKeyValue:
     def __init__(self, begin: KeyValue, room: int = 64) -> None:
         self._key, self._value = (_with_room(t, room) for t in begin)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory held."""
-        return self._key.nbytes + self._value.nbytes
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Everything held."""
+        return self._key, self._value
 
     def followed_by(self, new: KeyValue, start: int) -> KeyValue:
         """Write new ones at ``start``, over what may be there, and return all up to their end (views)."""
