@@ -9,13 +9,20 @@ Imports neither Django nor torch.
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
 import msgspec
 
 from microscope.params import EditPlan
+from microscope.params.fields import Integer
 
 PROTOCOL_VERSION = 4
 MAX_FRAME_BYTES = 16 * 2**20
+# Of somebody who has not said yet who they are.
+MAX_HELLO_BYTES = 4096
+
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 
 
 class ProtocolError(Exception):
@@ -28,7 +35,7 @@ class ProtocolError(Exception):
 class Request(msgspec.Struct, kw_only=True, tag_field="type", forbid_unknown_fields=True):
     """Anything the portal asks of a resident worker."""
 
-    id: int
+    id: Integer
 
 
 class Hello(Request, tag="hello"):
@@ -62,17 +69,17 @@ class OpenSession(Request, tag="open_session"):
 
     session: str
     prompt: str
-    top: int = 10
+    top: Count = 10
 
 
 class Apply(Request, tag="apply"):
     """The complete edit plan of a session; answered with the next-token distribution."""
 
     session: str
-    rev: int
+    rev: Integer
     plan: EditPlan
-    top: int = 10
-    pinned: tuple[int, ...] = ()
+    top: Count = 10
+    pinned: tuple[Integer, ...] = ()
 
 
 class ReadFeatures(Request, tag="read_features"):
@@ -83,8 +90,8 @@ class ReadFeatures(Request, tag="read_features"):
 
     session: str
     sae: str
-    indices: tuple[int, ...] = ()
-    top: int = 20
+    indices: tuple[Integer, ...] = ()
+    top: Count = 20
 
 
 class Generate(Request, tag="generate"):
@@ -96,9 +103,9 @@ class Generate(Request, tag="generate"):
 
     session: str
     plan: EditPlan
-    seed: int = 0
+    seed: Integer = 0
     temperature: float = 0.0
-    max_tokens: int = 64
+    max_tokens: Integer = 64
 
 
 class StopGeneration(Request, tag="stop_generation"):
@@ -294,6 +301,8 @@ class Queued(Reply, tag="queued"):
 
 
 class Superseded(Reply, tag="superseded"):
+    """The revision was not computed: a newer one arrived before, or the session was closed."""
+
     session: str
     rev: int
 
@@ -382,16 +391,16 @@ def encode(message: Request | Reply) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
 
-async def read_frame(reader: asyncio.StreamReader) -> bytes:
+async def read_frame(reader: asyncio.StreamReader, limit: int = MAX_FRAME_BYTES) -> bytes:
     """The next frame's body.
 
     Raises:
-        ProtocolError: the frame announces more than :data:`MAX_FRAME_BYTES`.
+        ProtocolError: the frame announces more bytes than the limit.
         asyncio.IncompleteReadError: the peer closed the stream.
     """
     size = int.from_bytes(await reader.readexactly(4), "big")
-    if size > MAX_FRAME_BYTES:
-        raise ProtocolError(f"a frame of {size} bytes is above the limit of {MAX_FRAME_BYTES}")
+    if size > limit:
+        raise ProtocolError(f"a frame of {size} bytes is above the limit of {limit}")
     return await reader.readexactly(size)
 
 
@@ -399,7 +408,7 @@ def decode_request(body: bytes) -> AnyRequest:
     """Raises :class:`ProtocolError` when the bytes are no request."""
     try:
         return _requests.decode(body)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise ProtocolError(str(error)) from error
 
 
@@ -407,5 +416,5 @@ def decode_reply(body: bytes) -> AnyReply:
     """Raises :class:`ProtocolError` when the bytes are no reply."""
     try:
         return _replies.decode(body)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise ProtocolError(str(error)) from error

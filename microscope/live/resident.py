@@ -20,7 +20,7 @@ from microscope.live.generate import Continuation, Generation, Step
 from microscope.live.replay import replay
 from microscope.live.run import PromptRun, run_baseline
 from microscope.live.sessions import Outcome, Session
-from microscope.live.shelf import AdapterShelf, Room, SaeShelf
+from microscope.live.shelf import AdapterShelf, Room, SaeShelf, size_of
 from microscope.models import LoadedModel, runner_for
 from microscope.models.memory import bytes_free, bytes_per_position
 from microscope.params import EditPlan, Site, plan_fingerprint, validate_plan
@@ -117,6 +117,10 @@ class ResidentModel:
         """Fingerprints of the attached SAEs."""
         return tuple(self._saes)
 
+    def make_room_for(self, path: str | Path) -> None:
+        """Put away what rested longest of what is attached, before something is read that needs its place."""
+        self._room.make(size_of(Path(path)))
+
     def read_sae(self, path: str | Path, *, expect: str = "") -> tuple[str, SparseAutoencoder] | None:
         """Read an SAE for :meth:`attach`, on any thread; None if it is attached already.
 
@@ -137,6 +141,8 @@ class ResidentModel:
         """
         if expect and expect in self._saes:
             return self._saes[expect]
+        if read is None:
+            self.make_room_for(path)
         found, sae = read or self._saes.load(Path(path), expect=expect)
         trained_on = sae.config.model.get("fingerprint")
         if trained_on and trained_on != self.loaded.fingerprint:
@@ -173,6 +179,8 @@ class ResidentModel:
         """
         if expect and expect in self._adapters:
             return self._adapters[expect]
+        if read is None:
+            self.make_room_for(path)
         found, adapter = read or self._adapters.load(Path(path), expect=expect)
         if adapter.model and adapter.model != self.loaded.fingerprint:
             raise MicroscopeError(
@@ -291,6 +299,7 @@ class ResidentModel:
         references = (state.baseline, *state.runs.values())
         replayed = replay(self._runner, references, program, self._saes)
         run = replayed.run
+        state.changed()  # encodings may have been added, too
         # A change may be infinite where a norm behind it makes the output finite again.
         for values in (run.logits, *(effect.sizes for effect in run.effects())):
             _require_finite(values)
@@ -403,12 +412,14 @@ class ResidentModel:
         )
         self._steer(state, generation, plan)
         state.generation, state.reserved = generation, need
+        state.changed()
 
     def _steer(self, state: Session, generation: Generation, plan: EditPlan) -> None:
         """Make a plan the one under which the patched column goes on."""
         in_prompt = self._bind(plan)
         run, _, _ = self._run(state, in_prompt)
         generation.switch(run, self._bind(plan, generating=True))
+        state.changed()
 
     def next_tokens(self, session: str) -> Step:
         """The next token of both columns; the last one says why it is.
@@ -419,6 +430,7 @@ class ResidentModel:
         generation = self._session(session).generation
         if generation is None:
             raise MicroscopeError("no_generation", "Nothing is being generated.", "Start a generation first.")
+        self._sessions[session].changed()
         try:
             step = generation.step()
         except BaseException:
@@ -433,6 +445,7 @@ class ResidentModel:
         state = self._sessions.get(session)
         if state is not None:
             state.generation = None
+            state.changed()
 
     def read_features(
         self, session: str, sae: str, *, indices: Sequence[int] = (), top: int = 20
@@ -498,14 +511,11 @@ class ResidentModel:
         state = self._sessions.get(name)
         if state is None:
             raise MicroscopeError("no_session", "The session is not open here.", "Open it again.")
-        before = next(reversed(self._sessions.values()))
-        if before is not state:
-            before.settle()
         self._sessions.move_to_end(name)
-        state.settled = None
         if state.kept is None:
             self._make_room(self._run_bytes(len(state.tokens)))
             state.kept = run_baseline(self._runner, state.tokens, state.special)
+            state.changed()
         return state
 
     def _attached(self, sae: str) -> SparseAutoencoder:

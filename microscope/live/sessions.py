@@ -42,7 +42,7 @@ class Session:
     runs: OrderedDict[str, PromptRun] = field(default_factory=OrderedDict)
     generation: Generation | None = None
     reserved: int = 0  # what it may come to hold while a text is being written
-    settled: int | None = None  # its memory, counted while nothing changes it
+    counted: int | None = None  # its memory, while nothing changes it
 
     @property
     def baseline(self) -> PromptRun:
@@ -52,7 +52,7 @@ class Session:
 
     def forget_runs(self) -> None:
         """Let go of all that plans made."""
-        self.settled = None
+        self.changed()
         self.runs.clear()
         self.seen.clear()
 
@@ -61,16 +61,18 @@ class Session:
         self.forget_runs()
         if self.generation is None:
             self.kept = None
-        self.settled = None
+        self.changed()
 
-    def settle(self) -> None:
-        """Nothing is computed for it for a while: its memory need not be counted again until then."""
-        self.settled = self._measure()
+    def changed(self) -> None:
+        """Its memory must be counted anew; whoever changes what it holds says so."""
+        self.counted = None
 
     @property
     def nbytes(self) -> int:
         """Memory held; what runs share counts once."""
-        return self._measure() if self.settled is None else self.settled
+        if self.counted is None:
+            self.counted = self._measure()
+        return self.counted
 
     @property
     def claimed(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from microscope.errors import MicroscopeError
+from microscope.heap import trim_heap
 from microscope.models.memory import bytes_free
 from microscope.patching.adapters import LowRankAdapter, load_adapter
 from microscope.sae import SparseAutoencoder, load_sae
@@ -34,6 +35,17 @@ class Room:
         """Memory held."""
         return sum(self._used.values())
 
+    def make(self, need: int) -> None:
+        """Something is about to be read: whatever rested longest makes room for it."""
+        before = self.nbytes
+        for resting, other in list(self._used):
+            if self.nbytes + need <= self._budget:
+                break
+            if resting.put_away(other):
+                del self._used[resting, other]
+        if self.nbytes < before:
+            trim_heap()
+
     def took(self, shelf: Shelf[Any], name: str, nbytes: int) -> None:
         """Something new is held; whatever rested longest makes room for it."""
         self._used[shelf, name] = nbytes
@@ -51,6 +63,11 @@ class Room:
     def gave(self, shelf: Shelf[Any], name: str) -> None:
         """Something is gone."""
         self._used.pop((shelf, name), None)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of the weights in a folder, about what they take in memory."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
 class Shelf(MutableMapping[str, T], ABC, Generic[T]):
@@ -92,7 +109,7 @@ class Shelf(MutableMapping[str, T], ABC, Generic[T]):
         Raises:
             MicroscopeError: what reading raises, ``…_too_big`` or ``wrong_…``, another one than expected.
         """
-        need = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        need = size_of(path)
         free = bytes_free(self._device)
         if need > free:
             raise MicroscopeError(
@@ -126,6 +143,7 @@ class Shelf(MutableMapping[str, T], ABC, Generic[T]):
         if fingerprint in self._loaded:
             self._room.used(self, fingerprint)
         else:
+            self._room.make(size_of(self._places[fingerprint]))
             _, self[fingerprint] = self.load(self._places[fingerprint], expect=fingerprint)
         return self._loaded[fingerprint]
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from microscope.errors import MicroscopeError
+from microscope.params.fields import Integer
 from microscope.params.sites import Site
 
 EditKind = Literal[
@@ -44,7 +45,7 @@ class FeatureRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A feature by the content fingerprint of its SAE (never a name or a row id) and its index."""
 
     sae: str
-    index: int
+    index: Integer
 
 
 class Positions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,8 +57,8 @@ class Positions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     mode: Literal["all", "from", "set", "generated"] = "all"
-    start: int = 0
-    indices: tuple[int, ...] = ()
+    start: Integer = 0
+    indices: tuple[Integer, ...] = ()
     include_sinks: bool = False
 
 

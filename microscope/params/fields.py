@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from msgspec import Meta
+
+# Whole numbers that every reader of JSON keeps exactly; beyond them some round, and some formats have no place.
+Integer = Annotated[int, Meta(ge=-(2**53), le=2**53)]
 
 
 def describe(

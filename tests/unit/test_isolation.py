@@ -1,6 +1,7 @@
 """One person's edits reach nobody else, whatever the order, the names and the failures.
 
-Every test compares bytes: an answer given among others against the same person's answer given alone.
+An answer given among others is compared, byte by byte, with the same person's answer given alone; and a part of them
+with what the plain model says.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from microscope.sae import SparseAutoencoder
 from tests.live_rig import (
     PROMPT,
     attach,
+    everywhere_through_hugging_face,
     make_edit,
     one_splice_per_site,
     random_adapter,
     random_edit,
     random_sae,
+    silent_sae,
 )
 
 KINDS = ("ablate", "scale", "clamp_firing", "clamp_all", "add", "project", "splice", "ablate_everywhere")
@@ -54,7 +57,8 @@ def hooks(loaded: LoadedModel) -> list[int]:
 
 @pytest.fixture(scope="module")
 def saes() -> list[SparseAutoencoder]:
-    return [random_sae(32, layer, seed) for layer in range(4) for seed in (1, 2)]
+    firing = [random_sae(32, layer, seed) for layer in range(4) for seed in (1, 2)]
+    return [*firing, *(silent_sae(32, layer, 3) for layer in range(4))]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +81,7 @@ def fresh(llama, saes, adapters):
 def script(
     rng: random.Random, saes: Sequence[SparseAutoencoder], adapters: Sequence[LowRankAdapter], length: int
 ) -> list[Action]:
-    """What one person does: prompts, edits added, changed, switched, texts begun, written on, broken off."""
+    """What one person does: prompts, edits added, changed, switched, read, texts begun, written on, broken off."""
     edits: list[Edit] = []
     actions: list[Action] = [("open", rng.choice(PROMPTS))]
     while len(actions) < length:
@@ -92,12 +96,15 @@ def script(
             actions.append(("begin", (rng.randrange(99), rng.choice((0.0, 1.0)), one_splice_per_site(edits))))
         elif dice < 0.30:
             actions.append(("write", None))
+        elif dice < 0.34:
+            actions.append(("features", rng.choice(saes)))
         else:
             if edits and rng.random() < 0.5:
                 edits.pop(rng.randrange(len(edits)))
             if len(edits) < 3:
                 edits.append(random_edit(rng, saes, 5, adapters, KINDS))
-            actions.append(("apply", one_splice_per_site(edits)))
+            kind = "positions" if rng.random() < 0.25 else "apply"
+            actions.append((kind, one_splice_per_site(edits)))
     return actions
 
 
@@ -124,6 +131,12 @@ def act(resident: ResidentModel, name: str, action: Action) -> Answer:
             case "write":
                 step: Step = resident.next_tokens(name)
                 return step
+            case "features":
+                assert isinstance(what, SparseAutoencoder)
+                return resident.read_features(name, what.content_fingerprint(), top=3)
+            case "positions":
+                assert isinstance(what, EditPlan)
+                return resident.read_positions(name, what)[1]
             case "apply":
                 assert isinstance(what, EditPlan)
                 applied = resident.apply(name, what)
@@ -159,7 +172,37 @@ def differences(seed: int, fresh, saes, adapters, length: int) -> tuple[int, int
         alone = fresh()
         answers = [act(alone, name, action) for action in scripts[name]]
         wrong += sum(a != b for a, b in zip(answers, together[name], strict=True))
+        check_against_the_plain_model(alone, scripts[name], answers, saes, start=seed)
     return len(people) * length, wrong
+
+
+def check_against_the_plain_model(
+    resident: ResidentModel,
+    actions: Sequence[Action],
+    answers: Sequence[Answer],
+    saes: Sequence[SparseAutoencoder],
+    start: int,
+) -> None:
+    """Every eighth distribution and position strip, beginning somewhere else in every run."""
+    table = {sae.content_fingerprint(): sae for sae in saes}
+    loaded, ids = resident.loaded, torch.empty(0, dtype=torch.long)
+
+    def plain(plan: EditPlan) -> torch.Tensor:
+        return everywhere_through_hugging_face(loaded, ids, plan.edits, table, resident._adapters)
+
+    for number, ((kind, what), answer) in enumerate(zip(actions, answers, strict=True)):
+        if kind == "open":
+            ids = torch.tensor(loaded.tokenizer(what)["input_ids"])
+        if (number + start) % 8 or not isinstance(what, EditPlan) or isinstance(answer, str):
+            continue
+        if kind == "apply":
+            assert isinstance(answer, tuple)
+            logits = torch.frombuffer(bytearray(answer[0]), dtype=torch.float32)
+            torch.testing.assert_close(logits, plain(what)[-1], rtol=1e-4, atol=1e-4)
+        if kind == "positions":
+            base, patched = (plain(p).double().log_softmax(1) for p in (EditPlan(), what))
+            kl = (base.exp() * (base - patched)).sum(1).clamp_min(0)
+            torch.testing.assert_close(torch.tensor(answer).double(), kl, rtol=1e-3, atol=1e-6)
 
 
 def test_interleaved_operations_are_what_each_gets_alone(llama, fresh, saes, adapters):

@@ -12,8 +12,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import psutil
 
 from microscope.errors import MicroscopeError
@@ -26,8 +27,21 @@ from worker.resident.turns import Overtaken, Turns, Work
 
 log = logging.getLogger(__name__)
 
+# A peer that has said nothing by then, or has taken no answer for so long, is dropped.
+_HELLO_SECONDS, _STALL_SECONDS = 20.0, 120.0
+# Requests of one connection that may be under way before no more are read, and bytes of answers it may leave unread.
+_MAX_PENDING, _MAX_UNSENT = 4096, 64 * 2**20
 # Who waits longer than this is told how many come first, and again whenever that changes.
 _PATIENCE_SECONDS = 0.25
+
+
+class Vitals(NamedTuple):
+    """What the model holds, as the compute thread saw it last."""
+
+    sessions: int
+    cache_bytes: int
+    saes: tuple[str, ...]
+    adapters: tuple[str, ...]
 
 
 class ResidentServer:
@@ -44,6 +58,7 @@ class ResidentServer:
         # Files are read beside the compute thread, so that nobody's turn waits for a disk.
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
         self._process = psutil.Process()
+        self._vitals = self._look()
         self._connections = itertools.count(1)
         self._peers: set[_Connection] = set()
         self._attachments = Attachments(self._read_and_attach, self._announce)
@@ -87,13 +102,24 @@ class ResidentServer:
             if work.done.done():
                 continue
             try:
-                result = await loop.run_in_executor(self._thread, work.call)
+                result = await loop.run_in_executor(self._thread, self._perform, work.call)
             except Exception as error:
                 if not work.done.done():
                     work.done.set_exception(error)
             else:
                 if not work.done.done():
                     work.done.set_result(result)
+
+    def _perform(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        finally:
+            self._vitals = self._look()
+
+    def _look(self) -> Vitals:
+        """What the model holds; only the compute thread may look, for it is the one that changes it."""
+        resident = self._resident
+        return Vitals(resident.sessions, resident.cache_bytes, resident.saes, resident.adapters)
 
     # --- one connection -------------------------------------------------------------------------------
 
@@ -102,7 +128,7 @@ class ResidentServer:
         self._peers.add(connection)
         try:
             await connection.run(reader)
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
             pass
         except p.ProtocolError as error:
             # Framing is lost, so nothing more can be understood on this stream.
@@ -143,20 +169,21 @@ class ResidentServer:
                 message=f"The portal speaks protocol {hello.protocol}, this worker {p.PROTOCOL_VERSION}.",
                 hint="Run the same version of both.",
             )
-        if not hmac.compare_digest(hello.token, self._token):
+        if not hmac.compare_digest(hello.token.encode(), self._token.encode()):
             return p.Failure(id=hello.id, code="not_authorised", message="The token is wrong.")
         return p.Welcome(id=hello.id, protocol=p.PROTOCOL_VERSION, model=self.model_info)
 
     def status(self, request: p.Ping) -> p.Status:
-        resident = self._resident
+        """Health, at once: what the compute thread wrote down, whatever it does now."""
+        vitals = self._vitals
         return p.Status(
             id=request.id,
-            sessions=resident.sessions,
-            cache_bytes=resident.cache_bytes,
+            sessions=vitals.sessions,
+            cache_bytes=vitals.cache_bytes,
             rss_bytes=self._process.memory_info().rss,
             queued=len(self._turns),
-            saes=list(resident.saes),
-            adapters=list(resident.adapters),
+            saes=list(vitals.saes),
+            adapters=list(vitals.adapters),
             idle_seconds=time.monotonic() - self._asked_at,
         )
 
@@ -167,6 +194,8 @@ class ResidentServer:
     async def _read_and_attach(self, name: str, path: str) -> p.Attached:
         """Read an SAE beside the compute thread, then take it over when it is its turn."""
         loop, resident = asyncio.get_running_loop(), self._resident
+        if name not in self._vitals.saes:
+            await self.submit("attach", lambda: resident.make_room_for(path)).done
         sae = await loop.run_in_executor(self._reader, lambda: resident.read_sae(path, expect=name))
         kept = await self.submit("attach", lambda: resident.attach(path, expect=name, read=sae)).done
         return p.Attached(id=0, sae=name, site=kept.config.site, n_latents=kept.config.n_latents)
@@ -186,6 +215,8 @@ class ResidentServer:
         """Read an adapter, then take it over when it is this queue's turn."""
         loop, resident, number = asyncio.get_running_loop(), self._resident, request.id
         path, name = request.path, request.adapter
+        if name not in self._vitals.adapters:
+            await self.submit(queue, lambda: resident.make_room_for(path)).done
         adapter = await loop.run_in_executor(self._reader, lambda: resident.read_adapter(path, expect=name))
         kept = await self.submit(queue, lambda: resident.attach_adapter(path, expect=name, read=adapter)).done
         rank = max(len(pair.a) for pair in kept.factors.values())
@@ -205,10 +236,9 @@ class ResidentServer:
             milliseconds=1000 * (time.perf_counter() - started),
         )
 
-    def apply(self, request: p.Apply, session: str) -> Applied:
-        return self._resident.apply(session, request.plan, top=request.top, pinned=request.pinned)
-
-    def result(self, request: p.Apply, applied: Applied, queued: float) -> p.Result:
+    def apply(self, request: p.Apply, session: str) -> p.Result:
+        """The whole answer, so that nothing is left to be read from the device; who sends it knows how long it waited."""
+        applied = self._resident.apply(session, request.plan, top=request.top, pinned=request.pinned)
         comparison = applied.comparison
         return p.Result(
             id=request.id,
@@ -219,7 +249,7 @@ class ResidentServer:
             entropy_base=comparison.entropy_base,
             entropy_patched=comparison.entropy_patched,
             receipt=_receipt(request.plan, applied),
-            timings=p.Timings(queued=queued, compute=applied.milliseconds),
+            timings=p.Timings(queued=0.0, compute=applied.milliseconds),
         )
 
     def read_features(self, request: p.ReadFeatures, session: str) -> p.Reply:
@@ -304,9 +334,14 @@ class _Connection:
         self._sessions: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._generating: dict[str, Generating] = {}
+        self._sending = asyncio.Lock()
+        self._unsent = 0
+        self._ended = False
 
     async def run(self, reader: asyncio.StreamReader) -> None:
-        hello = p.decode_request(await p.read_frame(reader))
+        """Greet, then read requests until the peer leaves."""
+        async with asyncio.timeout(_HELLO_SECONDS):
+            hello = p.decode_request(await p.read_frame(reader, p.MAX_HELLO_BYTES))
         if not isinstance(hello, p.Hello):
             raise p.ProtocolError("the first message must be hello")
         reply = self._server.welcome(hello)
@@ -315,6 +350,8 @@ class _Connection:
             return
         self._welcome = True
         while True:
+            while len(self._tasks) >= _MAX_PENDING:
+                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
             frame = await p.read_frame(reader)
             try:
                 request = p.decode_request(frame)
@@ -345,6 +382,7 @@ class _Connection:
 
     def end(self) -> None:
         """The peer is gone."""
+        self._ended = True
         for session in self._sessions:
             self._server.end_session(session)
         for task in self._tasks:
@@ -430,26 +468,41 @@ class _Connection:
                     async for ahead in self._server.waiting(work):
                         await self._send(p.Queued(id=request.id, ahead=ahead))
                 value = await work.done
-                if isinstance(request, p.Apply):
-                    waited = 1000 * (time.perf_counter() - work.queued_at) - value.milliseconds
-                    value = self._server.result(request, value, max(0.0, waited))
+                if isinstance(value, p.Result):
+                    waited = 1000 * (time.perf_counter() - work.queued_at) - value.timings.compute
+                    value.timings = msgspec.structs.replace(value.timings, queued=max(0.0, waited))
                 if value is not None:
                     reply = value
         except Overtaken:
             assert isinstance(request, p.Apply)
             reply = p.Superseded(id=request.id, session=request.session, rev=request.rev)
         except asyncio.CancelledError:
-            return
+            if self._ended:
+                return
+            reply = _closed(request)
         except Exception as error:
             reply = _failure(request.id, error)
         await self._send(reply)
 
     async def _send(self, reply: p.Reply) -> None:
+        """Send an answer when those before it are gone; a peer that takes none for long is dropped."""
+        frame = p.encode(reply)
+        if len(frame) > p.MAX_FRAME_BYTES:
+            frame = p.encode(_too_large(reply.id, len(frame)))
+        self._unsent += len(frame)
         try:
-            self._writer.write(p.encode(reply))
-            await self._writer.drain()
+            if self._unsent > _MAX_UNSENT:
+                raise TimeoutError
+            async with self._sending, asyncio.timeout(_STALL_SECONDS):
+                self._writer.write(frame)
+                await self._writer.drain()
+        except TimeoutError:
+            log.warning("dropping a connection that leaves %d bytes unread", self._unsent)
+            self._writer.transport.abort()
         except (ConnectionError, RuntimeError):
             pass  # the peer is gone; reading notices and ends the connection
+        finally:
+            self._unsent -= len(frame)
 
     def _name(self, session: str) -> str:
         return f"{self._number}/{session}"
@@ -466,6 +519,24 @@ def _piece(piece: Piece | None) -> p.GeneratedPiece | None:
     if piece is None:
         return None
     return p.GeneratedPiece(token=piece.token, text=piece.text, probability=piece.probability)
+
+
+def _closed(request: p.AnyRequest) -> p.Reply:
+    """What is said to a request whose session was closed before its turn came."""
+    if isinstance(request, p.Apply):
+        return p.Superseded(id=request.id, session=request.session, rev=request.rev)
+    return p.Failure(
+        id=request.id, code="no_session", message="The session was closed.", hint="Open it again."
+    )
+
+
+def _too_large(request: int, size: int) -> p.Failure:
+    return p.Failure(
+        id=request,
+        code="answer_too_large",
+        message=f"The answer has {size / 2**20:.0f} MiB; {p.MAX_FRAME_BYTES / 2**20:.0f} are the limit.",
+        hint="Ask for less at a time.",
+    )
 
 
 def _failure(request: int, error: Exception) -> p.Failure:
