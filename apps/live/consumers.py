@@ -122,7 +122,7 @@ class LiveConsumer(Socket):
     async def resident_changed(self, event: dict[str, Any]) -> None:
         """The agent saw something change."""
         if self.session is not None:
-            self.spawn(self.session.show_state())
+            self.session.look_soon()
 
     @database_sync_to_async  # type: ignore[untyped-decorator]
     def still_welcome(self) -> int | None:

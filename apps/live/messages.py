@@ -5,13 +5,14 @@ Every frame is one JSON object whose ``type`` names the message.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
 
 from apps.jobs.summary import EventSummary, JobSummary
 from microscope.params import EditPlan
+from microscope.params.fields import Integer
 from microscope.params.schema import schema_components
 from worker.protocol import (
     FeatureValues,
@@ -24,6 +25,7 @@ from worker.protocol import (
 )
 
 MAX_PROMPT = 100_000
+MAX_PINNED = 1000
 
 
 class Message(msgspec.Struct, kw_only=True, tag_field="type", frozen=True):
@@ -61,24 +63,24 @@ class Open(ClientMessage, tag="open", frozen=True):
     """Start a session with a prompt; answered with ``opened``. A second one replaces the first."""
 
     prompt: str
-    top: int = 10
+    top: Integer = 10
 
 
 class Apply(ClientMessage, tag="apply", frozen=True):
     """The complete plan. ``rev`` must rise; only the newest one is sure to be answered with ``result``."""
 
-    rev: int
+    rev: Integer
     plan: EditPlan
-    top: int = 10
-    pinned: tuple[int, ...] = ()
+    top: Integer = 10
+    pinned: Annotated[tuple[Integer, ...], msgspec.Meta(max_length=MAX_PINNED)] = ()
 
 
 class ReadFeatures(ClientMessage, tag="read_features", frozen=True):
     """Activations on the unpatched prompt: of ``indices``, or of the ``top`` features."""
 
     sae: str
-    indices: tuple[int, ...] = ()
-    top: int = 20
+    indices: tuple[Integer, ...] = ()
+    top: Integer = 20
 
 
 class ReadPositions(ClientMessage, tag="read_positions", frozen=True):
@@ -94,11 +96,11 @@ class Generate(ClientMessage, tag="generate", frozen=True):
     likeliest token; equal seeds give equal texts.
     """
 
-    run: int
+    run: Integer
     plan: EditPlan
-    seed: int = 0
+    seed: Integer = 0
     temperature: float = 0.0
-    max_tokens: int = 64
+    max_tokens: Integer = 64
 
 
 class StopGeneration(ClientMessage, tag="stop_generation", frozen=True):
@@ -168,7 +170,7 @@ class Queued(Message, tag="queued", frozen=True):
 
 
 class Superseded(Message, tag="superseded", frozen=True):
-    """A newer revision arrived before this one was computed."""
+    """The revision was not computed: a newer one, or another prompt, arrived before."""
 
     rev: int
 
@@ -227,7 +229,7 @@ class Watch(ClientMessage, tag="watch", frozen=True):
     """Follow log lines and curves of one job; answered with the events after ``after``."""
 
     job: UUID
-    after: int = 0
+    after: Integer = 0
 
 
 class Unwatch(ClientMessage, tag="unwatch", frozen=True):

@@ -18,7 +18,7 @@ from worker import protocol as p
 log = structlog.get_logger(__name__)
 
 R = TypeVar("R", bound=p.Reply)
-CONNECT_SECONDS = 3.0
+CONNECT_SECONDS = 10.0  # the machine may be busy
 
 
 class ResidentLost(Exception):
@@ -93,12 +93,18 @@ class ResidentClient:
             raise ResidentLost("the connection is closed")
         request.id = next(self._ids)
         future: asyncio.Future[p.Reply] = asyncio.get_running_loop().create_future()
-        self._waiting[request.id] = future
+        frame, number = p.encode(request), request.id
+        self._waiting[number] = future
         if on_queued is not None:
-            self._on_queued[request.id] = on_queued
-            future.add_done_callback(lambda _: self._on_queued.pop(request.id, None))
-        self._writer.write(p.encode(request))
+            self._on_queued[number] = on_queued
+        # However it ends, also by somebody who no longer wants to know.
+        future.add_done_callback(lambda _: self._forget(number))
+        self._writer.write(frame)
         return future
+
+    def _forget(self, number: int) -> None:
+        self._waiting.pop(number, None)
+        self._on_queued.pop(number, None)
 
     async def request(
         self, request: p.Request, expect: type[R], on_queued: Callable[[int], None] | None = None
@@ -109,12 +115,7 @@ class ResidentClient:
             ResidentLost: the worker died.
             ResidentError: the worker refused.
         """
-        future = self.post(request, on_queued)
-        try:
-            reply = await future
-        finally:
-            self._waiting.pop(request.id, None)
-        return checked(reply, expect)
+        return checked(await self.post(request, on_queued), expect)
 
     async def attach(self, sae: str, path: str) -> None:
         """Make sure the worker has the SAE."""
@@ -139,8 +140,9 @@ class ResidentClient:
             raise ResidentLost("the connection is closed")
         request.id = next(self._ids)
         answers: asyncio.Queue[p.Reply | ResidentLost] = asyncio.Queue()
+        frame = p.encode(request)
         self._streams[request.id] = answers
-        self._writer.write(p.encode(request))
+        self._writer.write(frame)
         return self._tokens(request.id, answers)
 
     async def _tokens(
@@ -190,8 +192,10 @@ class ResidentClient:
                 stream = self._streams.get(reply.id)
                 if stream is not None:
                     stream.put_nowait(reply)
+                    if not isinstance(reply, p.Generated):  # the end, whoever still listens
+                        del self._streams[reply.id]
                     continue
-                future = self._waiting.pop(reply.id, None)
+                future = self._waiting.get(reply.id)
                 if future is not None and not future.done():
                     future.set_result(reply)
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -208,7 +212,7 @@ class ResidentClient:
         self.closed = True
         with contextlib.suppress(Exception):
             self._writer.close()
-        for future in self._waiting.values():
+        for future in list(self._waiting.values()):
             if not future.done():
                 future.set_exception(ResidentLost(reason))
                 future.exception()  # whoever waits still gets it; nobody waiting is no defect

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -31,7 +32,7 @@ LOST = m.ResidentState(
 )
 
 Say = Callable[[m.Message], Awaitable[None]]
-Spawn = Callable[[Awaitable[None]], object]
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 class LiveSession:
@@ -71,9 +72,26 @@ class LiveSession:
         self._generation = 0
         self._waiting = 0
         self._looking: object | None = None
+        self._showing = self._outdated = False
+        self._opener: asyncio.Task[None] | None = None
         self._shown: m.ResidentState | None = None
 
     # --- the worker -----------------------------------------------------------------------------------
+
+    def look_soon(self) -> None:
+        """Something changed; however often that is said, one look at a time is enough."""
+        self._outdated = True
+        if not self._showing:
+            self._showing = True
+            self._spawn(self._look_while_outdated())
+
+    async def _look_while_outdated(self) -> None:
+        try:
+            while self._outdated:
+                self._outdated = False
+                await self.show_state()
+        finally:
+            self._showing = False
 
     async def show_state(self) -> Resident:
         """Look at the worker, tell the browser if something is new, and go on when it is ready again."""
@@ -144,9 +162,8 @@ class LiveSession:
         self._close_session()
 
     def _close_session(self) -> None:
-        if self._session and self._client is not None and not self._client.closed:
-            with contextlib.suppress(ResidentLost):
-                self._client.post(p.CloseSession(id=0, session=self._session))
+        if self._session and self._client is not None:
+            _close(self._client, self._session)
         self._session = ""
 
     # --- requests -------------------------------------------------------------------------------------
@@ -165,7 +182,9 @@ class LiveSession:
         _check_top(request.top)
         self._prompt, self._newest, self._last = request, None, None
         self._generation += 1
-        self._spawn(self._open(reopened=False))
+        if self._opener is not None:
+            self._opener.cancel()  # its prompt is wanted no more
+        self._opener = self._spawn(self._open(reopened=False))
 
     async def _open(self, *, reopened: bool) -> None:
         generation = self._generation
@@ -198,7 +217,12 @@ class LiveSession:
             self._places = await self._read_places()
         session = uuid7().hex
         request = p.OpenSession(id=0, session=session, prompt=prompt.prompt, top=prompt.top)
-        opened = await client.request(request, p.Opened, self._queued(None))
+        try:
+            opened = await client.request(request, p.Opened, self._queued(None))
+        except asyncio.CancelledError:
+            # The page was left, or asks for another prompt: the connection goes on, so nobody else would close it.
+            _close(client, session)
+            raise
         self._session = session
         await self._say(
             m.Opened(
@@ -221,15 +245,26 @@ class LiveSession:
         _check_top(request.top)
         client, session = self._ready()
         validate_plan(request.plan, n_layers=client.info.n_layers)
+        self._check_waiting()
         self._newest = request
-        if self._waiting >= MAX_WAITING:
-            raise Refused(
-                "too_many_requests", f"{self._waiting} revisions are waiting.", "Send fewer at a time."
-            )
         if self._attached(client, request.plan):
             self._post(client, session, request, arrived)
         else:
-            self._spawn(self._attach_then_apply(client, request, arrived))
+            self._ask(self._attach_then_apply(client, request, arrived))
+
+    def _check_waiting(self) -> None:
+        if self._waiting >= MAX_WAITING:
+            raise Refused(
+                "too_many_requests", f"{self._waiting} requests are waiting.", "Send fewer at a time."
+            )
+
+    def _ask(self, question: Coroutine[Any, Any, None]) -> None:
+        """Wait beside the socket for something to be answered, and the answer to be taken."""
+        self._waiting += 1
+        self._spawn(question).add_done_callback(self._answered)
+
+    def _answered(self, _task: object) -> None:
+        self._waiting -= 1
 
     def _post(self, client: ResidentClient, session: str, request: m.Apply, arrived: float) -> None:
         self._check_features(request.plan)
@@ -238,16 +273,22 @@ class LiveSession:
         )
         future = client.post(message, self._queued(request.rev))
         self._last = request
-        self._waiting += 1
-        self._spawn(self._answer(future, request.rev, arrived))
+        self._ask(self._answer(future, request.rev, arrived))
 
     def _queued(self, rev: int | None) -> Callable[[int], None]:
         """What passes on how many turns come first."""
 
+        saying: asyncio.Task[None] | None = None
+
         def tell(ahead: int) -> None:
-            self._spawn(self._say(m.Queued(ahead=ahead, rev=rev)))
+            nonlocal saying
+            if saying is None or saying.done():  # else the page has not even taken the last one
+                saying = self._spawn(self._say_queued(ahead, rev))
 
         return tell
+
+    async def _say_queued(self, ahead: int, rev: int | None) -> None:
+        await self._say(m.Queued(ahead=ahead, rev=rev))
 
     async def _attach_then_apply(self, client: ResidentClient, request: m.Apply, arrived: float) -> None:
         try:
@@ -268,8 +309,6 @@ class LiveSession:
             reply = await future
         except ResidentLost:
             return
-        finally:
-            self._waiting -= 1
         if isinstance(reply, p.Superseded):
             await self._say(m.Superseded(rev=rev))
             return
@@ -300,7 +339,8 @@ class LiveSession:
         """
         client, session = self._ready()
         validate_plan(request.plan, n_layers=client.info.n_layers)
-        self._spawn(self._read_positions(client, session, request.plan))
+        self._check_waiting()
+        self._ask(self._read_positions(client, session, request.plan))
 
     async def _read_positions(self, client: ResidentClient, session: str, plan: EditPlan) -> None:
         try:
@@ -311,7 +351,14 @@ class LiveSession:
         except ResidentLost:
             return
         except MicroscopeError as error:
-            await self._say(m.Failure(code=error.code, message=error.message, hint=error.hint))
+            await self._say_failure(
+                session, m.Failure(code=error.code, message=error.message, hint=error.hint)
+            )
+
+    async def _say_failure(self, session: str, failure: m.Failure) -> None:
+        """Unless it is about a prompt that is no longer open."""
+        if session == self._session:
+            await self._say(failure)
 
     def generate(self, request: m.Generate) -> None:
         """Continue the prompt; tokens come by themselves, and then the end.
@@ -321,12 +368,13 @@ class LiveSession:
         """
         client, session = self._ready()
         validate_plan(request.plan, n_layers=client.info.n_layers)
+        self._check_waiting()
         self._run = request.run
         tokens = None
         if self._attached(client, request.plan):
             self._check_features(request.plan)
             tokens = client.generate(_asked(session, request, request.plan))
-        self._spawn(self._generate(client, session, request, self._newest, tokens))
+        self._ask(self._generate(client, session, request, self._newest, tokens))
 
     async def _generate(
         self,
@@ -365,7 +413,9 @@ class LiveSession:
         except ResidentLost:
             reason = "lost"
         except MicroscopeError as error:
-            await self._say(m.Failure(code=error.code, message=error.message, hint=error.hint))
+            await self._say_failure(
+                session, m.Failure(code=error.code, message=error.message, hint=error.hint)
+            )
         finally:
             await self._say(m.GenerationEnded(run=request.run, reason=reason))
 
@@ -389,7 +439,8 @@ class LiveSession:
         if not 1 <= request.top <= 1000 or len(request.indices) > 1000:
             raise Refused("bad_top", "Ask for 1 to 1000 features.")
         client, session = self._ready()
-        self._spawn(self._read_features(client, session, request))
+        self._check_waiting()
+        self._ask(self._read_features(client, session, request))
 
     async def _read_features(self, client: ResidentClient, session: str, request: m.ReadFeatures) -> None:
         try:
@@ -406,7 +457,9 @@ class LiveSession:
         except ResidentLost:
             return
         except MicroscopeError as error:
-            await self._say(m.Failure(code=error.code, message=error.message, hint=error.hint))
+            await self._say_failure(
+                session, m.Failure(code=error.code, message=error.message, hint=error.hint)
+            )
 
     # --- helpers --------------------------------------------------------------------------------------
 
@@ -467,6 +520,12 @@ class LiveSession:
                     "feature_out_of_range",
                     f"Edit {number} names feature {edit.index} of {place.width}.",
                 )
+
+
+def _close(client: ResidentClient, session: str) -> None:
+    """Have the worker forget a session."""
+    if not client.closed:
+        client.post(p.CloseSession(id=0, session=session))
 
 
 def _asked(session: str, request: m.Generate, plan: EditPlan) -> p.Generate:

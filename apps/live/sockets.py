@@ -26,8 +26,9 @@ from apps.live.messages import Failure, Message, Ping, Pong
 log = structlog.get_logger(__name__)
 
 MAX_FRAME = 512 * 1024
-RECHECK_SECONDS = 30.0
+RECHECK_SECONDS, RETRY_SECONDS = 30.0, 2.0
 NOT_SIGNED_IN, FORBIDDEN, NOT_FOUND, SEAT_LOST, TOO_MANY = 4401, 4403, 4404, 4408, 4429
+FAILED = 1011
 
 _encoder = msgspec.json.Encoder()
 
@@ -52,6 +53,7 @@ class Socket(AsyncWebsocketConsumer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
+        self._doubts = asyncio.Event()  # whether the person may still be here
         self.groups_joined: set[str] = set()
 
     # --- life -----------------------------------------------------------------------------------------
@@ -68,14 +70,27 @@ class Socket(AsyncWebsocketConsumer):  # type: ignore[misc]
         except Exception as error:  # whatever the broker's client raises
             log.warning("socket_without_channel_layer", error=str(error))
             self.channel_layer = None
-        with contextlib.suppress(StopConsumer):
-            await await_many_dispatch(sources, self.dispatch)
+        try:
+            with contextlib.suppress(StopConsumer):
+                await await_many_dispatch(sources, self.dispatch)
+        finally:
+            # Also when a handler raised, or the server gave up on the connection.
+            await self._clean_up()
 
     async def dispatch(self, message: dict[str, Any]) -> None:
         """Call the handler. Channels would look after database connections here, with a thread per frame."""
         handler = getattr(self, message["type"].replace(".", "_"), None)
-        if handler is not None:
+        if handler is None:
+            return
+        try:
             await handler(message)
+        except StopConsumer:
+            raise
+        except Exception:
+            # What this connection is told or asks for next may depend on what was not done: it starts over.
+            log.exception("socket_handler_failed", handler=message["type"])
+            await self.shut(FAILED)
+            raise StopConsumer from None
 
     async def websocket_connect(self, message: dict[str, Any]) -> None:
         """Let the person in, or tell them by the close code why not."""
@@ -92,14 +107,20 @@ class Socket(AsyncWebsocketConsumer):  # type: ignore[misc]
         self.spawn(self._recheck())
 
     async def websocket_disconnect(self, message: dict[str, Any]) -> None:
-        """Clean up."""
+        """The other side is gone."""
+        raise StopConsumer
+
+    async def _clean_up(self) -> None:
+        """Leave nothing behind, whatever of it fails."""
         self._closing = True
         for task in list(self._tasks):
             task.cancel()
         for group in list(self.groups_joined):
             await self.part(group)
-        await self.leave()
-        raise StopConsumer
+        try:
+            await self.leave()
+        except Exception:
+            log.exception("socket_not_left")
 
     async def shut(self, code: int) -> None:
         """Close with a code."""
@@ -148,10 +169,16 @@ class Socket(AsyncWebsocketConsumer):  # type: ignore[misc]
         if isinstance(decoded, Ping):
             await self.say(Pong())
             return
+        rev = getattr(decoded, "rev", None)
         try:
             await self.handle(decoded)
         except MicroscopeError as error:
-            await self.fail(error.code, error.message, error.hint, rev=getattr(decoded, "rev", None))
+            await self.fail(error.code, error.message, error.hint, rev=rev)
+        except Exception:
+            log.exception("socket_request_failed", request=type(decoded).__name__)
+            await self.fail(
+                "crashed", "This could not be done.", "The portal's log has the details.", rev=rev
+            )
 
     async def say(self, message: Message) -> None:
         """Send a message, unless the socket is closing."""
@@ -201,20 +228,30 @@ class Socket(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def access_changed(self, event: dict[str, Any]) -> None:
         """A role changed."""
-        code = await self.still_welcome()
-        if code is not None:
-            await self.shut(code)
+        self._doubts.set()
 
     def _session_key(self) -> str | None:
         session = self.scope.get("session")
         return session.session_key if session is not None else None
 
     async def _recheck(self) -> None:
-        # Messages about lost access can get lost themselves.
+        """Close when access is lost: looks when a role changed, and regularly, for messages can get lost themselves."""
+        pause = RECHECK_SECONDS
         while True:
-            await asyncio.sleep(RECHECK_SECONDS)
-            code = None if await self._session_holds() else NOT_SIGNED_IN
-            code = code or await self.still_welcome()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._doubts.wait()
+            self._doubts.clear()
+            try:
+                code = None if await self._session_holds() else NOT_SIGNED_IN
+                code = code or await self.still_welcome()
+            except (
+                Exception
+            ) as error:  # whatever the database raises: one failed look is no reason to stop looking
+                log.warning("socket_access_not_read", error=str(error))
+                pause = RETRY_SECONDS
+                continue
+            pause = RECHECK_SECONDS
             if code is not None:
                 await self.shut(code)
                 return
