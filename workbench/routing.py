@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qs
 
 from channels.auth import AuthMiddlewareStack
 from channels.db import database_sync_to_async
 from channels.routing import URLRouter
-from channels.security.websocket import AllowedHostsOriginValidator
+from channels.security.websocket import WebsocketDenier
 from django.contrib.auth.models import AnonymousUser
+from django.core.handlers.asgi import ASGIRequest
+from django.http import HttpResponse
+from django.middleware.csrf import CsrfViewMiddleware
 from django.urls import path, re_path
 
 from apps.accounts.tickets import redeem_ticket
@@ -22,7 +26,23 @@ urlpatterns = [
     re_path(r"^.*$", UnknownRoute.as_asgi(), name="ws-unknown"),
 ]
 _routes = URLRouter(urlpatterns)
-_sessions = AllowedHostsOriginValidator(AuthMiddlewareStack(_routes))
+_sessions = AuthMiddlewareStack(_routes)
+_denied = WebsocketDenier.as_asgi()
+
+
+class _Csrf(CsrfViewMiddleware):
+    """What decides whether a page may post."""
+
+    def welcomes(self, scope: dict[str, Any]) -> bool:
+        """Whether a page of the origin that a WebSocket names could post here: scheme, name and port count."""
+        request = ASGIRequest(
+            {**scope, "method": "GET", "scheme": _HTTP.get(scope.get("scheme", ""))}, BytesIO()
+        )
+        verified: bool = "HTTP_ORIGIN" in request.META and self._origin_verified(request)  # type: ignore[attr-defined]
+        return verified
+
+
+_HTTP = {"ws": "http", "wss": "https"}
 
 
 async def websocket(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -33,7 +53,8 @@ async def websocket(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """
     query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
     if "ticket" not in query:
-        await _sessions(scope, receive, send)
+        application = _sessions if _Csrf(lambda request: HttpResponse()).welcomes(scope) else _denied
+        await application(scope, receive, send)
         return
     user = await database_sync_to_async(redeem_ticket)(query["ticket"][0])
     await _routes({**scope, "user": user or AnonymousUser()}, receive, send)

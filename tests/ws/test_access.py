@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from channels.testing import WebsocketCommunicator
+from django.test import Client
 from django.utils import timezone
 
 from apps.accounts.models import ApiToken, WsTicket
@@ -43,12 +44,12 @@ class Connection(WebsocketCommunicator):
 
     async def verdict(self) -> int | None:
         """None when let in (something is said or a ping answered), else the close code."""
-        connected, code = await self.connect(timeout=5)
+        connected, code = await self.connect(timeout=60)
         if not connected:
             return code or 1000
         await self.send_to(text_data='{"type": "ping"}')
         while True:
-            message = await self.receive_output(timeout=5)
+            message = await self.receive_output(timeout=60)
             if message["type"] == "websocket.close":
                 return int(message["code"])
             if '"pong"' in message.get("text", ""):
@@ -57,7 +58,7 @@ class Connection(WebsocketCommunicator):
     async def end(self) -> int:
         """Wait for the server to close."""
         while True:
-            message = await self.receive_output(timeout=5)
+            message = await self.receive_output(timeout=60)
             if message["type"] == "websocket.close":
                 return int(message["code"])
 
@@ -157,12 +158,52 @@ async def test_sessions_need_the_right_origin(world, cookie_of) -> None:
     connection = Connection(SOCKETS["ws-jobs"].path(world), cookie=cookie, origin=False)
     assert await connection.verdict() == REFUSED
     connection = Connection(SOCKETS["ws-jobs"].path(world), cookie=cookie)
+
+
+def _from_page(path: str, cookie: str, origin: str, host: str = "localhost:8000") -> Connection:
+    connection = Connection(path, cookie=cookie)
     connection.scope["headers"] = [
-        (b"host", b"localhost"),
-        (b"origin", b"http://evil.example"),
+        (b"host", host.encode()),
+        (b"origin", origin.encode()),
         (b"cookie", f"sessionid={cookie}".encode()),
     ]
-    assert await connection.verdict() == REFUSED
+    return connection
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("http://localhost:8000", "localhost:8000"),
+        ("http://localhost:9000", "localhost:8000"),
+        ("http://localhost", "localhost:8000"),
+        ("https://localhost:8000", "localhost:8000"),
+        ("http://LOCALHOST:8000", "localhost:8000"),
+        ("http://evil.example", "localhost:8000"),
+        ("http://evil.example:8000", "evil.example:8000"),
+        ("http://127.0.0.1:8000", "localhost:8000"),
+        ("http://localhost.evil.example:8000", "localhost:8000"),
+        ("http://a.lab.example", "localhost:8000"),
+        ("https://a.lab.example", "localhost:8000"),
+        ("null", "localhost:8000"),
+        ("http://[", "localhost:8000"),
+        ("", "localhost:8000"),
+    ],
+)
+async def test_pages_connect_from_where_they_could_post(origin, host, world, cookie_of, settings) -> None:
+    """The port counts: a page that another program serves on this machine is somebody else's."""
+    settings.CSRF_TRUSTED_ORIGINS = ["http://127.0.0.1:8000", "https://*.lab.example"]
+    cookie = await sync_to_async(cookie_of)("owner")
+    connection = _from_page(SOCKETS["ws-jobs"].path(world), cookie, origin, host)
+    verdict = await connection.verdict()
+    client = Client(enforce_csrf_checks=True, headers={"host": host, "origin": origin})
+    client.cookies["sessionid"], client.cookies["csrftoken"] = cookie, "x" * 32
+    posted = await sync_to_async(client.post)("/api/v1/projects", headers={"x-csrftoken": "x" * 32})
+    refused = posted.status_code == 403 or (posted.status_code == 400 and b"name" not in posted.content)
+    assert refused == (verdict is not None), (verdict, posted.status_code, posted.content[:200])
+    assert (verdict is None) == (
+        origin in ("http://localhost:8000", "http://127.0.0.1:8000", "https://a.lab.example")
+    )
+    await connection.disconnect()
 
 
 @pytest.mark.parametrize("name", SOCKETS)
@@ -190,7 +231,7 @@ async def test_open_sockets_end(name, ending, world, ticket_of) -> None:
     await sync_to_async(end)()
     assert await connection.end() == (NOT_FOUND if ending == "left" else NOT_SIGNED_IN)
     await bystander.send_to(text_data='{"type": "ping"}')
-    while '"pong"' not in (await bystander.receive_output(timeout=5)).get("text", ""):
+    while '"pong"' not in (await bystander.receive_output(timeout=60)).get("text", ""):
         pass
     await connection.disconnect()
     await bystander.disconnect()
@@ -205,6 +246,6 @@ async def test_logout_closes_the_socket_of_that_session_only(world, client_of) -
     await sync_to_async(here.delete)("/_allauth/browser/v1/auth/session")
     assert await ending.end() == NOT_SIGNED_IN
     await staying.send_to(text_data='{"type": "ping"}')
-    assert "pong" in (await staying.receive_output(timeout=5))["text"]
+    assert "pong" in (await staying.receive_output(timeout=60))["text"]
     for connection in (ending, staying):
         await connection.disconnect()
