@@ -19,6 +19,8 @@ from daphne import server
 from daphne.cli import CommandLineInterface
 from daphne.http_protocol import HTTPFactory, WebRequest
 
+from workbench.web_sockets import PatientFactory, PatientServer
+
 LINGER_SECONDS = 2.0
 # A thread that requests share keeps its connection for so long.
 CONNECTION_SECONDS = 600
@@ -99,7 +101,9 @@ def main() -> None:
 
     settings.DATABASES["default"].update(CONN_MAX_AGE=CONNECTION_SECONDS, CONN_HEALTH_CHECKS=True)
     LimitedRequest.limit = settings.WORKBENCH_BODY_BYTES
-    server.HTTPFactory = LimitedFactory  # the server takes it from its module and has no other place for it
+    # The server takes them from its module and has no other place for them.
+    server.HTTPFactory, server.WebSocketFactory = LimitedFactory, PatientFactory
+    CommandLineInterface.server_class = PatientServer
     CommandLineInterface.entrypoint()
 
 

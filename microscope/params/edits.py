@@ -186,8 +186,12 @@ MAX_MODULES = 4096
 _DIRECTION_SITES = ("resid_post", "resid_mid", "attn_out", "mlp_out")
 
 
-def validate_plan(plan: EditPlan, *, n_layers: int) -> None:
+def validate_plan(plan: EditPlan, *, n_layers: int | None) -> None:
     """Check what the types cannot say.
+
+    Args:
+        plan: what was asked for.
+        n_layers: blocks of the model; None where there is no model yet, whose blocks are then not checked.
 
     Raises:
         MicroscopeError: ``too_many_edits``, ``incomplete_edit``, ``strength_not_finite``, ``bad_site``,
@@ -200,11 +204,13 @@ def validate_plan(plan: EditPlan, *, n_layers: int) -> None:
         )
     spliced: set[str] = set()
     for number, edit in enumerate(plan.edits, 1):
-        if not (math.isfinite(edit.strength) and math.isfinite(edit.unit_value)):
-            raise MicroscopeError(
-                "strength_not_finite",
-                f"Edit {number} ({edit.kind}) has a strength that is not a finite number.",
-            )
+        for name, value in (("strength", edit.strength), ("unit", edit.unit_value)):
+            if not math.isfinite(value):
+                raise MicroscopeError(
+                    "strength_not_finite",
+                    f"Edit {number} ({edit.kind}) has a {name} of {value}, which is not a finite number.",
+                    "Give it a finite one.",
+                )
         _check_reference(edit, number)
         _check_positions(edit, number)
         if edit.kind != "lora":
@@ -235,7 +241,7 @@ def _check_reference(edit: Edit, number: int) -> None:
         raise MicroscopeError("bad_adapter", f"Edit {number} names {len(edit.modules)} modules.")
 
 
-def _check_site(edit: Edit, number: int, n_layers: int) -> None:
+def _check_site(edit: Edit, number: int, n_layers: int | None) -> None:
     site = Site.parse(edit.site)
     if edit.kind == "ablate_everywhere":
         if site.kind not in _DIRECTION_SITES:
@@ -249,7 +255,7 @@ def _check_site(edit: Edit, number: int, n_layers: int) -> None:
             f"Edit {number} is at {site}; live edits act on the residual stream after a block.",
             f"Use resid_post.{site.layer}.",
         )
-    if site.layer >= n_layers:
+    if n_layers is not None and site.layer >= n_layers:
         raise MicroscopeError(
             "layer_out_of_range",
             f"Edit {number} is at block {site.layer}, but the model's last block is {n_layers - 1}.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -115,10 +116,22 @@ def decode_params(params: type[P], data: Mapping[str, Any] | bytes) -> P:
     """
     try:
         plain = msgspec.json.decode(data, type=dict[str, Any]) if isinstance(data, bytes) else data
-        return msgspec.convert(_listed(params, params.complete(plain)), type=params)
+        listed = _listed(params, params.complete(plain))
+        _require_finite(params, listed)
+        return msgspec.convert(listed, type=params)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         # msgspec reports an exception of __post_init__ as its cause only when it was a ValueError/TypeError
         raise MicroscopeError("bad_parameters", f"{params.__name__}: {error}.") from error
+
+
+def _require_finite(params: type[JobParams], data: Mapping[str, Any]) -> None:
+    """No parameter means anything as NaN or infinity, and limits let NaN pass."""
+    for name, value in data.items():
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, float) and not math.isfinite(one):
+                raise MicroscopeError(
+                    "bad_parameters", f"{params.__name__}: {name} is {one}.", "Give it a finite number."
+                )
 
 
 def _listed(params: type[JobParams], data: Mapping[str, Any]) -> dict[str, Any]:

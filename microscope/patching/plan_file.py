@@ -44,11 +44,19 @@ def read_patch(path: str | Path) -> PatchFile:
             return PatchFile(plan=msgspec.convert(data, type=EditPlan))
         return msgspec.convert(data, type=PatchFile)
     except msgspec.ValidationError as error:
-        raise MicroscopeError("bad_patch", f"'{path}' is no patch: {error}.") from error
+        # JSON has no other word for a number that is not finite.
+        infinite = "`null`" in str(error) and any(name in str(error) for name in ("strength", "unit_value"))
+        hint = "Replace null by the strength that was meant, or make the patch again." if infinite else ""
+        raise MicroscopeError("bad_patch", f"'{path}' is no patch: {error}.", hint) from error
 
 
 def write_patch(patch: PatchFile, path: str | Path) -> None:
-    """Write a patch file at once or not at all."""
+    """Write a patch file at once or not at all.
+
+    Raises:
+        MicroscopeError: what :func:`validate_plan` raises; what could not be used is not written.
+    """
+    validate_plan(patch.plan, n_layers=None)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -64,7 +72,8 @@ def create_patch(params: PatchCreateParams) -> PatchFile:
     """Add an edit to a patch file, which is made if there is none.
 
     Raises:
-        MicroscopeError: ``no_such_feature``, ``incomplete_edit``, ``wrong_model`` or what reading raises.
+        MicroscopeError: ``no_such_feature``, ``incomplete_edit``, ``wrong_model``, or what reading and
+            :func:`write_patch` raise; a file that was there stays as it was.
     """
     if params.kind == "lora":
         raise MicroscopeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -182,6 +183,38 @@ def test_bad_edits_are_refused_with_their_number(bad, code):
     assert caught.value.code == code
     if code != "bad_site":
         assert "Edit 2" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "number", [2**53 + 1, 2**63, 2**64, -(2**64), 10**400], ids=lambda n: f"{n:.0e}" if n < 2**99 else "huge"
+)
+@pytest.mark.parametrize("place", ["index", "start", "indices"])
+def test_whole_numbers_that_not_everybody_can_hold_are_no_plan(number, place):
+    """Some readers of JSON round them, msgpack and databases have no place for them."""
+    feature = {"sae": "a", "index": number if place == "index" else 0}
+    positions = {"mode": "set", "indices": [number]} if place == "indices" else {}
+    positions |= {"start": number} if place == "start" else {}
+    plan = {"edits": [{"kind": "ablate", "site": "resid_post.1", "feature": feature, "positions": positions}]}
+    for read in (
+        lambda: msgspec.convert(plan, type=EditPlan),
+        lambda: msgspec.json.decode(json.dumps(plan), type=EditPlan),
+    ):
+        with pytest.raises(msgspec.ValidationError, match=place):
+            read()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, [0.1, math.nan]])
+def test_no_parameter_may_be_nan_or_infinite(value):
+    """A limit from below lets NaN and infinity pass."""
+    many = isinstance(value, list)
+    for params in JOB_PARAMS.values():
+        for spec in field_specs(params):
+            if spec.type == "number" and spec.many >= many:
+                with pytest.raises(MicroscopeError) as caught:
+                    decode_params(params, {spec.name: value})
+                assert caught.value.code == "bad_parameters"
+                assert spec.name in caught.value.message
+                assert "finite" in caught.value.hint
 
 
 def test_a_site_is_replaced_by_one_reconstruction_only():

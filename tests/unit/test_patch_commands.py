@@ -45,6 +45,33 @@ def theirs(lab: Lab):
     return made.eval()
 
 
+@pytest.mark.parametrize("option", ["--strength", "--unit-value"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_a_strength_that_is_no_number_leaves_the_patch_as_it_was(
+    sae_folder: Path, tmp_path: Path, option: str, value: str
+) -> None:
+    """JSON would hold null for it, and nobody could read the file again."""
+    patch = tmp_path / "p.json"
+    asked = ("create", "--sae-path", sae_folder, "--feature", 1, "--kind", "add", "--out", patch)
+    for before in (None, b"made"):
+        if before is not None:
+            run(*asked, "--strength", 2)
+            before = patch.read_bytes()
+        refused = call(*asked, f"{option}={value}")
+        assert refused.exit_code in (2, 3), refused.output
+        assert "finite" in refused.output or "not in the range" in refused.output
+        assert (patch.read_bytes() if patch.exists() else None) == before
+
+
+def test_a_patch_whose_strength_was_lost_says_what_to_do(tmp_path: Path) -> None:
+    patch = tmp_path / "p.json"
+    edit = {"kind": "add", "site": "resid_post.1", "feature": {"sae": "a", "index": 1}, "strength": None}
+    patch.write_text(json.dumps({"format": "microscope-patch", "plan": {"edits": [edit]}}))
+    refused = call("apply", "--patch", patch, "--prompt", PROMPT, "--model", "x")
+    assert refused.exit_code == 3
+    assert "Replace null by the strength" in " ".join(refused.output.split())
+
+
 def apply(lab: Lab, patch: Path, *more: object) -> dict[str, Any]:
     return run("apply", "--patch", patch, "--prompt", PROMPT, "--dtype", "float32", "--top", 20, *more)
 

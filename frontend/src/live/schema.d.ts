@@ -547,7 +547,7 @@ export interface components {
         };
         /**
          * Superseded
-         * @description A newer revision arrived before this one was computed.
+         * @description The revision was not computed: a newer one, or another prompt, arrived before.
          */
         Superseded: {
             rev: number;
