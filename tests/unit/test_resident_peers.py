@@ -1,0 +1,353 @@
+"""Peers of a resident worker that leave, say nothing, read nothing or say nonsense: nothing of them stays."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from apps.live.resident_client import ResidentClient
+from microscope.live import ResidentModel
+from microscope.params import EditPlan
+from microscope.patching.apply import EditEffect
+from tests.resident_talk import PROMPT, Client, add
+from worker import protocol as p
+from worker.resident import server as server_module
+from worker.resident.server import ResidentServer
+
+PATIENCE = 60
+
+
+@pytest.fixture
+async def served(llama, tmp_path) -> AsyncIterator[tuple[ResidentServer, str]]:
+    server = ResidentServer(ResidentModel(llama))
+    listening, address = await server.listen(f"unix:{tmp_path}/r.sock")
+    async with listening:
+        yield server, address
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def place(address: str) -> str:
+    return address.removeprefix("unix:")
+
+
+@asynccontextmanager
+async def held(server: ResidentServer) -> AsyncIterator[threading.Event]:
+    """The compute thread is busy meanwhile."""
+    gate, begun = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        gate.wait(PATIENCE)
+
+    server.submit("somebody", wait)
+    await until(begun.is_set)
+    try:
+        yield gate
+    finally:
+        gate.set()
+
+
+async def test_health_and_answers_are_read_by_the_compute_thread_alone(
+    served, sae, sae_folder, monkeypatch
+) -> None:
+    """It is the one that changes them, and on a device reading waits for what is computed."""
+    server, address = served
+    readers: dict[str, set[str]] = {}
+
+    def noted(owner: type, name: str) -> None:
+        real = getattr(owner, name).fget
+
+        def read(self):
+            readers.setdefault(name, set()).add(threading.current_thread().name.partition("_")[0])
+            return real(self)
+
+        monkeypatch.setattr(owner, name, property(read))
+
+    for owner, names in (
+        (ResidentModel, ("sessions", "cache_bytes", "saes", "adapters")),
+        (EditEffect, ("positions", "max_delta")),
+    ):
+        for name in names:
+            noted(owner, name)
+    client = await Client.connect(place(address))
+    await client.attach(sae, sae_folder)
+    await client.ask(p.OpenSession(id=2, session="s", prompt=PROMPT))
+    result = await client.ask(p.Apply(id=3, session="s", rev=1, plan=add(sae, 5.0)))
+    assert isinstance(result, p.Result)
+    assert result.receipt.edits[0].positions
+    assert result.timings.compute > 0
+    assert result.timings.queued >= 0
+    async with held(server):
+        status = await client.ask(p.Ping(id=4))  # at once, although somebody computes
+    assert isinstance(status, p.Status)
+    assert status.sessions == 1
+    assert status.saes == [sae.config.fingerprint]
+    assert status.cache_bytes == server._resident._sessions[next(iter(server._resident._sessions))]._measure()
+    assert readers == {name: {"compute"} for name in readers}
+    assert len(readers) == 6
+    client.writer.close()
+
+
+async def test_what_waits_when_its_session_is_closed_is_answered(served, sae) -> None:
+    server, address = served
+    client = await Client.connect(place(address))
+    await client.ask(p.OpenSession(id=1, session="s", prompt=PROMPT))
+    async with held(server):
+        client.send(p.Apply(id=2, session="s", rev=1, plan=EditPlan()))
+        client.send(p.ReadPositions(id=3, session="s", plan=EditPlan()))
+        client.send(p.Generate(id=4, session="s", plan=EditPlan()))
+        client.send(p.CloseSession(id=5, session="s"))
+        replies = {}
+        async with asyncio.timeout(PATIENCE):
+            while not {2, 3, 4} <= replies.keys():
+                reply = await client.receive()
+                if not isinstance(reply, p.Queued):
+                    replies[reply.id] = reply
+    assert replies[2] == p.Superseded(id=2, session="s", rev=1)
+    assert isinstance(replies[3], p.Failure)
+    assert replies[3].code == "no_session"
+    assert replies[4] == p.GenerationEnded(id=4, session="s", reason="stopped")
+    client.writer.close()
+
+
+async def test_pages_that_leave_while_their_prompt_opens_leave_nothing(served, llama) -> None:
+    """All pages of a portal share one connection, so the end of a page is not the end of its sessions."""
+    from uuid import uuid4
+
+    from apps.live import messages as m
+    from apps.live.resident_client import ClientPool
+    from apps.live.services import Places, Resident
+    from apps.live.session import LiveSession
+
+    server, address = served
+    pool, said = ClientPool(), []
+    ready = Resident(address, m.ResidentState(state="ready"))
+    model = uuid4()
+
+    async def visit(leave_after: float | None) -> None:
+        tasks: set[asyncio.Task[None]] = set()
+
+        def spawn(coroutine):
+            task = asyncio.create_task(coroutine)
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            return task
+
+        async def say(message):
+            said.append(message)
+
+        async def look():
+            return ready
+
+        async def read_places():
+            return Places({}, {})
+
+        session = LiveSession(
+            model_id=model, pool=pool, say=say, spawn=spawn, look=look, read_places=read_places
+        )
+        await session.show_state()
+        session.open(m.Open(prompt=PROMPT))
+        if leave_after is None:
+            await until(lambda: any(isinstance(message, m.Opened) for message in said))
+        else:
+            await asyncio.sleep(leave_after)
+        for task in tuple(tasks):
+            task.cancel()
+        session.end()
+
+    async with held(server):
+        for number in range(20):
+            await visit(0.0 if number % 2 else 0.01)
+        assert len(server._turns) <= 20  # each prompt is only to be forgotten
+    for number in range(10):
+        await visit(0.001 * number)
+    await until(lambda: not len(server._turns) and server._vitals.sessions == 0)
+    await visit(None)
+    await until(lambda: server._vitals.sessions == 0)
+    (_, client), *_ = pool._clients.values()
+    await until(lambda: not client._waiting and not client._on_queued)
+    client.close()
+
+
+async def test_a_second_prompt_gives_up_the_first(served) -> None:
+    server, address = served
+    client = await ResidentClient.connect(address)
+    async with held(server):
+        first = asyncio.create_task(
+            client.request(p.OpenSession(id=0, session="a", prompt=PROMPT), p.Opened, lambda ahead: None)
+        )
+        await until(lambda: len(server._turns))
+        first.cancel()
+        await asyncio.wait({first})
+        assert not client._waiting
+        assert not client._on_queued
+    client.close()
+
+
+async def test_a_text_nobody_waits_for_any_more_is_forgotten(served) -> None:
+    _, address = served
+    client = await ResidentClient.connect(address)
+    await client.request(p.OpenSession(id=0, session="s", prompt=PROMPT), p.Opened)
+    client.generate(p.Generate(id=0, session="s", plan=EditPlan(), max_tokens=3))  # never iterated
+    await until(lambda: not client._streams)
+    client.close()
+
+
+async def test_who_never_reads_is_dropped_and_others_are_served(served, sae, sae_folder, monkeypatch) -> None:
+    server, address = served
+    monkeypatch.setattr(server_module, "_MAX_UNSENT", 2**18)
+    monkeypatch.setattr(server_module, "_MAX_PENDING", 50)
+    other, greedy = [await Client.connect(place(address)) for _ in range(2)]
+    await other.attach(sae, sae_folder)
+    await greedy.ask(p.OpenSession(id=1, session="s", prompt=PROMPT))
+    asked = p.encode(p.ReadFeatures(id=2, session="s", sae=sae.config.fingerprint, indices=tuple(range(96))))
+    greedy.reader._transport.pause_reading()  # type: ignore[attr-defined]
+    greedy.writer.write(asked * 3000)
+    most = 0
+    async with asyncio.timeout(PATIENCE):
+        while len(server._peers) > 1:
+            status = await other.ask(p.Ping(id=3))
+            assert isinstance(status, p.Status)
+            most = max(most, *(len(peer._tasks) for peer in server._peers))
+    assert most <= 50
+    greedy.writer.transport.abort()
+    await until(lambda: server._vitals.sessions == 0)
+    other.writer.close()
+
+
+async def test_who_takes_nothing_for_long_is_dropped(served, monkeypatch) -> None:
+    """However little it left unread: what it holds is for those who are still there."""
+    server, address = served
+    monkeypatch.setattr(server_module, "_STALL_SECONDS", 0.5)
+    silent = await Client.connect(place(address))
+    await silent.ask(p.OpenSession(id=1, session="s", prompt=PROMPT))
+    silent.reader._transport.pause_reading()  # type: ignore[attr-defined]
+    peer = next(iter(server._peers))
+    peer._writer.transport.set_write_buffer_limits(0)
+    async with asyncio.timeout(PATIENCE):
+        while server._peers:
+            silent.writer.write(p.encode(p.Ping(id=3)) * 500)
+            await asyncio.sleep(0.05)
+    await until(lambda: server._vitals.sessions == 0)
+    silent.writer.transport.abort()
+
+
+async def test_an_answer_no_frame_can_hold_is_a_refusal(served, sae, sae_folder, monkeypatch) -> None:
+    _, address = served
+    client = await Client.connect(place(address))
+    await client.attach(sae, sae_folder)
+    await client.ask(p.OpenSession(id=1, session="s", prompt=PROMPT))
+    monkeypatch.setattr(p, "MAX_FRAME_BYTES", 2000)
+    many = tuple(range(96))
+    reply = await client.ask(p.ReadFeatures(id=2, session="s", sae=sae.config.fingerprint, indices=many))
+    assert isinstance(reply, p.Failure)
+    assert (reply.id, reply.code) == (2, "answer_too_large")
+    assert isinstance(await client.ask(p.Ping(id=3)), p.Status)
+    client.writer.close()
+
+
+async def test_who_does_not_introduce_themselves_is_dropped(served, monkeypatch) -> None:
+    server, address = served
+    monkeypatch.setattr(server_module, "_HELLO_SECONDS", 0.2)
+    for opening in (
+        b"",
+        b"\x00\x00",
+        (p.MAX_HELLO_BYTES + 1).to_bytes(4, "big"),  # memory is for those who are known
+        b"\x00\x00\x00\x00",
+        b"\x00\x00\x00\x05\x91\x91\x91\x91\x91",
+    ):
+        reader, writer = await asyncio.open_unix_connection(place(address))
+        writer.write(opening)
+        assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+        writer.close()
+    for token in ("wrong", "falsch wie Ä", "\U0001f511"):
+        client = Client(*await asyncio.open_unix_connection(place(address)))
+        reply = await client.ask(p.Hello(id=0, token=token))
+        assert isinstance(reply, p.Failure)
+        assert reply.code == "not_authorised"
+        assert await asyncio.wait_for(client.reader.read(), PATIENCE) == b""
+        client.writer.close()
+    await until(lambda: not server._peers)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x82\xa4type\xa4ping\xa2id\xcf\xff\xff\xff\xff\xff\xff\xff\xff",  # a number beyond 63 bits
+        b"\x83\xa4type\xa4ping\xa2id\x01\xa4more\x91" + b"\x91" * 20_000,  # deep
+        b"\x82\xa4type\xa4ping\xa2id",  # cut off
+        b"\x82\xa4type\xa4ping\xa2id\x01\x00",  # something behind
+        b"\x82\xa4type\xa4\xff\xfe\xfd\xfc\xa2id\x01",  # no UTF-8
+        b"",
+        b"\xdd\xff\xff\xff\xff",  # an array of four thousand million
+        b"\xc6\xff\xff\xff\xff",
+    ],
+)
+async def test_malformed_frames_are_answered_and_forgotten(served, body: bytes) -> None:
+    _, address = served
+    client = await Client.connect(place(address))
+    client.writer.write(len(body).to_bytes(4, "big") + body)
+    reply = await client.receive()
+    assert isinstance(reply, p.Failure)
+    assert reply.code == "bad_message"
+    assert isinstance(await client.ask(p.Ping(id=9)), p.Status)
+    for bad in (
+        p.OpenSession(id=2, session="s", prompt="a", top=0),
+        p.OpenSession(id=2, session="s", prompt="a", top=-5),
+    ):
+        reply = await client.ask(bad)
+        assert isinstance(reply, p.Failure)
+        assert reply.code == "bad_message"
+    client.writer.close()
+
+
+async def test_room_is_made_before_an_autoencoder_is_read(
+    llama, sae, sae_folder, tmp_path, monkeypatch
+) -> None:
+    """Not after: for a moment both would be in memory."""
+    import shutil
+
+    from microscope.sae import load_sae, save_sae
+
+    other_folder = tmp_path / "other"
+    shutil.copytree(sae_folder, other_folder)
+    other = load_sae(other_folder)
+    other.b_dec.data += 1
+    other.config.fingerprint = other.content_fingerprint()
+    save_sae(other, other_folder)
+    resident = ResidentModel(
+        llama, attached_bytes=int(1.5 * sum(t.nbytes for t in sae.state_dict().values()))
+    )
+    server = ResidentServer(resident)
+    listening, address = await server.listen(f"unix:{tmp_path}/r.sock")
+    held_while_reading = []
+    read = resident._saes.read
+
+    def watched(path: Path):
+        held_while_reading.append(len(resident._saes.in_memory))
+        return read(path)
+
+    monkeypatch.setattr(resident._saes, "read", watched)
+    async with listening:
+        client = await Client.connect(place(address))
+        await client.attach(sae, sae_folder)
+        await client.attach(other, other_folder)
+        await client.ask(p.OpenSession(id=2, session="s", prompt=PROMPT))
+        for _ in range(2):
+            for rev, one in enumerate((sae, other)):
+                assert isinstance(
+                    await client.ask(p.Apply(id=3, session="s", rev=rev, plan=add(one, 5.0))), p.Result
+                )
+        client.writer.close()
+    assert len(held_while_reading) > 2
+    assert set(held_while_reading) == {0}
