@@ -212,7 +212,7 @@ async def test_who_never_reads_is_dropped_and_others_are_served(served, sae, sae
     await greedy.ask(p.OpenSession(id=1, session="s", prompt=PROMPT))
     asked = p.encode(p.ReadFeatures(id=2, session="s", sae=sae.config.fingerprint, indices=tuple(range(96))))
     greedy.reader._transport.pause_reading()  # type: ignore[attr-defined]
-    greedy.writer.write(asked * 3000)
+    greedy.writer.write(asked * 600)
     most = 0
     async with asyncio.timeout(PATIENCE):
         while len(server._peers) > 1:
