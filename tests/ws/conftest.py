@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from tests.running import Lab
 from tests.ws.talking import PROMPT, Talk, ready, talk
+
+
+@pytest.fixture
+def cookie_of(world, client_of):
+    def make(person: Any) -> str:
+        client = client_of(person)
+        return client.cookies["sessionid"].value if "sessionid" in client.cookies else ""
+
+    return make
 
 
 @pytest.fixture

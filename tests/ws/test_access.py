@@ -64,15 +64,6 @@ class Connection(WebsocketCommunicator):
 
 
 @pytest.fixture
-def cookie_of(world, client_of):
-    def make(person: Any) -> str:
-        client = client_of(person)
-        return client.cookies["sessionid"].value if "sessionid" in client.cookies else ""
-
-    return make
-
-
-@pytest.fixture
 def ticket_of(world):
     def make(user: Any, *scopes: str, project: Any = None) -> tuple[str, ApiToken]:
         token, _ = create_token(
