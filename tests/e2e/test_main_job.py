@@ -228,9 +228,9 @@ def _patch(watched: Watched, index: int) -> None:
 
     card.get_by_test_id("strength").fill("2")
     expect(page.get_by_test_id("patch-version")).to_contain_text("changed since")
-    wait_for(lambda: wait_for_bars(page, moved=True) != patched, 30, "for the changed strength")
+    wait_for(lambda: wait_for_bars(page, moved=True) != patched, 120, "for the changed strength")
     page.get_by_test_id("undo").click()
-    wait_for(lambda: wait_for_bars(page, moved=True) == patched, 30, "for the undone state")
+    wait_for(lambda: wait_for_bars(page, moved=True) == patched, 120, "for the undone state")
     expect(page.get_by_test_id("patch-version")).to_contain_text("saved")
     page.reload()  # all of it is in the address and on the server
     expect(page.get_by_test_id("edit-card")).to_have_attribute("data-index", str(index))
