@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from django.db import IntegrityError, transaction
+from django.db import DataError, IntegrityError, transaction
 from django.db.models import ProtectedError
 from django.http import HttpRequest, JsonResponse
 
@@ -89,6 +89,16 @@ def server_error(request: HttpRequest) -> JsonResponse:
 
 
 UNSTORABLE = "The request has characters that cannot be stored: a zero byte, or half a surrogate pair."
+
+
+TOO_LARGE = "The request has a number that is too large to be stored."
+
+
+def is_too_large(error: BaseException) -> bool:
+    """Whether a database refused a whole number of the request: one beyond its column, or beyond 64 bits."""
+    if isinstance(error, OverflowError):
+        return "SQLite INTEGER" in str(error)
+    return isinstance(error, DataError) and "out of range" in str(error)
 
 
 def is_unstorable(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from drf_standardized_errors.formatter import ExceptionFormatter as BaseFormatte
 from drf_standardized_errors.handler import ExceptionHandler as BaseHandler
 from rest_framework import exceptions
 
-from apps.core.errors import UNSTORABLE, MicroscopeError, is_unstorable
+from apps.core.errors import TOO_LARGE, UNSTORABLE, MicroscopeError, is_too_large, is_unstorable
 from apps.core.outages import Outage, outage_of
 
 log = structlog.get_logger(__name__)
@@ -31,6 +31,8 @@ class ExceptionHandler(BaseHandler):
             refusal.headers = getattr(exc, "headers", {})  # type: ignore[attr-defined]
             refusal.auth_header = "Bearer" if refusal.status_code == 401 else None  # type: ignore[attr-defined]
             return refusal
+        if is_too_large(exc):
+            return exceptions.ValidationError(TOO_LARGE, code="max_value")
         if is_unstorable(exc):
             return exceptions.ValidationError(UNSTORABLE, code="invalid")
         return super().convert_known_exceptions(exc)

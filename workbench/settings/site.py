@@ -88,6 +88,7 @@ MIDDLEWARE = [
     "workbench.middleware.RequestLog",
     "workbench.middleware.StorableText",
     "workbench.middleware.ContentSecurityPolicy",
+    "workbench.middleware.SignInBodies",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
