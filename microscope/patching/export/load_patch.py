@@ -6,14 +6,24 @@
     model = AutoModelForCausalLM.from_pretrained("the base model")
     patch = attach(model, "this/folder")      # patch.remove() restores the model bit for bit
 
-Edits act in hooks; weights are not touched. Batches padded on the left or the right and generation with a
-key/value cache work as usual. Start a new generation after attaching or removing: cached keys and values
-belong to the model they were computed with.
+Edits act in hooks; weights are not touched. ``model.generate`` works as usual: with or without a cache,
+dynamic or static, prompts padded on the left, beams, several answers to a prompt, prefilling in chunks,
+assistants. Positions count the tokens of a text that are no padding. Start a new generation after attaching
+or removing: cached keys and values belong to the model they were computed with.
+
+A patch that acts "while generating" has to know where the prompt ends. ``generate`` says it. In a loop of
+your own, set ``patch.prompt_length`` to the columns of the prompt, padding included; without it the first
+call on an empty cache counts as the prompt and single tokens on that cache as generated, and what is neither
+is refused. Whatever the loader cannot place raises a ValueError.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +32,19 @@ from safetensors.torch import load_file
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
+# What models call their first arguments when their signature does not say.
+_NAMES = ("input_ids", "attention_mask", "position_ids", "cache", "inputs_embeds")
+_CACHES = ("cache", "past_key_values", "cache_params")
+
+
+class _Call(threading.local):
+    """What a thread's present call of the model, and its generation, are about."""
+
+    generating: int | None = None  # columns of the prompt, while generate() runs
+    began: torch.Tensor | None = None  # tokens of the last call on an empty cache
+    seen = 0  # columns the cache of that text has by now
+    place: torch.Tensor | None = None  # position of each token in its text, [batch, columns]
+    behind = is_special = torch.empty(0)
 
 
 class Patch:
@@ -36,20 +59,25 @@ class Patch:
             raise ValueError(f"the patch is for {base}, this model is {found}")
         device = next(model.parameters()).device
         self.t = {k: v.to(device) for k, v in load_file(folder / "rows.safetensors").items()}
-        self.special = torch.tensor(self.spec["special_tokens"], device=device)
-        self.prompt = 0
-        self.place = self.is_special = torch.empty(0)
-        self.handles = [model.register_forward_pre_hook(self._see_tokens, with_kwargs=True)]
+        self.special = torch.tensor(self.spec["special_tokens"], dtype=torch.long, device=device)
+        where = [edit["positions"] for edits in self.spec["sites"].values() for edit in edits]
+        self.spares_special = any(not one["include_sinks"] for one in where)
+        self.generates = any(one["mode"] == "generated" for one in where)
+        self.needs_places = any(one["mode"] != "all" for one in where)
+        # Columns of the prompt, padding included; None: as generate() or the first call on an empty cache says.
+        self.prompt_length: int | None = None
+        self._call = _Call()
+        self.model, self._names = model, _names(model)
+        self._forget_generate = self._watch_generate()
+        self.handles = [
+            model.register_forward_pre_hook(self._see_tokens, with_kwargs=True),
+            model.register_forward_hook(self._forget_tokens, always_call=True),
+        ]
         at = model.get_submodule
         for layer, edits in self.spec["sites"].items():
             self.handles.append(at(f"{self.spec['blocks']}.{layer}").register_forward_hook(self._site(edits)))
         for number, path in enumerate(self.spec["deltas"]):
-            a, b = self.t[f"delta.{number}.A"], self.t[f"delta.{number}.B"]
-            self.handles.append(
-                at(path).register_forward_hook(
-                    lambda _m, x, y, a=a, b=b: y + (x[0].float() @ a.T @ b.T).to(y.dtype)
-                )
-            )
+            self.handles.append(at(path).register_forward_hook(self._delta_of(f"delta.{number}")))
         if "span" in self.t:
             first = at(f"{self.spec['blocks']}.0")
             self.handles.append(first.register_forward_pre_hook(self._project_input, with_kwargs=True))
@@ -62,28 +90,116 @@ class Patch:
         """Restore the model."""
         for handle in self.handles:
             handle.remove()
+        self._forget_generate()
+
+    # --- where the columns of a call are in their texts ------------------------------------------------
+
+    def _watch_generate(self) -> Callable[[], None]:
+        """Let ``model.generate`` say how long the prompt is; returns what undoes that."""
+        model, before = self.model, self.model.__dict__.get("generate")
+        original = getattr(model, "generate", None)
+        if original is None:
+            return lambda: None
+        live = True
+
+        @functools.wraps(original)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            # A generation inside another, as of a model that drafts for itself, continues the outer one's prompt.
+            if not live or self._call.generating is not None:
+                return original(*args, **kwargs)
+            self._refuse_guidance(kwargs)
+            if hasattr(getattr(model, "generation_config", None), "disable_compile"):
+                kwargs.setdefault("disable_compile", True)  # a compiled model would not call the hooks anew
+            given = kwargs.get("inputs_embeds")
+            if given is None:
+                given = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+            # With a cache from before, the mask counts it, too. Without any prompt one token begins the text.
+            known = [
+                x.shape[1] for x in (given, kwargs.get("attention_mask")) if x is not None and x.dim() > 1
+            ]
+            self._call.generating, self._call.began = max(known, default=1), None
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._call.generating = self._call.began = None
+
+        def forget() -> None:
+            nonlocal live
+            live = False  # in case somebody wrapped this in turn
+            if model.__dict__.get("generate") is generate:
+                if before is None:
+                    del model.generate
+                else:
+                    model.generate = before
+
+        model.generate = generate
+        return forget
+
+    def _refuse_guidance(self, kwargs: Kwargs) -> None:
+        """Guidance runs a second text beside the first through the same model, with positions of its own."""
+        configs = (kwargs.get("generation_config"), getattr(self.model, "generation_config", None))
+        scales = [kwargs.get("guidance_scale"), *(getattr(c, "guidance_scale", None) for c in configs)]
+        if self.needs_places and next((s for s in scales if s is not None), 1) != 1:
+            raise ValueError("the patch acts at positions, which guidance_scale counts in two texts")
 
     def _see_tokens(self, _module: Any, args: Args, kwargs: Kwargs) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
+        given = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
+        if ids is None and embedded is None:
+            raise ValueError("the patch needs input_ids")
+        if ids is None and self.spares_special:
+            raise ValueError(
+                "the patch spares special tokens and cannot tell them in inputs_embeds; give input_ids"
+            )
+        batch, width = (ids if ids is not None else embedded).shape[:2]
+        device = (ids if ids is not None else embedded).device
+        start = _cached(given)
+        self._call.place = _places(given, start, width, device, self.needs_places).expand(batch, width)
+        columns = torch.arange(start, start + width, device=device)
+        self._call.behind = columns >= self._prompt(ids, start, width)
         if ids is None:
-            raise ValueError("the patch needs input_ids to know special tokens")
-        past = kwargs.get("past_key_values")
-        start = int(past.get_seq_length()) if past is not None else 0
-        pads = torch.zeros(len(ids), 1, dtype=torch.long, device=ids.device)
-        mask = kwargs.get("attention_mask")
-        if mask is not None and mask.dim() == 2:
-            pads = (mask.cumsum(1) == 0).sum(1, keepdim=True)  # those on the left
+            self._call.is_special = torch.zeros(batch, width, dtype=torch.bool, device=device)
+        else:
+            self._call.is_special = torch.isin(ids, self.special.to(device))
+
+    def _prompt(self, ids: torch.Tensor | None, start: int, width: int) -> int:
+        """Columns of the prompt."""
+        call = self._call
+        known = call.generating if call.generating is not None else self.prompt_length
+        if known is not None or not self.generates:
+            return known or 0
+        remedy = "use model.generate, or set patch.prompt_length"
         if start == 0:
-            self.prompt = ids.shape[1] - pads
-        self.place = torch.arange(start, start + ids.shape[1], device=ids.device)[None] - pads
-        self.is_special = torch.isin(ids, self.special)
+            before, call.began, call.seen = call.began, ids, width
+            if before is not None and ids is not None and before.shape[0] == ids.shape[0]:
+                n = before.shape[1]
+                if n < width and torch.equal(before, ids[:, :n]):
+                    raise ValueError(f"is this a longer prompt, or a prompt and what was generated? {remedy}")
+            return width
+        if width > 1 or start != call.seen:
+            raise ValueError(f"is this more of the prompt, or generated? {remedy}")
+        call.seen += width
+        return start
+
+    def _forget_tokens(self, *_: Any) -> None:
+        self._call.place = None
+
+    def _delta_of(self, name: str) -> Any:
+        def hook(_module: Any, inputs: Args, output: torch.Tensor) -> torch.Tensor:
+            a, b = self._row(f"{name}.A", output), self._row(f"{name}.B", output)
+            return output + (inputs[0].float() @ a.T @ b.T).to(output.dtype)
+
+        return hook
+
+    def _row(self, name: str, beside: torch.Tensor) -> torch.Tensor:
+        return self.t[name].to(beside.device)
 
     @staticmethod
     def _map(output: Any, change: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
     def _project(self, y: torch.Tensor) -> torch.Tensor:
-        q = self.t["span"]
+        q = self._row("span", y)
         return (y.float() - (y.float() @ q) @ q.T).to(y.dtype)
 
     def _project_input(self, _module: Any, args: Args, kwargs: Kwargs) -> Any:
@@ -93,6 +209,8 @@ class Patch:
 
     def _site(self, edits: list[Kwargs]) -> Any:
         def change(x: torch.Tensor) -> torch.Tensor:
+            if self._call.place is None or self._call.place.shape != x.shape[:2]:
+                raise ValueError("call the model the patch was attached to, not a part of it")
             stream = x.float()
             total = torch.zeros_like(stream)
             for edit in edits:
@@ -102,14 +220,15 @@ class Patch:
         return lambda _module, _inputs, output: self._map(output, change)
 
     def _mask(self, edit: Kwargs, x: torch.Tensor) -> torch.Tensor:
-        where, place = edit["positions"], self.place
-        keep = place >= (self.prompt if where["mode"] == "generated" else 0)
-        if where["mode"] == "from":
-            keep = place >= where["start"]
+        assert self._call.place is not None
+        where, place = edit["positions"], self._call.place.to(x.device)
+        keep = place >= (where["start"] if where["mode"] == "from" else 0)
+        if where["mode"] == "generated":
+            keep = keep & self._call.behind.to(x.device)
         elif where["mode"] == "set":
-            keep = torch.isin(place, torch.tensor(where["indices"], device=place.device))
+            keep = keep & torch.isin(place, torch.tensor(where["indices"], dtype=torch.long, device=x.device))
         if not where["include_sinks"]:
-            keep = keep & ~self.is_special
+            keep = keep & ~self._call.is_special.to(x.device)
             if edit["max_norm"] is not None:
                 keep = keep & (x.norm(dim=-1) <= edit["max_norm"])
         return keep
@@ -118,7 +237,7 @@ class Patch:
         kind, amount = edit["kind"], edit["amount"]
         if kind == "splice":
             return self._reconstruction(edit, x) - x
-        d = self.t[edit["row"]]
+        d = self._row(edit["row"], x)
         if kind in ("add", "project"):
             unit = d / d.norm()
             return (
@@ -145,7 +264,7 @@ class Patch:
         elif sae["input_norm"] == "constant_norm":
             spread = spread.clamp_min(torch.finfo(torch.float32).tiny)
         u = (x - centre) / spread * sae["scale"]
-        return u @ self.t[sae["W"]].T + self.t[sae["b"]]
+        return u @ self._row(sae["W"], x).T + self._row(sae["b"], x)
 
     def _codes(self, sae: Kwargs, x: torch.Tensor) -> torch.Tensor:
         pre = self._pre(sae, x)
@@ -156,7 +275,7 @@ class Patch:
             groups = pre.unflatten(-1, (sae["k"], -1))
             best = groups.max(-1, keepdim=True)
             return torch.zeros_like(groups).scatter(-1, best.indices, best.values.relu()).flatten(-2)
-        m, c, cut = self.t[sae["gate_rows"]]
+        m, c, cut = self._row(sae["gate_rows"], x)
         return torch.where(pre > cut, m * pre + c, 0.0).relu()
 
     def _activation(self, edit: Kwargs, x: torch.Tensor) -> torch.Tensor:
@@ -164,9 +283,53 @@ class Patch:
 
     def _reconstruction(self, edit: Kwargs, x: torch.Tensor) -> torch.Tensor:
         sae = edit["sae"]
-        out = self._codes(sae, x) @ self.t[sae["W_dec"]] + self.t[sae["b_dec"]]
+        out = self._codes(sae, x) @ self._row(sae["W_dec"], x) + self._row(sae["b_dec"], x)
         centre, spread = self._norm(sae, x)
         return out * spread / sae["output_scale"] + centre
+
+
+def _names(model: Any) -> tuple[str, ...]:
+    """Names of a model's positional arguments."""
+    try:
+        found = tuple(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        return _NAMES
+    return found if "input_ids" in found else _NAMES
+
+
+def _cached(given: Kwargs) -> int:
+    """Columns that are in the cache already."""
+    # Whatever a version of transformers calls it.
+    found = [given[name] for name in _CACHES if given.get(name) is not None]
+    found += [v for k, v in given.items() if k not in _CACHES and hasattr(v, "get_seq_length")]
+    if not found:
+        return 0
+    cache = found[0]
+    if hasattr(cache, "get_seq_length"):
+        return int(cache.get_seq_length())
+    if isinstance(cache, tuple | list) and cache and isinstance(cache[0], tuple | list):
+        return int(cache[0][0].shape[-2])  # keys of the first block, as old versions pass them
+    raise ValueError(f"the patch cannot tell how much is in a cache of type {type(cache).__name__}")
+
+
+def _places(given: Kwargs, start: int, width: int, device: torch.device, needed: bool) -> torch.Tensor:
+    """Positions ``[batch or 1, width]`` counted without padding on the left, which gets negative ones."""
+    mask, positions = given.get("attention_mask"), given.get("position_ids")
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        if mask.shape[1] < start + width:
+            raise ValueError(
+                f"attention_mask has {mask.shape[1]} columns, but {start} are cached and {width} are new"
+            )
+        # Right of a text the count stays where it is, which matters to nobody.
+        return (mask.to(device).long().cumsum(1) - 1)[:, start : start + width]
+    if isinstance(positions, torch.Tensor) and positions.dim() <= 2 and positions.shape[-1] == width:
+        return positions.to(device).reshape(-1, width)
+    if mask is not None and needed:
+        raise ValueError(
+            "the patch cannot read padding from this attention_mask; give one of [batch, positions], "
+            "or position_ids"
+        )
+    return torch.arange(start, start + width, device=device)[None]
 
 
 def attach(model: Any, folder: str | Path) -> Patch:
