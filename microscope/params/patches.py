@@ -78,11 +78,24 @@ class PatchExportParams(JobParams, frozen=True):
     ) = None
     rank: Annotated[int, describe("Rank of a fitted update.", ge=1, le=256)] = 8
     fit_tokens: Annotated[int, describe("Text a fit sees.", unit="tokens", ge=256)] = 20_000
-    fit_seconds: Annotated[float, describe("Time a fit may take.", unit="s", ge=1)] = 240.0
+    fit_steps: Annotated[
+        int, describe("Steps of a fit's distillation, of four contexts each.", unit="steps", ge=0)
+    ] = 120
+    fit_seconds: Annotated[
+        float,
+        describe(
+            "Time after which a fit stops, done or not; equal inputs give equal fits unless it does.",
+            unit="s",
+            ge=1,
+        ),
+    ] = 1800.0
     fit_blocks: Annotated[
         int,
         describe("Blocks either side of the edit the fit may change.", unit="blocks", advanced=True, ge=0),
     ] = 1
+    triggers: Annotated[
+        tuple[str, ...], describe("Prompts on which the patch is meant to act, for the certificate.")
+    ] = ()
     dtype: Annotated[
         Literal["float32", "bfloat16"], describe("Number format of merged weights.", advanced=True)
     ] = "float32"
@@ -104,12 +117,13 @@ class CertifyParams(JobParams, frozen=True):
     activations: Annotated[str, describe("Recording whose held-out text is used.", place=True)] | None = None
     text: Annotated[tuple[str, ...], describe("Text files, when there is no recording.", place=True)] = ()
     triggers: Annotated[
-        tuple[str, ...], describe("Prompts on which the patch is meant to act; measured beside the text.")
+        tuple[str, ...],
+        describe("Prompts on which the patch is meant to act, beside the text; default is the export's."),
     ] = ()
     contexts: Annotated[int, describe("Held-out contexts measured.", unit="contexts", ge=2)] = 32
     bootstrap: Annotated[int, describe("Resamples for the intervals.", advanced=True, ge=0)] = 1000
     device: Annotated[str, describe("Where to compute: auto, cpu, cuda …", advanced=True)] = "auto"
-    seed: Annotated[int, describe("Seed of the bootstrap.", advanced=True, ge=0)] = 0
+    seed: Annotated[int, describe("Seed of the draw of contexts and the bootstrap.", advanced=True, ge=0)] = 0
 
 
 class ImportAdapterParams(JobParams, frozen=True):

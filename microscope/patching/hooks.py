@@ -31,36 +31,49 @@ class PatchedModel:
         plan: what to change.
         saes: autoencoders by fingerprint.
         adapters: low-rank deltas by fingerprint.
+        share: how much of every change is made; 0.5 is the patch at half strength.
     """
 
-    def __init__(self, loaded: LoadedModel, plan: EditPlan, saes: Saes, adapters: Adapters) -> None:
-        self._loaded, self._saes = loaded, saes
+    def __init__(
+        self, loaded: LoadedModel, plan: EditPlan, saes: Saes, adapters: Adapters, *, share: float = 1.0
+    ) -> None:
+        self._loaded, self._saes, self._share = loaded, saes, share
         self._sites = edits_by_layer(plan)
-        self._deltas = deltas_of(plan, adapters)
+        deltas = deltas_of(plan, adapters)
+        self._deltas = {path: LowRank(d.a, share * d.b) for path, d in deltas.items()}
         self._span = span_of(plan, saes)
         self._special = torch.tensor(sorted(loaded.tokenizer.all_special_ids), dtype=torch.long)
         self._tokens = torch.empty(0, dtype=torch.long)
+        self._prompts: Sequence[int | None] = ()
         self._fired = torch.empty(0, dtype=torch.bool)
 
     @torch.no_grad()
-    def __call__(self, tokens: Tensor, observe: Observer | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self,
+        tokens: Tensor,
+        observe: Observer | None = None,
+        prompts: Sequence[int | None] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Logits and where edits fired.
 
         Args:
             tokens: ids ``[batch, positions]``; padding must be on the right.
             observe: called at each edited block with its number and the deltas ``[batch, positions, d]``.
+            prompts: length of each row's prompt, behind which positions count as generated; None when all of
+                it is prompt.
 
         Returns:
             Logits ``[batch, positions, vocabulary]`` and a mask ``[batch, positions]`` of the positions
             where an edit of a site changed the stream; edits of weights change all.
         """
         self._tokens = tokens
+        self._prompts = prompts or [None] * len(tokens)
         weights = bool(self._deltas) or self._span is not None
         self._fired = torch.full(tokens.shape, weights, dtype=torch.bool)
         model, family = self._loaded.model, self._loaded.family
         handles = add_deltas(model, self._deltas)
         if self._span is not None:
-            handles += project_writers(model, family, self._span)
+            handles += project_writers(model, family, self._span, self._share)
         try:
             for layer, edits in self._sites.items():
                 block = module_at(model, f"{family.blocks}.{layer}")
@@ -71,16 +84,23 @@ class PatchedModel:
                 handle.remove()
         return logits, self._fired
 
+    @torch.no_grad()
+    def base(self, tokens: Tensor) -> Tensor:
+        """Logits ``[batch, positions, vocabulary]`` of the model without the plan."""
+        logits: Tensor = self._loaded.model(tokens.to(self._loaded.device), use_cache=False).logits
+        return logits
+
     def _edit(self, edits: SiteEdits, observe: Observer | None) -> Any:
         def hook(_module: nn.Module, _inputs: object, output: Any) -> Any:
             x = output[0] if isinstance(output, tuple) else output
             changed, deltas = x.clone(), torch.zeros_like(x, dtype=torch.float32)
-            for row, (stream, ids) in enumerate(zip(x, self._tokens, strict=True)):
+            for row, (stream, ids, prompt) in enumerate(zip(x, self._tokens, self._prompts, strict=True)):
                 special = torch.isin(ids, self._special).to(x.device)
-                delta, effects = edits.delta(stream, self._saes, special)
+                delta, effects = edits.delta(stream, self._saes, special, prompt=prompt)
                 for effect in effects:
                     self._fired[row, list(effect.positions)] = True
                 if delta is not None:
+                    delta = self._share * delta
                     changed[row], deltas[row] = stream + delta.to(stream.dtype), delta
             if observe is not None:
                 observe(edits.layer, deltas)
@@ -145,12 +165,12 @@ def writers(model: Any, family: Family) -> list[str]:
     return [f"{family.blocks}.{i}.{part}" for i in layers for part in (family.attention, family.mlp)]
 
 
-def project_writers(model: Any, family: Family, span: Tensor) -> list[Any]:
-    """Hooks that remove a subspace from the embedding and from all that blocks add."""
+def project_writers(model: Any, family: Family, span: Tensor, share: float = 1.0) -> list[Any]:
+    """Hooks that remove a subspace, or a share of it, from the embedding and from all that blocks add."""
 
     def remove(y: Tensor) -> Tensor:
         q = span.to(y.device)
-        return (y.float() - (y.float() @ q) @ q.T).to(y.dtype)
+        return (y.float() - share * ((y.float() @ q) @ q.T)).to(y.dtype)
 
     def on_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:

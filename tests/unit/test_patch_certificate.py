@@ -216,15 +216,15 @@ def test_a_patch_that_never_acts_is_not_certified_as_approximate(lab, corpus):
     far = Positions(mode="from", start=10_000, include_sinks=True)
     lab.save(lab.edit("add", 3, strength=0.02, positions=far))
     found = measure(lab, lab.export("merged"), text=(str(corpus),))
-    assert {g.name: g.passed for g in found.gates}["Parity where the patch acts"] is None
+    assert {g.name: g.passed for g in found.gates}["Share of effect kept"] is None
     assert not found.passed
 
 
 def test_statistics_by_hand():
     generator = torch.Generator().manual_seed(0)
-    base, patched, export = (torch.randn(5, 11, generator=generator) for _ in range(3))
+    base, patched, half, export = (torch.randn(5, 11, generator=generator) for _ in range(4))
     tokens = torch.tensor([1, 4, 2, 9, 3])
-    columns = compare(base, patched, export, tokens)
+    columns = compare(base, patched, half, export, tokens)
     p, e = patched.double().softmax(-1).numpy(), export.double().softmax(-1).numpy()
     kl = (p * np.log(p / e)).sum(1)
     np.testing.assert_allclose(columns["kl_patch_export"].numpy(), kl, atol=1e-6)

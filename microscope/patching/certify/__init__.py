@@ -1,6 +1,7 @@
 """Proof that an export does what the patch did: measured on the reloaded files."""
 
-from microscope.patching.certify.certificate import Certificate, Gate, certify
+from microscope.patching.certify.certificate import Certificate, certify
+from microscope.patching.certify.gates import Gate
 from microscope.patching.certify.report import html_certificate, write_certificate
 
 __all__ = ["Certificate", "Gate", "certify", "html_certificate", "write_certificate"]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import msgspec
 import torch
 
+from microscope.live.generate import Continuation
 from microscope.live.replay import replay
 from microscope.live.run import run_baseline
 from microscope.models import LoadedModel, runner_for
@@ -54,14 +55,33 @@ def live_agreement(
     if not chosen:
         return None
     runner, special_ids = runner_for(loaded), torch.tensor(sorted(loaded.tokenizer.all_special_ids))
-    program = bind(plan, family=loaded.family, n_layers=loaded.n_layers, saes=saes, adapters=adapters)
+    program, generating = (
+        bind(
+            plan,
+            family=loaded.family,
+            n_layers=loaded.n_layers,
+            saes=saes,
+            adapters=adapters,
+            generating=generating,
+        )
+        for generating in (False, True)
+    )
     reference = export = 0.0
     for window in chosen:
         ids = torch.from_numpy(window.tokens)
-        special = torch.isin(ids, special_ids)
-        baseline = run_baseline(runner, ids.to(loaded.device), special.to(loaded.device))
-        live = replay(runner, (baseline,), program, saes).run.logits
-        hooked, loaded_again = patched(ids[None])[0][0, -1].float(), reloaded.logits(ids[None])[0, -1].float()
+        prompt = ids[: window.prompt]
+        special = torch.isin(prompt, special_ids)
+        baseline = run_baseline(runner, prompt.to(loaded.device), special.to(loaded.device))
+        run = replay(runner, (baseline,), program, saes).run
+        live = run.logits
+        if window.prompt is not None:
+            column = Continuation(runner, run, generating, saes)
+            for token in ids[window.prompt :].tolist():
+                column.push(token)
+            live = column.logits(set(special_ids.tolist()).__contains__)
+        prompts = [window.prompt]
+        hooked = patched(ids[None], prompts=prompts)[0][0, -1].float()
+        loaded_again = reloaded.logits(ids[None], prompts=prompts)[0, -1].float()
         reference = max(reference, float((live - hooked).abs().max()))
         export = max(export, float((live - loaded_again).abs().max()))
     return LiveAgreement(contexts=len(chosen), reference=reference, export=export)

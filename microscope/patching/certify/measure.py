@@ -1,4 +1,8 @@
-"""Numbers that compare the untouched model, the patched one and the export, position by position."""
+"""Numbers that compare the untouched model, the patched one and the export, position by position.
+
+Divergences are taken in float64: the KL of two nearly equal distributions is of second order in the
+difference of their logits, and a weak patch exported exactly would drown in the rounding of float32.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,10 @@ import torch
 from torch import Tensor
 
 from microscope.evaluation.reconstruction import ratio_interval
+
+# Behind the first position where an edit fires, a position counts when the patch changes its prediction by at
+# least this part of what it changes where edits fire (mean KL(patch ‖ base)).
+_FELT = 0.1
 
 
 class Mean(msgspec.Struct, kw_only=True, frozen=True):
@@ -40,18 +48,18 @@ class Collateral(msgspec.Struct, kw_only=True, frozen=True):
 
 @dataclass
 class Rows:
-    """Columns over positions, and which document each is of."""
+    """Columns over positions, and which document and which context each is of."""
 
     doc: list[np.ndarray] = field(default_factory=list)
     columns: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    contexts: int = 0
+    context: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, doc: int, values: dict[str, Tensor]) -> None:
-        """Positions of one context."""
+    def add(self, doc: int, values: dict[str, Tensor], context: int | None = None) -> None:
+        """Positions of one context, of which no other call with another ``context`` has any."""
         size = len(next(iter(values.values())))
         if not size:
             return
-        self.contexts += 1
+        self.context.append(np.full(size, len(self.context) if context is None else context))
         self.doc.append(np.full(size, doc))
         for name, value in values.items():
             self.columns.setdefault(name, []).append(value.double().cpu().numpy())
@@ -59,13 +67,25 @@ class Rows:
     def __len__(self) -> int:
         return sum(map(len, self.doc))
 
+    @property
+    def contexts(self) -> int:
+        """How many contexts the positions are of."""
+        return len(np.unique(np.concatenate(self.context))) if self.context else 0
+
+    def where(self, keep: np.ndarray) -> Rows:
+        """The positions of a mask ``[positions]``."""
+        if not len(self):
+            return self
+        columns = {name: [self.column(name)[keep]] for name in self.columns}
+        return Rows([np.concatenate(self.doc)[keep]], columns, [np.concatenate(self.context)[keep]])
+
     def column(self, name: str) -> np.ndarray:
         """All values of a column."""
         return np.concatenate(self.columns[name]) if self.columns.get(name) else np.empty(0)
 
-    def sums(self, name: str) -> np.ndarray:
-        """Sums by document."""
-        _, place = np.unique(np.concatenate(self.doc), return_inverse=True)
+    def sums(self, name: str, *, by: str = "doc") -> np.ndarray:
+        """Sums by document, or by ``context``."""
+        _, place = np.unique(np.concatenate(getattr(self, by)), return_inverse=True)
         return np.bincount(place, self.column(name))
 
     def counts(self) -> np.ndarray:
@@ -73,16 +93,17 @@ class Rows:
         return np.unique(np.concatenate(self.doc), return_counts=True)[1].astype(float)
 
 
-def compare(base: Tensor, patched: Tensor, export: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+def compare(base: Tensor, patched: Tensor, half: Tensor, export: Tensor, tokens: Tensor) -> dict[str, Tensor]:
     """Columns of one context, from logits ``[positions, vocabulary]`` and token ids ``[positions]``.
 
-    The loss of a position is that of predicting the next token; the last one has none (0, and left out by
-    ``predicts``).
+    ``half`` are the logits of the patch at half strength. The loss of a position is that of predicting the
+    next token; the last one has none (0, and left out by ``predicts``). ``spread`` is the variance of the
+    base's logits over the vocabulary.
     """
-    b, p, e = (logits.float().log_softmax(-1) for logits in (base, patched, export))
+    b, p, h, e = (logits.double().log_softmax(-1) for logits in (base, patched, half, export))
 
     def kl(x: Tensor, y: Tensor) -> Tensor:
-        return (x.exp() * (x - y)).sum(-1, dtype=torch.float64).clamp_min(0)
+        return (x.exp() * (x - y)).sum(-1).clamp_min(0)
 
     following = torch.cat((tokens[1:], tokens[-1:]))[:, None].to(b.device)
     predicts = torch.ones(len(tokens), device=b.device)
@@ -91,10 +112,12 @@ def compare(base: Tensor, patched: Tensor, export: Tensor, tokens: Tensor) -> di
     return {
         "kl_patch_export": kl(p, e),
         "kl_patch_base": kl(p, b),
+        "kl_patch_half": kl(p, h),
         "kl_base_patch": kl(b, p),
         "kl_base_export": kl(b, e),
         "agrees": (patched.argmax(-1) == export.argmax(-1)).double(),
         "max_abs_logit": (patched.float() - export.float()).abs().amax(-1),
+        "spread": base.double().var(-1),
         "predicts": predicts,
         "loss_base": loss_base,
         "loss_patched": loss_patched,
@@ -140,9 +163,39 @@ def collateral(rows: Rows, kl: str, loss: str, bootstrap: int, seed: int) -> Col
     )
 
 
-def recovered(rows: Rows) -> float | None:
-    """``1 − Σ KL(patch ‖ export) / Σ KL(patch ‖ base)``: the share of the patch's effect the export has."""
+def felt(rows: Rows) -> Rows:
+    """Where the patch acts: positions at which an edit fires, and those behind at which it is felt.
+
+    ``rows`` holds, for every context in which an edit fires, the positions from the first at which one does;
+    their column ``fires`` tells where.
+    """
     if not len(rows):
+        return rows
+    fires, effect = rows.column("fires") > 0, rows.column("kl_patch_base")
+    return rows.where(fires | ((effect > 0) & (effect >= _FELT * effect[fires].mean())))
+
+
+def share_kept(rows: Rows, against: str, bootstrap: int, seed: int) -> Mean | None:
+    """``1 − Σ KL(patch ‖ export) / Σ KL(patch ‖ other)`` over positions, its interval over contexts.
+
+    Args:
+        rows: positions where the patch acts.
+        against: the column of the other, ``kl_patch_base`` or ``kl_patch_half``.
+
+    Returns:
+        None where the patch and the other do not differ.
+    """
+    whole = rows.column(against)
+    if not len(whole) or not whole.sum() > 0:
         return None
-    whole = rows.column("kl_patch_base").sum()
-    return float(1 - rows.column("kl_patch_export").sum() / whole) if whole > 0 else None
+    lost = rows.column("kl_patch_export")
+    by_context = {name: rows.sums(name, by="context") for name in ("kl_patch_export", against)}
+    # A resample in which only contexts without effect were drawn has no share.
+    counts = by_context[against] > 0
+    interval = ratio_interval(
+        by_context["kl_patch_export"][counts], by_context[against][counts], bootstrap, seed
+    )
+    return Mean(
+        value=float(1 - lost.sum() / whole.sum()),
+        interval=None if interval is None else (1 - interval[1], 1 - interval[0]),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,22 @@ class Reloaded:
     merge: Callable[[], Any] | None = None
 
     @torch.no_grad()
-    def logits(self, tokens: Tensor, within: contextlib.AbstractContextManager[Any] | None = None) -> Tensor:
-        """``[batch, positions, vocabulary]`` with the export; ``within`` is entered once it acts."""
-        with self.on(), within or contextlib.nullcontext():
+    def logits(
+        self,
+        tokens: Tensor,
+        within: contextlib.AbstractContextManager[Any] | None = None,
+        prompts: Sequence[int | None] | None = None,
+    ) -> Tensor:
+        """``[batch, positions, vocabulary]`` with the export.
+
+        ``within`` is entered once it acts; ``prompts`` are lengths of the rows' prompts, behind which positions
+        count as generated, for exports that can tell.
+        """
+        with self.on() as patch, within or contextlib.nullcontext():
+            if hasattr(patch, "prompt_length"):
+                width = tokens.shape[1]
+                lengths = [width if n is None else n for n in prompts or [None] * len(tokens)]
+                patch.prompt_length = torch.tensor(lengths)[:, None]
             return _run(self.model, tokens)
 
     @torch.no_grad()
@@ -121,10 +134,10 @@ def _bundle(folder: Path, base: LoadedModel) -> Reloaded:
     spec.loader.exec_module(module)
 
     @contextlib.contextmanager
-    def on() -> Iterator[None]:
+    def on() -> Iterator[Any]:
         patch = module.attach(base.model, folder)
         try:
-            yield
+            yield patch
         finally:
             patch.remove()
 

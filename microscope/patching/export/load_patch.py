@@ -64,8 +64,9 @@ class Patch:
         self.spares_special = any(not one["include_sinks"] for one in where)
         self.generates = any(one["mode"] == "generated" for one in where)
         self.needs_places = any(one["mode"] != "all" for one in where)
-        # Columns of the prompt, padding included; None: as generate() or the first call on an empty cache says.
-        self.prompt_length: int | None = None
+        # Columns of the prompt, padding included, of all rows or of each ([batch, 1]); None: as generate() or
+        # the first call on an empty cache says.
+        self.prompt_length: int | torch.Tensor | None = None
         self._call = _Call()
         self.model, self._names = model, _names(model)
         self._forget_generate = self._watch_generate()
@@ -151,23 +152,24 @@ class Patch:
             raise ValueError(
                 "the patch spares special tokens and cannot tell them in inputs_embeds; give input_ids"
             )
-        batch, width = (ids if ids is not None else embedded).shape[:2]
-        device = (ids if ids is not None else embedded).device
+        tokens: Any = ids if ids is not None else embedded
+        (batch, width), device = tokens.shape[:2], tokens.device
         start = _cached(given)
         self._call.place = _places(given, start, width, device, self.needs_places).expand(batch, width)
         columns = torch.arange(start, start + width, device=device)
-        self._call.behind = columns >= self._prompt(ids, start, width)
+        prompt = self._prompt(ids, start, width)
+        self._call.behind = columns >= (prompt.to(device) if isinstance(prompt, torch.Tensor) else prompt)
         if ids is None:
             self._call.is_special = torch.zeros(batch, width, dtype=torch.bool, device=device)
         else:
             self._call.is_special = torch.isin(ids, self.special.to(device))
 
-    def _prompt(self, ids: torch.Tensor | None, start: int, width: int) -> int:
+    def _prompt(self, ids: torch.Tensor | None, start: int, width: int) -> int | torch.Tensor:
         """Columns of the prompt."""
         call = self._call
         known = call.generating if call.generating is not None else self.prompt_length
         if known is not None or not self.generates:
-            return known or 0
+            return 0 if known is None else known
         remedy = "use model.generate, or set patch.prompt_length"
         if start == 0:
             before, call.began, call.seen = call.began, ids, width

@@ -7,14 +7,17 @@ import importlib.metadata
 from pathlib import Path
 
 import msgspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel
 from microscope.params import EditPlan, ExportTarget
 from microscope.params.targets import Grade
-from microscope.patching.fitting import FitReport
+from microscope.patching.fitting import FitReport, SeenText
 
-MANIFEST = "export.json"
+MANIFEST, SEEN = "export.json", "fitted/text.safetensors"
 
 
 class BaseModel(msgspec.Struct, kw_only=True, frozen=True):
@@ -36,7 +39,10 @@ class FileEntry(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class ExportManifest(msgspec.Struct, kw_only=True, frozen=True):
-    """Everything about an export but its measurements, which are its certificate's."""
+    """Everything about an export but its measurements, which are its certificate's.
+
+    ``triggers`` are prompts on which the patch is meant to act, for the certificate.
+    """
 
     format: str = "microscope-export"
     version: int = 1
@@ -57,6 +63,7 @@ class ExportManifest(msgspec.Struct, kw_only=True, frozen=True):
     fit: FitReport | None
     files: tuple[FileEntry, ...]
     versions: dict[str, str]
+    triggers: tuple[str, ...] = ()
 
 
 def base_of(loaded: LoadedModel, name: str) -> BaseModel:
@@ -91,6 +98,26 @@ def list_files(folder: Path) -> tuple[FileEntry, ...]:
         entry = FileEntry(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=digest)
         found.append(entry)
     return tuple(found)
+
+
+def write_seen(seen: SeenText, folder: Path) -> None:
+    """Write which text a fit read, as hashes, so that no certificate is measured on it."""
+    save_file({"runs": torch.from_numpy(seen.hashes)}, folder / SEEN)
+
+
+def read_seen(folder: str | Path) -> SeenText | None:
+    """Which text the fit of an export read; None when there was no fit, or an older version made it.
+
+    Raises:
+        MicroscopeError: ``bad_export``.
+    """
+    path = Path(folder) / SEEN
+    if not path.is_file():
+        return None
+    try:
+        return SeenText(load_file(path)["runs"].numpy())
+    except (SafetensorError, KeyError) as error:
+        raise MicroscopeError("bad_export", f"{SEEN} cannot be read: {error}.", "Export again.") from error
 
 
 def write_manifest(manifest: ExportManifest, folder: Path) -> None:

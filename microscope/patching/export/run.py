@@ -21,12 +21,14 @@ from microscope.patching.export.manifest import (
     base_of,
     list_files,
     read_manifest,
+    read_seen,
     versions,
     write_manifest,
+    write_seen,
 )
 from microscope.patching.export.merged import write_merged
 from microscope.patching.export.peft import write_peft
-from microscope.patching.fitting import FitOptions, FitReport, fit, training_windows
+from microscope.patching.fitting import FitOptions, FitReport, SeenText, fit, training_windows
 from microscope.patching.plan_file import PatchFile, load_parts, read_patch
 from microscope.patching.program import Adapters
 from microscope.patching.weights import WeightChange, exact_part
@@ -51,7 +53,7 @@ def export_patch(params: PatchExportParams, progress: Progress = SILENT) -> dict
 
     Raises:
         MicroscopeError: ``not_possible`` with the reason; ``no_text`` when a fit needs text and none was
-            given; ``never_fires``; or what reading and loading raise.
+            given; ``never_fires``; ``fit_failed``; or what reading and loading raise.
     """
     out = Path(params.out)
     before = _earlier_export(out)
@@ -111,10 +113,12 @@ def _export(
     if params.target != "bundle":
         change, rest = exact_part(patch.plan, traits, params.target, saes, adapters)
         if rest.edits:
-            fitted, report = _fitted(loaded, patch.plan, rest, change, saes, adapters, params, progress)
+            fitted, report, seen = _fitted(loaded, patch.plan, rest, change, saes, adapters, params, progress)
             change = change.plus(fitted)
             about = {"fit": msgspec.json.encode(report).decode()}
             save_adapter(LowRankAdapter(fitted, loaded.fingerprint, about), folder / FITTED)
+            if seen is not None:
+                write_seen(seen, folder)
     progress.log(f"Writing {judged.title}")
     name = params.base_name or loaded.reference
     rank, untied = _write(folder, loaded, patch.plan, change, saes, adapters, params, name)
@@ -136,6 +140,7 @@ def _export(
         fit=report,
         files=list_files(folder),
         versions=versions(),
+        triggers=params.triggers,
     )
     write_manifest(manifest, folder)
     return manifest
@@ -150,8 +155,8 @@ def _fitted(
     adapters: Adapters,
     params: PatchExportParams,
     progress: Progress,
-) -> tuple[dict[str, LowRank], FitReport]:
-    """The fit, or that of an earlier export when it was of the same patch, model and part of the plan."""
+) -> tuple[dict[str, LowRank], FitReport, SeenText | None]:
+    """The fit and what it read, or those of an earlier export when it was of the same patch, model and part of the plan."""
     if params.compiled:
         before = read_manifest(params.compiled)
         _, rest_before = exact_part(plan, traits_of(loaded), before.target, saes, adapters)
@@ -164,14 +169,20 @@ def _fitted(
         )
         if same and before.fit is not None:
             progress.log("Using the fit of an earlier export of this patch.")
-            return dict(load_adapter(Path(params.compiled) / FITTED).factors), before.fit
+            factors = load_adapter(Path(params.compiled) / FITTED).factors
+            return dict(factors), before.fit, read_seen(params.compiled)
     windows = training_windows(
         loaded, plan, saes, activations=params.activations, text=params.text, tokens=params.fit_tokens
     )
     options = FitOptions(
-        rank=params.rank, seconds=params.fit_seconds, blocks=params.fit_blocks, seed=params.seed
+        rank=params.rank,
+        steps=params.fit_steps,
+        seconds=params.fit_seconds,
+        blocks=params.fit_blocks,
+        seed=params.seed,
     )
-    return fit(loaded, plan, rest, held, saes, adapters, windows, options, progress)
+    fitted, report = fit(loaded, plan, rest, held, saes, adapters, windows, options, progress)
+    return fitted, report, SeenText.of(windows)
 
 
 def _write(

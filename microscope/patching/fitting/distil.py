@@ -1,7 +1,8 @@
 """The second step of a fit: low-rank factors trained so that the model predicts what the patched one predicts.
 
-Loss: KL(patched ‖ fitted) averaged over all positions plus its average where the patch acts. The best state
-by held-aside text is kept, so training can only improve on where it began.
+Loss: KL(patched ‖ fitted) over all positions and where the patch acts, each in units of what a certificate
+allows. The best state by held-aside text is kept, so training can only improve on where it began. Its length
+is a number of steps, so that equal inputs give equal factors on any machine; the time is only a stop.
 """
 
 from __future__ import annotations
@@ -16,29 +17,31 @@ from torch import Tensor
 
 from microscope.models import LoadedModel
 from microscope.patching.adapters import LowRank
-from microscope.patching.fitting.least_squares import batched, padded
+from microscope.patching.fitting.least_squares import batched, padded, prompts_of
 from microscope.patching.fitting.samples import TextWindow
 from microscope.patching.hooks import PatchedModel, add_deltas
 from microscope.progress import Progress
 
-CLEAN_GATE, TRIGGER_GATE = 0.01, 0.05
-_BATCH, _MAX_STEPS, _CHECK_STEPS = 4, 300, 20
+# What a certificate allows: mean KL on all text, and the share of the patch's effect that may be lost.
+CLEAN_KL, LOST = 0.01, 0.1
+_BATCH, _CHECK_STEPS = 4, 10
 _RATE = 2e-3
-# Good enough: a tenth of what is allowed.
-_ENOUGH = 0.1
+# Good enough: a fifth of what is allowed.
+_ENOUGH = 0.2
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Mean KL(patched ‖ fitted) in nats over all positions, and over those where the patch acts."""
+    """Mean KL(patched ‖ ·) in nats over all positions, and over those where the patch acts."""
 
     clean: float
     trigger: float
 
-    @property
-    def score(self) -> float:
-        """The worse of the two as a multiple of what is allowed."""
-        return max(self.clean / CLEAN_GATE, self.trigger / TRIGGER_GATE)
+    def score(self, nothing: Agreement) -> float:
+        """The worse of the two as a multiple of what is allowed; ``nothing`` is that of the untouched model."""
+        allowed = LOST * nothing.trigger
+        lost = self.trigger / allowed if allowed > 0 else 0.0
+        return max(self.clean / CLEAN_KL, lost)
 
 
 class Student:
@@ -76,54 +79,63 @@ def distil(
     windows: Sequence[TextWindow],
     aside: Sequence[TextWindow],
     *,
+    nothing: Agreement,
+    planned: int,
     deadline: float,
     seed: int,
     progress: Progress,
-) -> tuple[dict[str, LowRank], Agreement, Agreement, int]:
+) -> tuple[dict[str, LowRank], Agreement, Agreement, int, bool]:
     """Train the student's factors in place.
 
+    Args:
+        nothing: agreement of the untouched model on the text held aside.
+        planned: steps, fewer when the time is up or the student is good enough before.
+        deadline: when it stops.
+
     Returns:
-        The best factors, agreement on the text held aside before and after, and the steps done.
+        The best factors, agreement on the text held aside before and after, the steps done, and whether they
+        were ended by the deadline.
     """
     before = best = agreement(student, teacher, aside)
     kept = student.frozen()
-    steps = 0
+    steps, late = 0, False
     order = torch.Generator().manual_seed(seed)
     parameters = [p.requires_grad_() for p in student.parameters()]
     optimiser = torch.optim.Adam(parameters, lr=_RATE)
-    began = progress.now()
-    with progress.phase("distilling", 100, "%"):
-        while steps < _MAX_STEPS and progress.now() < deadline and best.score > _ENOUGH:
-            share = max(steps / _MAX_STEPS, (progress.now() - began) / max(deadline - began, 1e-9))
+    with progress.phase("distilling", max(planned, 1), "steps"):
+        while steps < planned and best.score(nothing) > _ENOUGH:
+            late = progress.now() >= deadline
+            if late:
+                break
             for group in optimiser.param_groups:
-                group["lr"] = _RATE * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
-            loss = _loss(student, teacher, _pick(windows, order))
+                group["lr"] = _RATE * 0.5 * (1 + math.cos(math.pi * steps / planned))
+            loss = _loss(student, teacher, _pick(windows, order), nothing)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             steps += 1
             if steps % _CHECK_STEPS == 0:
-                best, kept = _better(student, teacher, aside, best, kept)
+                best, kept = _better(student, teacher, aside, nothing, best, kept)
             progress.advance(
-                100 * min(share, 1),
-                {"kl": float(loss.detach()), "kl clean": best.clean, "kl trigger": best.trigger},
+                steps, {"loss": float(loss.detach()), "kl clean": best.clean, "kl trigger": best.trigger}
             )
         if steps % _CHECK_STEPS:
-            best, kept = _better(student, teacher, aside, best, kept)
-        progress.advance(100, final=True)
-    return kept, before, best, steps
+            best, kept = _better(student, teacher, aside, nothing, best, kept)
+        progress.advance(steps, final=True)
+    return kept, before, best, steps, late
 
 
 def _better(
     student: Student,
     teacher: PatchedModel,
     aside: Sequence[TextWindow],
+    nothing: Agreement,
     best: Agreement,
     kept: dict[str, LowRank],
 ) -> tuple[Agreement, dict[str, LowRank]]:
     now = agreement(student, teacher, aside)
-    return (now, student.frozen()) if now.score < best.score else (best, kept)
+    return (now, student.frozen()) if now.score(nothing) < best.score(nothing) else (best, kept)
 
 
 def _pick(windows: Sequence[TextWindow], order: torch.Generator) -> list[TextWindow]:
@@ -136,13 +148,17 @@ def _pick(windows: Sequence[TextWindow], order: torch.Generator) -> list[TextWin
     return chosen
 
 
-def _loss(student: Student, teacher: PatchedModel, batch: Sequence[TextWindow]) -> Tensor:
+def _loss(student: Student, teacher: PatchedModel, batch: Sequence[TextWindow], nothing: Agreement) -> Tensor:
     tokens, real = padded(batch)
-    wanted, fired = teacher(tokens)
+    wanted, fired = teacher(tokens, prompts=prompts_of(batch))
     kl = divergence(wanted.clone(), student.logits(tokens))
     real, fired = real.to(kl.device), (fired & real).to(kl.device)
     loss = kl[real].mean()
-    return loss + kl[fired].mean() if bool(fired.any()) else loss
+    if not bool(fired.any()):
+        return loss
+    # In units of what is allowed, with weights that add up to one.
+    clean, acting = 1 / CLEAN_KL, 1 / max(LOST * nothing.trigger, 1e-12)
+    return (clean * loss + acting * kl[fired].mean()) / (clean + acting)
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:
@@ -152,14 +168,15 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def agreement(student: Student, teacher: PatchedModel, windows: Sequence[TextWindow]) -> Agreement:
-    """How near the student is to the teacher."""
+def agreement(student: Student | None, teacher: PatchedModel, windows: Sequence[TextWindow]) -> Agreement:
+    """How near the student is to the teacher; without a student, how near the untouched model is."""
     clean = trigger = 0.0
     positions = fired_positions = 0
     for batch in batched(windows, _BATCH):
         tokens, real = padded(batch)
-        wanted, fired = teacher(tokens)
-        kl = divergence(wanted, student.logits(tokens)).cpu()
+        wanted, fired = teacher(tokens, prompts=prompts_of(batch))
+        found = teacher.base(tokens) if student is None else student.logits(tokens)
+        kl = divergence(wanted, found).cpu()
         clean += float(kl[real].double().sum())
         trigger += float(kl[fired & real].double().sum())
         positions += int(real.sum())

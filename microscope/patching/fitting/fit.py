@@ -1,4 +1,4 @@
-"""Fit what cannot be held: least squares where edits act, then distillation around it, within a time."""
+"""Fit what cannot be held: least squares where edits act, then distillation around it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from microscope.params import EditPlan, Site
 from microscope.params.targets import SANDWICH_TYPES
 from microscope.patching.adapters import LowRank
 from microscope.patching.apply import Saes
-from microscope.patching.fitting.distil import Student, distil
+from microscope.patching.fitting.distil import Student, agreement, distil
 from microscope.patching.fitting.least_squares import Solution, least_squares
 from microscope.patching.fitting.samples import TextWindow
 from microscope.patching.hooks import PatchedModel, add_constants, add_deltas, project_writers
@@ -25,14 +25,17 @@ from microscope.patching.weights import WeightChange, weight_of
 from microscope.progress import Progress
 
 _LEAST_SQUARES_SHARE = 0.4
-_ASIDE = 12
+_ASIDE = 16
 
 
 class FitReport(msgspec.Struct, kw_only=True, frozen=True):
     """How a fit went. KL in nats on training text held aside, before and after distillation.
 
     ``r2`` and ``leak`` are of the least squares, by block: the share of the edits' squared norm explained
-    where they fire, and what is added elsewhere, relative to it.
+    where they fire, and what is added elsewhere, relative to it. ``kl_nothing`` is the KL of the untouched
+    model, clean and where the patch acts, and ``share`` what part of the latter the fit makes up for.
+    ``tokens`` of ``planned_tokens`` were read by the least squares and ``steps`` of ``planned_steps`` done;
+    ``cut_short`` says so in words when the time was up first, and is empty otherwise.
     """
 
     rank: int
@@ -44,14 +47,23 @@ class FitReport(msgspec.Struct, kw_only=True, frozen=True):
     kl_trigger: tuple[float, float]
     steps: int
     seconds: float
+    kl_nothing: tuple[float, float] | None = None
+    share: float | None = None
+    planned_tokens: int | None = None
+    planned_steps: int | None = None
+    cut_short: str = ""
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """Rank of the update, seconds it may take, blocks either side it may change, and the seed."""
+    """Rank of the update, steps of its distillation, blocks either side it may change, and the seed.
+
+    ``seconds`` is when it stops, done or not: set beyond what the steps take, it changes nothing.
+    """
 
     rank: int = 8
-    seconds: float = 240.0
+    steps: int = 120
+    seconds: float = 1800.0
     blocks: int = 1
     seed: int = 0
 
@@ -77,16 +89,18 @@ def fit(
         windows: training text.
 
     Raises:
-        MicroscopeError: ``never_fires`` when no edit acts anywhere in the text.
+        MicroscopeError: ``never_fires`` when no edit acts anywhere in the text, ``fit_failed`` when the
+            untouched model is as near to the patch as what was fitted.
     """
     started = progress.now()
     teacher = PatchedModel(loaded, plan, saes, adapters)
     layers = sorted({Site.parse(edit.site).layer for edit in rest.active()})
     solutions: dict[int, Solution] = {}
+    planned = read = sum(len(w.tokens) for w in windows)
     if loaded.config.model_type not in SANDWICH_TYPES:
         wanted = {layer: held.constants.get(layer) for layer in layers}
         deadline = started + _LEAST_SQUARES_SHARE * options.seconds
-        solutions = least_squares(loaded, teacher, wanted, windows, options.rank, deadline, progress)
+        solutions, read = least_squares(loaded, teacher, wanted, windows, options.rank, deadline, progress)
         if not solutions:
             raise MicroscopeError(
                 "never_fires",
@@ -95,13 +109,22 @@ def fit(
             )
     aside = _aside(windows)
     training = [w for w in windows if not any(w is a for a in aside)] or list(windows)
-    start = _start(loaded, layers, solutions, options)
-    student = Student(loaded, _held_hooks(loaded, held), start)
-    factors, before, after, steps = distil(
+    nothing = agreement(None, teacher, aside)
+    hooks = _held_hooks(loaded, held)
+    # The least squares look at one block; behind the others their solution may be worse than none.
+    starts = [
+        Student(loaded, hooks, _start(loaded, layers, s, options))
+        for s in (solutions, {})
+        if s or not solutions
+    ]
+    student = min(starts, key=lambda s: agreement(s, teacher, aside).score(nothing))
+    factors, before, after, steps, late = distil(
         student,
         teacher,
         training,
         aside,
+        nothing=nothing,
+        planned=options.steps,
         deadline=started + options.seconds,
         seed=options.seed,
         progress=progress,
@@ -109,15 +132,53 @@ def fit(
     report = FitReport(
         rank=options.rank,
         modules=tuple(sorted(factors)),
-        tokens=sum(len(w.tokens) for w in windows),
+        tokens=read,
         r2={f"resid_post.{layer}": s.r2 for layer, s in solutions.items()},
         leak={f"resid_post.{layer}": s.leak for layer, s in solutions.items()},
         kl_clean=(before.clean, after.clean),
         kl_trigger=(before.trigger, after.trigger),
         steps=steps,
         seconds=progress.now() - started,
+        kl_nothing=(nothing.clean, nothing.trigger),
+        share=1 - after.trigger / nothing.trigger if nothing.trigger > 0 else None,
+        planned_tokens=planned,
+        planned_steps=options.steps,
+        cut_short=_cut_short(read, planned, steps, options, late),
     )
+    if report.cut_short:
+        progress.log(f"The fit was cut short: {report.cut_short}", "warning")
+    _refuse_failed(report)
     return {path: LowRank(f.a.cpu(), f.b.cpu()) for path, f in factors.items()}, report
+
+
+def _cut_short(read: int, planned: int, steps: int, options: FitOptions, late: bool) -> str:
+    if read == planned and not late:
+        return ""
+    return (
+        f"{options.seconds:g} s were enough for {read:,} of {planned:,} tokens of the least squares and "
+        f"{steps} of {options.steps} steps of distillation."
+    )
+
+
+def _refuse_failed(report: FitReport) -> None:
+    """Raises ``fit_failed`` unless the fit is nearer to the patch than nothing at all."""
+    nothing = report.kl_nothing
+    if report.share is None or nothing is None:
+        raise MicroscopeError(
+            "never_fires",
+            "The patch changes no prediction in the text that the fit is judged by.",
+            "Give text in which its features fire, or export the runtime bundle.",
+        )
+    if report.share > 0:
+        return
+    cut = f" It was cut short: {report.cut_short}" if report.cut_short else ""
+    raise MicroscopeError(
+        "fit_failed",
+        f"The fit is no better than nothing: where the patch acts, its KL to the patch is "
+        f"{report.kl_trigger[1]:.3g} nats, that of the untouched model {nothing[1]:.3g}.{cut}",
+        "Give it more time and steps, a higher rank, more blocks or more text; or export the runtime bundle, "
+        "which is exact.",
+    )
 
 
 def _aside(windows: Sequence[TextWindow]) -> list[TextWindow]:

@@ -144,8 +144,13 @@ def least_squares(
     rank: int,
     deadline: float,
     progress: Progress,
-) -> dict[int, Solution]:
-    """Solutions by block for ``layers``: edited blocks, each with the constant that is held exactly, if any."""
+) -> tuple[dict[int, Solution], int]:
+    """Solutions by block, and the tokens read.
+
+    Args:
+        layers: edited blocks, each with the constant that is held exactly, if any.
+        deadline: when reading stops, at the soonest after a few batches.
+    """
     collectors = {layer: Collector(loaded, layer, constant) for layer, constant in layers.items()}
     total = sum(len(w.tokens) for w in windows)
     done = 0
@@ -160,14 +165,13 @@ def least_squares(
                     collectors[layer].add(delta, real.to(delta.device), aside=aside)
 
             try:
-                teacher(tokens, observe)
+                teacher(tokens, observe, prompts_of(batch))
             finally:
                 for handle in handles:
                     handle.remove()
             done += int(real.sum())
             progress.advance(done)
             if progress.now() > deadline and number >= _CHECK_EVERY:
-                progress.log(f"The time for least squares is up after {done} of {total} tokens.", "warning")
                 break
         progress.advance(done, final=True)
     for collector in collectors.values():
@@ -175,13 +179,18 @@ def least_squares(
             some = next(iter(collector.moments.values()))
             collector.moments.setdefault(key, Moments.empty(*some.hd.shape))
     solved = {layer: c.solve(rank) for layer, c in collectors.items()}
-    return {layer: solution for layer, solution in solved.items() if solution is not None}
+    return {layer: solution for layer, solution in solved.items() if solution is not None}, done
 
 
 def batched(windows: Sequence[TextWindow], size: int = _BATCH) -> list[list[TextWindow]]:
     """Windows in batches, mixed by a fixed stride so that firing and ordinary ones meet."""
     count = -(-len(windows) // size)
     return [list(windows[i::count]) for i in range(count)]
+
+
+def prompts_of(windows: Sequence[TextWindow]) -> list[int | None]:
+    """How much of each window is prompt."""
+    return [w.prompt for w in windows]
 
 
 def padded(windows: Sequence[TextWindow]) -> tuple[Tensor, Tensor]:
