@@ -29,6 +29,23 @@ class GateSerializer(serializers.Serializer[Any]):
     limit = serializers.FloatField()
     passed = serializers.BooleanField(allow_null=True)
     formula = serializers.CharField()
+    at_least = serializers.BooleanField(help_text="True: the value must reach the limit; else keep below it.")
+    interval = serializers.ListField(
+        child=serializers.FloatField(),
+        min_length=2,
+        max_length=2,
+        allow_null=True,
+        help_text="95 % bootstrap interval of the value, where there is one.",
+    )
+
+
+class ShareSerializer(serializers.Serializer[Any]):
+    """The share of a patch's effect that an export keeps, where the patch acts: the headline of a certificate."""
+
+    value = serializers.FloatField()
+    interval = serializers.ListField(
+        child=serializers.FloatField(), min_length=2, max_length=2, allow_null=True
+    )
 
 
 class CertificateSerializer(serializers.ModelSerializer[Certificate]):
@@ -36,19 +53,27 @@ class CertificateSerializer(serializers.ModelSerializer[Certificate]):
 
     job = serializers.UUIDField(source="job_id", read_only=True, allow_null=True)
     gates = serializers.SerializerMethodField()
+    share = serializers.SerializerMethodField()
     measured = serializers.SerializerMethodField(
         help_text="Parity, effect, collateral, null test; empty until measured."
     )
 
     class Meta:
         model = Certificate
-        fields = ("id", "state", "passed", "gates", "measured", "job", "created_at")
+        fields = ("id", "state", "passed", "gates", "share", "measured", "job", "created_at")
         read_only_fields = fields
 
     @extend_schema_field(GateSerializer(many=True))
     def get_gates(self, certificate: Certificate) -> Any:
         """The gates, in order."""
-        return certificate.report.get("gates", [])
+        # Certificates of older versions know limits from above only.
+        plain = {"at_least": False, "interval": None}
+        return [{**plain, **gate} for gate in certificate.report.get("gates", [])]
+
+    @extend_schema_field(ShareSerializer(allow_null=True))
+    def get_share(self, certificate: Certificate) -> Any:
+        """The share of effect kept; null until measured, where the patch acts nowhere, and in older ones."""
+        return certificate.report.get("effect", {}).get("share")
 
     def get_measured(self, certificate: Certificate) -> dict[str, Any]:
         """The report without what the export says already."""

@@ -225,7 +225,8 @@ def failed_gates(certificate: Certificate) -> list[str]:
 def _gate_in_words(gate: dict[str, Any]) -> str:
     value = gate.get("value")
     shown = "not measured" if value is None else f"{value:.3g}"
-    return f"{gate['name']}: {shown} (limit {gate['limit']:g})"
+    how = "at least" if gate.get("at_least") else "limit"
+    return f"{gate['name']}: {shown} ({how} {gate['limit']:g})"
 
 
 def open_gate(*, actor: Any, export: Export, what: str) -> Artifact:

@@ -93,7 +93,7 @@ def _fitted_before(export: Export) -> Artifact | None:
         state=ResultState.READY,
         grade="approximate",
     )
-    same = ("rank", "fit_tokens", "fit_seconds", "fit_blocks", "seed")
+    same = ("rank", "fit_tokens", "fit_steps", "fit_seconds", "fit_blocks", "seed")
     for row in rows.order_by("-id"):
         fitted = row.manifest.get("fit") is not None
         if fitted and all(row.params.get(name) == export.params.get(name) for name in same):

@@ -7,6 +7,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from microscope.cli.options import ManyCommand, job_options
 from microscope.cli.running import run_job, shared_options
@@ -163,9 +164,13 @@ def _show_export(options: dict[str, Any], result: dict[str, Any], console: Conso
     fit = result["fit"]
     if fit is not None:
         clean, trigger = fit["kl_clean"][1], fit["kl_trigger"][1]
+        share = f": {fit['share']:.1%} of its effect kept" if fit["share"] is not None else ""
         console.print(
-            f"Fit: KL {clean:.3g} over all text, {trigger:.3g} where the patch acts", highlight=False
+            f"Fit: KL {clean:.3g} over all text, {trigger:.3g} where the patch acts{share}, on text held aside",
+            highlight=False,
         )
+        if fit["cut_short"]:
+            console.print(f"The fit was cut short: {fit['cut_short']}", style="bold", highlight=False)
     for file in result["files"]:
         console.print(f"  {file['path']}  {file['bytes']:,} bytes", highlight=False)
     console.print("Not certified yet: run `microscope patch certify`.", style="dim")
@@ -175,7 +180,16 @@ def _show_certificate(options: dict[str, Any], result: dict[str, Any], console: 
     table = Table("Gate", "Value", "Limit", "Verdict", "Formula")
     for gate in result["gates"]:
         value = "–" if gate["value"] is None else f"{gate['value']:.3g}"
+        if gate["interval"]:
+            value += " [{:.3g}, {:.3g}]".format(*gate["interval"])
         verdict = {True: "[blue]pass", False: "[bold]fail", None: "not measured"}[gate["passed"]]
-        table.add_row(gate["name"], value, f"≤ {gate['limit']:g}", verdict, gate["formula"])
+        limit = f"{'≥' if gate['at_least'] else '≤'} {gate['limit']:g}"
+        # Values in brackets are no markup.
+        table.add_row(gate["name"], Text(value), limit, verdict, Text(gate["formula"]))
     console.print(table)
+    share = result["effect"]["share"]
+    if share is not None:
+        console.print(f"The export keeps {share['value']:.1%} of the patch's effect.", highlight=False)
+    for note in result["notes"]:
+        console.print(note, highlight=False)
     console.print("Passed." if result["passed"] else "Did not pass.", style="bold")

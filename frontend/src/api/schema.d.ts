@@ -1693,6 +1693,7 @@ export interface components {
             readonly state: "pending" | "ready" | "failed";
             readonly passed: boolean | null;
             readonly gates: components["schemas"]["Gate"][];
+            readonly share: components["schemas"]["Share"] | null;
             /** @description Parity, effect, collateral, null test; empty until measured. */
             readonly measured: {
                 [key: string]: unknown;
@@ -2163,6 +2164,10 @@ export interface components {
             limit: number;
             passed: boolean | null;
             formula: string;
+            /** @description True: the value must reach the limit; else keep below it. */
+            at_least: boolean;
+            /** @description 95 % bootstrap interval of the value, where there is one. */
+            interval: number[] | null;
         };
         /** @description A goal, its formula, and whether it was reached (null: not measured). */
         Goal: {
@@ -3381,6 +3386,12 @@ export interface components {
             sae: components["schemas"]["Sae"];
             job: components["schemas"]["JobSummary"];
             more: components["schemas"]["SaeJob"][];
+        };
+        /** @description The share of a patch's effect that an export keeps, where the patch acts: the headline of a certificate. */
+        Share: {
+            /** Format: double */
+            value: number;
+            interval: number[] | null;
         };
         /** @description Append ``?ticket=…`` to the address of a WebSocket; works once, and soon. */
         Ticket: {

@@ -140,6 +140,7 @@ export interface Measured {
     recovered: number | null;
     features: { site: string; feature: number; base: number; patched: number; export: number }[];
   };
+  notes?: string[];
   collateral?: Collateral;
   collateral_of_patch?: Collateral;
   merged_max_abs_logit?: number | null;

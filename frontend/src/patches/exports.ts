@@ -1,6 +1,7 @@
 /** What exports are called, and what may be done with them. Pure functions. */
 
-import type { PatchExport } from "@/api/types";
+import type { Certificate, PatchExport } from "@/api/types";
+import { percent } from "@/science/format";
 
 /** What decides whether the files of an export may be fetched. */
 export type Gated = Pick<PatchExport, "gate" | "state">;
@@ -31,6 +32,25 @@ export function gateSign(made: Gated): Sign {
 
 export function canFetch(made: Gated): boolean {
   return made.state === "ready" && (made.gate === "passed" || made.gate === "overridden");
+}
+
+/** The headline of a certificate: what part of the patch's effect the export keeps, with its interval. */
+export function shareSentence({ share, measured }: Pick<Certificate, "share" | "measured">): string {
+  if (share === null) {
+    const older = !("notes" in measured);
+    return older ? "Measured by an older version, which did not gate the share of the effect." : "What the export keeps of the effect could not be measured.";
+  }
+  const interval = share.interval ? ` (95 % interval ${share.interval.map((end) => percent(end)).join(" to ")})` : "";
+  return `Keeps ${percent(share.value)} of the patch's effect${interval}.`;
+}
+
+export function gateLimit({ at_least, limit }: Certificate["gates"][number]): string {
+  return `${at_least ? "≥" : "≤"} ${limit}`;
+}
+
+/** The lines of a text that say something. */
+export function lines(text: string): string[] {
+  return text.split("\n").map((line) => line.trim()).filter(Boolean);
 }
 
 const WANTED = ["adapter_config.json", "adapter_model.safetensors"];

@@ -28,13 +28,25 @@ def html_certificate(certificate: Certificate) -> str:
     verdict = "passed" if certificate.passed else "did not pass"
     body = [
         f"<h1>{escape(export.title)}: {verdict}</h1>",
+        f"<p><strong>{escape(headline(certificate))}</strong></p>",
+        *(f"<p>{escape(note)}</p>" for note in certificate.notes),
         f"<p><strong>{escape(export.grade)}</strong>. {escape(export.reason)} {escape(export.hint)}</p>",
         f"<p>Measured on the {escape(certificate.text)}, on the files reloaded in a process of their own. Intervals "
-        f"are 95 % bootstrap intervals over documents ({certificate.bootstrap} resamples).</p>",
+        f"are 95 % bootstrap intervals over documents, that of the share of effect over contexts "
+        f"({certificate.bootstrap} resamples).</p>",
     ]
     for title, table in _sections(certificate):
         body += [f"<h2>{escape(title)}</h2>", _html(table)]
     return _PAGE.format(title=escape(f"Certificate: {export.title}"), body="\n".join(body))
+
+
+def headline(certificate: Certificate) -> str:
+    """The share of the patch's effect that the export keeps, in a sentence."""
+    effect = certificate.effect
+    if effect.share is None:
+        return "What the export keeps of the patch's effect could not be measured."
+    where = f"at {effect.positions:,} positions in {effect.contexts} contexts where the patch acts"
+    return f"The export keeps {_mean(effect.share, '.1%')} of the patch's effect, {where}."
 
 
 def _sections(certificate: Certificate) -> list[tuple[str, Table]]:
@@ -53,9 +65,10 @@ def _sections(certificate: Certificate) -> list[tuple[str, Table]]:
 def _gates(certificate: Certificate) -> Table:
     table = [["Gate", "Value", "Limit", "Verdict", "Formula"]]
     for gate in certificate.gates:
-        value = "–" if gate.value is None else f"{gate.value:.3g}"
+        value = "–" if gate.value is None else _mean(Mean(value=gate.value, interval=gate.interval))
         verdict = "not measured" if gate.passed is None else "pass" if gate.passed else "fail"
-        table.append([gate.name, value, f"≤ {gate.limit:g}", verdict, gate.formula])
+        limit = f"{'≥' if gate.at_least else '≤'} {gate.limit:g}"
+        table.append([gate.name, value, limit, verdict, gate.formula])
     return table
 
 
@@ -85,7 +98,7 @@ def _effect(certificate: Certificate) -> Table:
     effect = certificate.effect
     table = [["Quantity", "Base", "Patch", "Export"]]
     if effect.kl_patch_base is not None:
-        share = "–" if effect.recovered is None else f"{effect.recovered:.1%} reproduced"
+        share = "–" if effect.share is None else f"{_mean(effect.share, '.1%')} kept"
         table.append(["Mean KL(patch ‖ ·)", f"{effect.kl_patch_base:.3g}", "0", share])
     for feature in effect.features:
         values = (f"{v:.3g}" for v in (feature.base, feature.patched, feature.export))
@@ -128,6 +141,13 @@ def _identity(certificate: Certificate) -> Table:
         ["Libraries", ", ".join(f"{name} {version}" for name, version in certificate.versions.items())],
         ["Seed", str(certificate.seed)],
     ]
+    if certificate.documents is not None:
+        rows.append(["Held-out documents", str(certificate.documents)])
+    if certificate.spread is not None:
+        rows.append(["Spread of the logits", f"{certificate.spread:.3g}"])
+    if certificate.triggers:
+        prompts = f"{len(certificate.triggers)}, the patch acts in {certificate.effect.prompts}"
+        rows.append(["Prompts given", prompts])
     if certificate.live is not None:
         live = certificate.live
         rows.append(
@@ -142,7 +162,11 @@ def _identity(certificate: Certificate) -> Table:
     if export.fit is not None:
         fit = export.fit
         rows.append(
-            ["Fit", f"rank {fit.rank} in {len(fit.modules)} modules, {fit.tokens} tokens, {fit.steps} steps"]
+            [
+                "Fit",
+                f"rank {fit.rank} in {len(fit.modules)} modules, {_of(fit.tokens, fit.planned_tokens)} tokens, "
+                f"{_of(fit.steps, fit.planned_steps)} steps",
+            ]
         )
     if export.untied:
         rows.append(["Embedding", "untied from the head"])
@@ -152,6 +176,10 @@ def _identity(certificate: Certificate) -> Table:
 def _files(certificate: Certificate) -> Table:
     rows = [[f.path, f"{f.bytes}", f.sha256] for f in certificate.export.files]
     return [["File", "Bytes", "SHA-256"], *rows]
+
+
+def _of(done: int, planned: int | None) -> str:
+    return f"{done:,}" if planned in (None, done) else f"{done:,} of {planned:,}"
 
 
 def _mean(mean: Mean, how: str = ".3g") -> str:

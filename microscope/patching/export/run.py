@@ -165,6 +165,7 @@ def _fitted(
             and before.base.fingerprint == loaded.fingerprint
             and before.fit is not None
             and before.fit.rank == params.rank
+            and not before.fit.cut_short
             and rest_before == rest
         )
         if same and before.fit is not None:

@@ -25,7 +25,7 @@ from microscope.progress import Progress
 # What a certificate allows: mean KL on all text, and the share of the patch's effect that may be lost.
 CLEAN_KL, LOST = 0.01, 0.1
 _BATCH, _CHECK_STEPS = 4, 10
-_RATE = 2e-3
+_RATE = 4e-3
 # Good enough: a fifth of what is allowed.
 _ENOUGH = 0.2
 

@@ -1,14 +1,17 @@
 import { Badge, Table, Text } from "@mantine/core";
 import type { Certificate, Measured } from "@/api/types";
 import { ScrollX } from "@/components/ScrollX";
+import { gateLimit, shareSentence } from "@/patches/exports";
 import { number, percent } from "@/science/format";
 
-/** The gates of a certificate with their numbers, and the effect in one sentence. */
+/** The share of the effect an export keeps, then its gates with their numbers. */
 export function CertificateTable({ certificate }: { certificate: Certificate }) {
   const measured = certificate.measured as Measured;
   const { clean, trigger, effect, collateral } = measured;
   return (
     <ScrollX>
+      <Text size="sm" fw={600} data-testid="share">{shareSentence(certificate)}</Text>
+      {measured.notes?.map((note) => <Text key={note} size="xs">{note}</Text>)}
       <Table fz="xs" data-testid="gates">
         <Table.Thead>
           <Table.Tr>
@@ -19,8 +22,11 @@ export function CertificateTable({ certificate }: { certificate: Certificate }) 
           {certificate.gates.map((gate) => (
             <Table.Tr key={gate.name} data-passed={gate.passed}>
               <Table.Td fw={600}>{gate.name}</Table.Td>
-              <Table.Td ta="right">{gate.value === null ? "–" : gate.value.toPrecision(3)}</Table.Td>
-              <Table.Td ta="right" style={{ whiteSpace: "nowrap" }}>≤ {gate.limit}</Table.Td>
+              <Table.Td ta="right">
+                {gate.value === null ? "–" : gate.value.toPrecision(3)}
+                {gate.interval && <Text size="xs" c="dimmed" style={{ whiteSpace: "nowrap" }}>{gate.interval.map((end) => end.toPrecision(3)).join(" to ")}</Text>}
+              </Table.Td>
+              <Table.Td ta="right" style={{ whiteSpace: "nowrap" }}>{gateLimit(gate)}</Table.Td>
               <Table.Td>
                 <Badge color={gate.passed ? "ink" : gate.passed === null ? "gray" : "orange"} variant="light" radius="sm" tt="none" miw="max-content">
                   {gate.passed ? "✓ within" : gate.passed === null ? "– not measured" : "✕ outside"}
@@ -33,7 +39,7 @@ export function CertificateTable({ certificate }: { certificate: Certificate }) 
       </Table>
       <Text size="xs" c="dimmed">
         {clean && `${clean.positions} held-out positions, the same top token on ${percent(clean.top1_agreement)}. `}
-        {trigger && effect?.recovered != null && `Where the patch acts (${trigger.positions} positions) the export has ${percent(effect.recovered)} of its effect. `}
+        {trigger && `Where the patch acts: ${trigger.positions} positions in ${trigger.contexts} contexts. `}
         {effect?.features.map((one) => `Feature ${one.feature}: ${number(one.base)} in the base, ${number(one.patched)} patched, ${number(one.export)} exported. `)}
         {collateral && `Perplexity changes by ${percent(collateral.perplexity_change.value)}.`}
       </Text>

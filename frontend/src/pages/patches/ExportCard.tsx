@@ -8,7 +8,7 @@ import { useRights } from "@/app/project";
 import { DeleteButton } from "@/components/DeleteButton";
 import { ErrorNote } from "@/components/ErrorNote";
 import { JobOf } from "@/components/JobOf";
-import { canFetch, gateSign, gradeSign } from "@/patches/exports";
+import { canFetch, gateSign, gradeSign, lines } from "@/patches/exports";
 import { ago, bytes } from "@/science/format";
 import { CertificateTable } from "./CertificateTable";
 
@@ -91,8 +91,7 @@ function Override({ made, onDone }: { made: PatchExport; onDone: () => void }) {
 /** Measure once more, on prompts of one's own beside the held-out text. */
 function Again({ made, onDone }: { made: PatchExport; onDone: () => void }) {
   const [prompts, setPrompts] = useState("");
-  const triggers = prompts.split("\n").map((line) => line.trim()).filter(Boolean);
-  const certify = useMutation({ mutationFn: () => certifyExport(made.id, triggers), onSuccess: onDone });
+  const certify = useMutation({ mutationFn: () => certifyExport(made.id, lines(prompts)), onSuccess: onDone });
   return (
     <details>
       <summary>Measure again</summary>

@@ -1,4 +1,4 @@
-import { Badge, Button, Group, NumberInput, Stack, Table, Text } from "@mantine/core";
+import { Badge, Button, Group, NumberInput, Stack, Table, Text, Textarea } from "@mantine/core";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useState } from "react";
 import { exportsQuery, startExport, targetsQuery } from "@/api/exports";
@@ -7,7 +7,7 @@ import { useRights } from "@/app/project";
 import { ErrorNote } from "@/components/ErrorNote";
 import { Loaded } from "@/components/Loaded";
 import { ScrollX } from "@/components/ScrollX";
-import { gradeSign } from "@/patches/exports";
+import { gradeSign, lines } from "@/patches/exports";
 import { ExportCard } from "./ExportCard";
 
 /** Where a patch can go, and what has been made of it so far. */
@@ -16,14 +16,19 @@ export function ExportPanel({ patch }: { patch: Patch }) {
   const targets = useQuery(targetsQuery(patch.id, patch.version));
   const made = useQuery({ ...exportsQuery(patch.id), refetchInterval: ({ state }) => (state.data?.some(busy) ? 3000 : false) });
   const [rank, setRank] = useState(8);
-  const [seconds, setSeconds] = useState(240);
+  const [steps, setSteps] = useState(120);
+  const [seconds, setSeconds] = useState(1800);
+  const [prompts, setPrompts] = useState("");
   const queries = useQueryClient();
   const refresh = async () => {
     await Promise.all([["exports"], ["jobs"], ["lineage"]].map((queryKey) => queries.invalidateQueries({ queryKey })));
   };
   const start = useMutation({
     mutationFn: (verdict: Verdict) =>
-      startExport(patch.id, verdict.target, verdict.grade === "approximate" ? { rank, fit_seconds: seconds } : {}),
+      startExport(patch.id, verdict.target, {
+        triggers: lines(prompts),
+        ...(verdict.grade === "approximate" ? { rank, fit_steps: steps, fit_seconds: seconds } : {}),
+      }),
     onSettled: refresh,
   });
   const fitting = targets.data?.some((verdict) => verdict.grade === "approximate");
@@ -78,9 +83,20 @@ export function ExportPanel({ patch }: { patch: Patch }) {
       {edit && fitting && (
         <Group gap="sm" align="flex-end">
           <NumberInput label="Rank of a fit" min={1} max={256} w={120} value={rank} onChange={(value) => setRank(Number(value) || 8)} />
-          <NumberInput label="Time for a fit" suffix=" s" min={10} w={140} value={seconds} onChange={(value) => setSeconds(Number(value) || 240)} />
+          <NumberInput label="Steps of a fit" min={0} w={120} value={steps} onChange={(value) => setSteps(value === "" ? 120 : Number(value))} />
+          <NumberInput label="Stop a fit after" suffix=" s" min={10} w={140} value={seconds} onChange={(value) => setSeconds(Number(value) || 1800)} />
           <Text size="xs" c="dimmed" maw={360}>Approximate targets are fitted to the live patch on the training text of its recording, and measured on the held-out text.</Text>
         </Group>
+      )}
+      {edit && (
+        <Textarea
+          label="Prompts where the patch is meant to act"
+          description="One per line, if you like; they are measured beside the held-out text. Without any, the text where it acts comes from the recording."
+          minRows={2}
+          autosize
+          value={prompts}
+          onChange={(event) => setPrompts(event.currentTarget.value)}
+        />
       )}
       <ErrorNote error={start.error} doing="Exporting" />
       <Loaded query={made} what="the exports" rows={2}>
