@@ -70,7 +70,7 @@ class PatchExportParams(JobParams, frozen=True):
         Annotated[
             str,
             describe(
-                "Name of the base model to write into the files; default is where it was loaded from.",
+                "Name of the base model to write into the files; default is its Hub id, or the name of its folder.",
                 place=True,
             ),
         ]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 import math
+import time
 
 import gguf
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -13,10 +17,11 @@ from click.testing import CliRunner
 
 from microscope.cli import main
 from microscope.params import CertifyParams, Edit, EditPlan, FeatureRef, PatchExportParams, Positions
-from microscope.patching.certify import certify, html_certificate, write_certificate
+from microscope.patching.adapters import LowRank
+from microscope.patching.certify import Certificate, certify, html_certificate, write_certificate
 from microscope.patching.certify.measure import Rows, compare, parity
 from microscope.patching.certify.reload import read_control_vector, read_gguf_lora
-from microscope.patching.export import export_patch
+from microscope.patching.export import export_patch, read_manifest
 from microscope.patching.hooks import PatchedModel
 from microscope.patching.plan_file import PatchFile, load_parts, read_patch, write_patch
 from tests.unit.test_patch_export import EVERYWHERE, Lab, logits, refused
@@ -100,7 +105,7 @@ def test_a_fitted_adapter_is_measured_and_better_than_nothing(lab, recording_fol
     index = busiest(lab, recording_folder)
     lab.save(lab.edit("scale", index, strength=0.5))
     folder = lab.export(
-        "peft", activations=str(recording_folder), rank=4, fit_seconds=6, fit_tokens=2000, fit_blocks=0
+        "peft", activations=str(recording_folder), rank=4, fit_steps=20, fit_tokens=2000, fit_blocks=0
     )
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["r"] == config["lora_alpha"] == 4
@@ -172,7 +177,7 @@ def test_gguf_files_are_what_the_reader_and_llama_cpp_expect(lab, recording_fold
 
     lab.save(lab.edit("project", 5, strength=0.0))
     folder = lab.export(
-        "gguf_lora", activations=str(recording_folder), fit_seconds=2, fit_tokens=500, fit_blocks=0, rank=3
+        "gguf_lora", activations=str(recording_folder), fit_steps=2, fit_tokens=500, fit_blocks=0, rank=3
     )
     reader = gguf.GGUFReader(folder / "lora.gguf")
     assert reader.fields["general.type"].contents() == "adapter"
@@ -218,6 +223,192 @@ def test_a_patch_that_never_acts_is_not_certified_as_approximate(lab, corpus):
     found = measure(lab, lab.export("merged"), text=(str(corpus),))
     assert {g.name: g.passed for g in found.gates}["Share of effect kept"] is None
     assert not found.passed
+
+
+def test_contexts_come_from_all_documents_and_never_from_what_a_fit_read(lab, recording_folder):
+    """The same corpus recorded with another share held out: some of it is what the fit was made on."""
+    from microscope.activations import Recording
+    from microscope.patching.fitting import SeenText, held_out_windows, training_windows
+
+    plan = EditPlan(edits=(lab.edit("scale", busiest(lab, recording_folder), strength=0.5),))
+    saes = {lab.fingerprint: lab.sae}
+    recording = Recording(recording_folder)
+    documents = {int(d) for c in recording.chunks("held_out", recording.site("resid_post.2")) for d in c.doc}
+    text = {"activations": str(recording_folder), "text": ()}
+    few, _ = held_out_windows(lab.loaded, plan, saes, **text, contexts=len(documents))
+    assert {w.doc for w in few} == documents, "as many documents as there is room for"
+    again, _ = held_out_windows(lab.loaded, plan, saes, **text, contexts=len(documents))
+    assert [w.tokens.tolist() for w in few] == [w.tokens.tolist() for w in again]
+    other, _ = held_out_windows(lab.loaded, plan, saes, **text, contexts=len(documents), seed=1)
+    assert [w.tokens.tolist() for w in few] != [w.tokens.tolist() for w in other]
+    plain, firing = held_out_windows(lab.loaded, plan, saes, **text, contexts=4)
+    assert len(plain) == 4
+    assert 0 < len(firing) <= 2
+    assert all(w.fires for w in firing)
+
+    seen = SeenText.of(
+        [few[0], few[1]._replace(tokens=few[1].tokens[3:])]
+    )  # cut elsewhere, but the same text
+    rest, _ = held_out_windows(lab.loaded, plan, saes, **text, contexts=10_000, seen=seen)
+    kept = [w.tokens.tolist() for w in rest]
+    assert few[0].tokens.tolist() not in kept
+    assert few[1].tokens.tolist() not in kept
+    assert few[2].tokens.tolist() in kept
+    everything, _ = held_out_windows(lab.loaded, plan, saes, **text, contexts=10_000)
+    refused(
+        "text_was_fitted", held_out_windows, lab.loaded, plan, saes, **text, contexts=4, seen=SeenText.of(everything)
+    )  # fmt: skip
+    trained = SeenText.of(training_windows(lab.loaded, plan, saes, **text, tokens=4000))
+    assert not any(trained.holds(w.tokens) for w in everything)
+
+
+def test_what_a_fit_read_travels_with_its_export(lab, recording_folder, corpus):
+    """Fitted on the training part of a recording, measured on files of the same corpus with another split."""
+    from microscope.patching.export.manifest import read_seen
+    from microscope.patching.fitting import held_out_windows
+
+    lab.save(lab.edit("scale", busiest(lab, recording_folder), strength=0.5))
+    folder = lab.export("peft", activations=str(recording_folder), fit_steps=2, fit_tokens=3000, fit_blocks=0)
+    seen = read_seen(folder)
+    patch = read_patch(lab.folder / "patch.json")
+    saes, _ = load_parts(patch, lab.loaded)
+    windows, _ = held_out_windows(
+        lab.loaded, patch.plan, saes, activations=None, text=(str(corpus),), contexts=10_000
+    )
+    fresh, _ = held_out_windows(
+        lab.loaded, patch.plan, saes, activations=None, text=(str(corpus),), contexts=10_000, seen=seen
+    )
+    assert len(fresh) <= len(windows)
+    assert not any(seen.holds(w.tokens) for w in fresh)
+    assert read_seen(lab.export("bundle")) is None
+
+
+def test_equal_inputs_give_equal_fits_and_a_stop_is_reported(lab, recording_folder, monkeypatch):
+    from microscope.patching.fitting import distil
+
+    lab.save(lab.edit("scale", busiest(lab, recording_folder), strength=0.5))
+    how = {
+        "activations": str(recording_folder),
+        "fit_steps": 4,
+        "fit_tokens": 2000,
+        "fit_blocks": 0,
+        "rank": 2,
+    }
+    files = []
+    for slow in (0.0, 0.05):
+        plain = distil._loss
+
+        def loss(*arguments: object, slow: float = slow, plain: object = plain) -> torch.Tensor:
+            time.sleep(slow)
+            return plain(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(distil, "_loss", loss)
+            files.append((lab.export("peft", **how) / "adapter_model.safetensors").read_bytes())
+    assert files[0] == files[1]
+    fit = read_manifest(lab.folder / "peft").fit
+    assert (fit.steps, fit.planned_steps, fit.cut_short) == (4, 4, "")
+    assert fit.tokens == fit.planned_tokens
+
+    clock = itertools.count(0.0, 0.4)  # a machine on which everything takes long
+    monkeypatch.setattr("microscope.progress.Progress.now", lambda _self: next(clock))
+    folder = lab.export("peft", **{**how, "fit_steps": 50, "fit_seconds": 6.0})
+    fit = read_manifest(folder).fit
+    assert 0 < fit.steps < 50 == fit.planned_steps
+    assert f"{fit.steps} of 50 steps" in fit.cut_short
+    monkeypatch.undo()
+    found = measure(lab, folder, activations=str(recording_folder))
+    assert any("cut short" in note for note in found.notes)
+    assert f"{fit.steps} of 50 steps" in html_certificate(found)
+
+
+def test_a_fit_that_ends_no_better_than_nothing_is_refused(lab, recording_folder, monkeypatch):
+    """Whatever went wrong: here, a start that has nothing to do with the patch and no step to mend it."""
+    fit = importlib.import_module("microscope.patching.fitting.fit")
+    start = fit._start
+
+    def wild(*arguments: object) -> dict:
+        return {path: LowRank(d.a, torch.ones_like(d.b)) for path, d in start(*arguments).items()}
+
+    monkeypatch.setattr(fit, "_start", wild)
+    lab.save(lab.edit("scale", busiest(lab, recording_folder), strength=0.5))
+    arguments = ["patch", "export", "--patch", lab.folder / "patch.json", "--out", lab.folder / "bad",
+                 "--activations", recording_folder, "--fit-steps", 0, "--fit-tokens", 1000]  # fmt: skip
+    done = CliRunner().invoke(main, [*map(str, arguments)])
+    assert done.exit_code != 0
+    assert "no better than nothing" in done.output
+    assert not (lab.folder / "bad" / "export.json").exists()
+
+
+def test_prompts_show_what_held_out_text_does_not(lab, recording_folder):
+    """The patch acts on a word the recording lacks: silence does not pass, a prompt with that word does."""
+    lab.save(lab.edit("add", 3, strength=0.5, positions=Positions(mode="from", start=40, include_sinks=True)))
+    folder = lab.export("bundle")
+    silent = measure(lab, folder, activations=str(recording_folder))
+    assert silent.effect.share is None
+    assert not silent.passed
+    assert any("nowhere" in note for note in silent.notes)
+    assert "could not be measured" in html_certificate(silent)
+    prompt = " ".join(["the state of union is strong and people ask congress"] * 5)
+    spoken = measure(lab, folder, activations=str(recording_folder), triggers=(prompt, "peace"))
+    assert spoken.passed, spoken.gates
+    assert spoken.effect.share.value > 0.999
+    assert (spoken.effect.prompts, spoken.effect.contexts) == (1, 1)
+    assert any("1 of the 2 prompts" in note for note in spoken.notes)
+    # The export itself may name them.
+    kept = measure(lab, lab.export("bundle", triggers=(prompt,)), activations=str(recording_folder))
+    assert kept.triggers == (prompt,)
+    assert kept.passed
+
+
+def test_a_patch_that_acts_while_generating_is_measured_there(lab, recording_folder):
+    while_generating = Positions(mode="generated", include_sinks=True)
+    lab.save(lab.edit("add", 3, strength=0.02, positions=while_generating))
+    found = measure(lab, lab.export("bundle"), activations=str(recording_folder))
+    assert found.effect.positions > 0
+    assert found.effect.share.value > 0.999
+    assert found.live.reference <= 1e-4
+    assert found.passed, found.gates
+    assert any("second half" in note for note in found.notes)
+
+
+def test_differences_of_logits_count_in_their_spread(lab, recording_folder):
+    lab.save(lab.edit("add", 3, strength=0.02, positions=EVERYWHERE))
+    small = measure(lab, lab.export("merged"), activations=str(recording_folder))
+    values = {gate.name: gate.value for gate in small.gates}
+    worst = max(small.clean.max_abs_logit, small.trigger.max_abs_logit, small.live.export)
+    assert values["Same logits"] == pytest.approx(worst / small.spread)
+    ids = torch.randint(3, 150, (1, 12), generator=torch.Generator().manual_seed(0))
+    base = logits(lab.fresh(), ids)[0]
+    assert small.spread == pytest.approx(float(base.std(-1).mean()), rel=0.3)
+
+
+def test_a_certificate_of_an_older_version_can_still_be_read(lab, recording_folder):
+    lab.save(lab.edit("add", 3, strength=0.02, positions=EVERYWHERE))
+    found = msgspec.to_builtins(measure(lab, lab.export("bundle"), activations=str(recording_folder)))
+    for name in ("spread", "documents", "notes"):
+        del found[name]
+    for name in ("share", "share_of_half", "positions", "contexts", "prompts"):
+        del found["effect"][name]
+    for gate in found["gates"]:
+        del gate["at_least"], gate["interval"]
+    del found["export"]["triggers"]
+    older = msgspec.convert(found, type=Certificate)
+    assert older.effect.recovered == pytest.approx(1.0)
+    assert "could not be measured" in html_certificate(older)
+
+
+def test_files_name_no_folder_of_their_maker(lab, recording_folder):
+    lab.save(lab.edit("add", 3, strength=0.02, positions=EVERYWHERE))
+    for target in ("bundle", "merged", "control_vector"):
+        folder = lab.export(target)
+        for file in folder.rglob("*"):
+            assert file.is_dir() or str(lab.model.parent).encode() not in file.read_bytes(), file
+        found = measure(lab, folder, activations=str(recording_folder))  # finds the model all the same
+        assert found.export.base.reference == lab.model.name
+    text = (lab.folder / "patch.json").read_text()
+    assert str(lab.folder) not in text
+    assert read_patch(lab.folder / "patch.json").saes == {lab.fingerprint: str(lab.folder / "sae")}
 
 
 def test_statistics_by_hand():

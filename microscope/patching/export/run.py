@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 
 from microscope.errors import MicroscopeError
+from microscope.formats.base import public_name
 from microscope.models import LoadedModel, load_model
 from microscope.models.load import has_writer_bias, is_tied
+from microscope.models.places import remember_place
 from microscope.params import EditPlan, ModelTraits, PatchExportParams, plan_fingerprint, verdict
 from microscope.patching.adapters import LowRank, LowRankAdapter, load_adapter, save_adapter
 from microscope.patching.apply import Saes
@@ -120,7 +122,8 @@ def _export(
             if seen is not None:
                 write_seen(seen, folder)
     progress.log(f"Writing {judged.title}")
-    name = params.base_name or loaded.reference
+    name = params.base_name or public_name(loaded.reference)
+    remember_place(loaded.fingerprint, loaded.reference)
     rank, untied = _write(folder, loaded, patch.plan, change, saes, adapters, params, name)
     manifest = ExportManifest(
         target=params.target,
