@@ -163,6 +163,32 @@ def test_a_failed_gate_blocks_until_an_owner_overrides(world, client_of) -> None
     assert error(owner.post(override, {"reason": "once more, with feeling"}))["code"] == "nothing_to_override"
 
 
+def test_the_share_of_the_effect_is_shown_with_its_interval(world, client_of, run_outcome) -> None:
+    """Beside gates that are limits from below; certificates of older versions have neither."""
+    owner = client_of("owner")
+    older = owner.get(url(world.blocked, "detail")).json()["certificate"]
+    assert older["share"] is None
+    assert {(gate["at_least"], gate["interval"]) for gate in older["gates"]} == {(False, None)}
+    answer = owner.post(url(world.blocked, "certify"), {"params": {"triggers": ["hello"]}}, format="json")
+    share = {"value": 0.31, "interval": [0.2, 0.4]}
+    gate = {
+        "name": "Share of effect kept",
+        "limit": 0.9,
+        "passed": False,
+        "formula": "…",
+        "at_least": True,
+        **share,
+    }
+    report = {"passed": False, "gates": [gate], "effect": {"share": share}}
+    run_outcome(answer.json()["job"]["id"], result=report, files={"certificate.json": b"{}"})
+    shown = owner.get(url(world.blocked, "detail")).json()["certificate"]
+    assert shown["share"] == share
+    assert shown["gates"][0]["at_least"] is True
+    assert shown["gates"][0]["interval"] == [0.2, 0.4]
+    refusal = owner.get(url(world.blocked, "file", name="model.safetensors"))
+    assert "Share of effect kept: 0.31 (at least 0.9)" in error(refusal)["detail"]
+
+
 def test_a_new_certificate_undoes_an_override(world, client_of, run_outcome) -> None:
     owner = client_of("owner")
     owner.post(url(world.blocked, "override"), {"reason": "for an experiment behind a wall"})

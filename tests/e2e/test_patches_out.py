@@ -42,7 +42,7 @@ def test_a_patch_that_weights_cannot_hold_is_fitted(open_page: Open, lab: Lab, t
     expect(row).to_have_attribute("data-grade", "approximate")
     expect(row).to_contain_text("a low-rank update is fitted")
     page.get_by_label("Rank of a fit").fill("4")
-    page.get_by_label("Time for a fit").fill("10")
+    page.get_by_label("Steps of a fit").fill("20")
     page.get_by_role("button", name="Export as PEFT LoRA directory").click()
     card = page.get_by_test_id("export")
     expect(card).to_contain_text("being written")

@@ -406,9 +406,6 @@ def test_files_name_no_folder_of_their_maker(lab, recording_folder):
             assert file.is_dir() or str(lab.model.parent).encode() not in file.read_bytes(), file
         found = measure(lab, folder, activations=str(recording_folder))  # finds the model all the same
         assert found.export.base.reference == lab.model.name
-    text = (lab.folder / "patch.json").read_text()
-    assert str(lab.folder) not in text
-    assert read_patch(lab.folder / "patch.json").saes == {lab.fingerprint: str(lab.folder / "sae")}
 
 
 def test_statistics_by_hand():
