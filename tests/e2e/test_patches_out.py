@@ -16,7 +16,7 @@ from tests.running import Lab, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("servers"), pytest.mark.timeout(900)]
 
-NAME, WEAKENED = "Their adapter", "Weaker feature"
+NAME, CONSTANT = "Their adapter", "Weaker feature"
 REASON = "For an experiment behind a wall."
 
 
@@ -33,16 +33,16 @@ def test_an_adapter_comes_in_acts_live_and_leaves(open_page: Open, lab: Lab, tmp
 
 def test_a_patch_that_weights_cannot_hold_is_fitted(open_page: Open, lab: Lab, tmp_path: Path) -> None:
     """Least squares and distillation watched in the browser, certified as approximate, fetched, loaded."""
-    weaken_a_feature(lab)
+    add_a_constant(lab)
     watched = open_page()
     watched.sign_in("alice")
-    open_exports(watched, lab, WEAKENED)
+    open_exports(watched, lab, CONSTANT)
     page = watched.page
     row = page.locator("[data-testid=target][data-target=peft]")
     expect(row).to_have_attribute("data-grade", "approximate")
-    expect(row).to_contain_text("a low-rank update is fitted")
-    page.get_by_label("Rank of a fit").fill("4")
-    page.get_by_label("Steps of a fit").fill("20")
+    expect(row).to_contain_text("a low-rank update that is nearly constant is fitted")
+    page.get_by_label("Rank of a fit").fill("16")
+    page.get_by_label("Steps of a fit").fill("300")
     page.get_by_role("button", name="Export as PEFT LoRA directory").click()
     card = page.get_by_test_id("export")
     expect(card).to_contain_text("being written")
@@ -54,7 +54,8 @@ def test_a_patch_that_weights_cannot_hold_is_fitted(open_page: Open, lab: Lab, t
     expect(card).to_contain_text("≈ approximate")
     passed = {row.locator("td").first.inner_text(): row.get_attribute("data-passed")
               for row in card.get_by_test_id("gates").locator("tbody tr").all()}  # fmt: skip
-    assert {"Parity on clean text", "Parity where the patch acts", "Collateral"} <= passed.keys()
+    assert {"Share of effect kept", "More than half the patch", "Parity on clean text"} <= passed.keys()
+    expect(card.get_by_test_id("share")).to_contain_text("of the patch's effect (95 % interval")
     assert "Same logits" not in passed, "only an exact export is held to the same logits"
     assert set(passed.values()) == {"true"}
     watched.shot("export-fitted")
@@ -72,7 +73,7 @@ def test_a_patch_that_weights_cannot_hold_is_fitted(open_page: Open, lab: Lab, t
     assert fit["kl_clean"][1] <= fit["kl_clean"][0]
     folder = fetched(page, card, tmp_path)
     words = PROMPT.split()
-    texts = [in_peft(lab, folder, WEAKENED, " ".join(words[:count])) for count in range(2, len(words) + 1)]
+    texts = [in_peft(lab, folder, CONSTANT, " ".join(words[:count])) for count in range(2, len(words) + 1)]
     moved, off = max(
         (
             sum(abs(base - patched) for base, patched, _ in rows),
@@ -84,16 +85,17 @@ def test_a_patch_that_weights_cannot_hold_is_fitted(open_page: Open, lab: Lab, t
     assert off < 0.8 * moved, "where the patch acts, the export does what it does"
 
 
-def weaken_a_feature(lab: Lab) -> None:
-    """A patch that acts only where its feature fires, gently enough to cost the model little."""
+def add_a_constant(lab: Lab) -> None:
+    """A constant, which an adapter can only come near to, gentle enough to cost the model little."""
     features = lab.alice.get("/features", sae=lab.sae["id"], ordering="-density")["results"]
     edit = {
-        "kind": "scale",
+        "kind": "add",
         "site": "resid_post.2",
         "feature": {"sae": lab.sae["fingerprint"], "index": features[2]["index"]},
-        "strength": 0.2,
+        "strength": 0.5,
+        "positions": {"mode": "all", "include_sinks": True},
     }
-    lab.alice.post("/patches", {"model": lab.model["id"], "name": WEAKENED, "plan": {"edits": [edit]}})
+    lab.alice.post("/patches", {"model": lab.model["id"], "name": CONSTANT, "plan": {"edits": [edit]}})
 
 
 def tiny(lab: Lab) -> Any:
