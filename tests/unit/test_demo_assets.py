@@ -17,6 +17,7 @@ def test_a_fresh_data_folder_gets_a_text_that_can_be_read(demo_model: Path, tmp_
     (tmp_path / "models" / demo_model.name).symlink_to(demo_model)
     _, corpus = fetch(tmp_path)
     files = [path for path in corpus.rglob("*") if path.is_file()]
-    assert len(files) > 200 and {path.suffix for path in files} == {".txt"}
+    assert len(files) > 200
+    assert {path.suffix for path in files} == {".txt"}
     documents = list(open_corpus(text=(str(corpus),), held_out=0.05))
     assert len(documents) == len(files)
