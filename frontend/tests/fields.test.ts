@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { askedFields, entryProblem, fieldLabel, initialEntries, paramsOf, parseNumber } from "@/forms/fields";
+import { askedFields, entryProblem, fieldLabel, initialEntries, paramsOf, splitList, parseNumber } from "@/forms/fields";
 import type { FieldSpec } from "@/api/types";
 
 const spec = (more: Partial<FieldSpec>): FieldSpec => ({
@@ -33,6 +33,11 @@ describe("forms from field specs", () => {
   it("send only what differs from the defaults, with the right types", () => {
     const entries = { ...initialEntries(train), layer: "15", width: "16k", lr: "1e-3", keep_outliers: true, layers: "6, 10 14", tokens: "1M" };
     expect(paramsOf(askedFields(train), entries)).toEqual({ layer: 15, width: 16384, lr: 0.001, keep_outliers: true, layers: [6, 10, 14] });
+  });
+
+  it("keep the parts of a list whole that have commas of their own", () => {
+    expect(splitList("layers=[1, 2], k=32 act; note=\"a, b\" odd[")).toEqual(["layers=[1, 2]", "k=32", "act", "note=\"a, b\"", "odd["]);
+    expect(splitList(" , ")).toEqual([]);
   });
 
   it("refuse what the server would refuse, and say why", () => {

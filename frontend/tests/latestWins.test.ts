@@ -104,8 +104,21 @@ describe("LatestWins", () => {
     mend();
     stream.reconnected();
     expect(wire.at(-1)).toEqual([4, "c"]);
-    expect(stream.answered(1)).not.toBeNull();
+    expect(stream.answered(1)).toBeNull(); // asked on the connection before
     expect(stream.answered(4)).not.toBeNull();
+  });
+
+  it("times an answer that was given up by when its own request was sent", () => {
+    let now = 0;
+    const stream = new LatestWins<string>(() => true, () => now);
+    stream.submit("a");
+    now = 100;
+    stream.dropped(1);
+    stream.submit("b");
+    now = 150;
+    expect(stream.answered(1)).toBe(150);
+    expect(stream.answered(2)).toBe(50);
+    expect(stream.answered(1)).toBeNull();
   });
 
   it("goes on after a refusal, even one that names no revision", () => {

@@ -256,6 +256,35 @@ describe("a live session", () => {
     expect(FakeSocket.last.of("apply")).toHaveLength(2);
   });
 
+  it("shows an answer that comes after all, with the time it took", () => {
+    const session = start();
+    FakeSocket.last.say(ready);
+    FakeSocket.last.say(opened);
+    session.apply(plan(1));
+    for (let second = 0; second < 25; second++) {
+      vi.advanceTimersByTime(1000);
+      FakeSocket.last.say({ type: "pong" });
+    }
+    FakeSocket.last.say(result(1));
+    expect(shown(session)).toMatchObject({ failure: null, stale: false });
+    expect(session.store.value.roundTrip).toBeGreaterThanOrEqual(25_000);
+  });
+
+  it("does not call an answer lost that waits for others", () => {
+    const session = start();
+    FakeSocket.last.say(ready);
+    FakeSocket.last.say(opened);
+    session.apply(plan(1));
+    for (let second = 0; second < 45; second++) {
+      vi.advanceTimersByTime(1000);
+      FakeSocket.last.say({ type: "queued", ahead: 3, rev: 1 });
+    }
+    expect(shown(session)).toMatchObject({ failure: null, ahead: 3 });
+    FakeSocket.last.say(result(1));
+    expect(shown(session)).toMatchObject({ stale: false, ahead: 0 });
+    expect(session.store.value.roundTrip).toBeGreaterThanOrEqual(45_000);
+  });
+
   it("can be stopped and started again, as React does", () => {
     const session = new LiveSession("m", 12, { connect: FakeSocket.connect });
     session.start()();

@@ -77,8 +77,9 @@ function partProblem(spec: FieldSpec, text: string): string | null {
   return null;
 }
 
+/** The parts of a list as it is typed, apart by commas or spaces; what stands in brackets or quotes stays whole. */
 export function splitList(text: string): string[] {
-  return text.split(/[,;\s]+/).filter((part) => part !== "");
+  return text.match(/(?:\[[^\]]*\]|\{[^}]*\}|"[^"]*"|[^,;\s])+/g) ?? [];
 }
 
 /**

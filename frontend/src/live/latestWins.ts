@@ -8,7 +8,9 @@
 export class LatestWins<Payload> {
   private newest = 0;
   private shown = 0;
-  private flight: { rev: number; payload: Payload; sentAt: number } | null = null;
+  private flight: { rev: number } | null = null;
+  /** When each revision was sent that may still be answered: also one whose answer was given up. */
+  private readonly sentAt = new Map<number, number>();
   private waiting: { rev: number; payload: Payload } | null = null;
   private last: Payload | null = null;
 
@@ -35,13 +37,15 @@ export class LatestWins<Payload> {
    * older than what is shown already or answers nothing that was asked.
    */
   answered(rev: number): number | null {
-    const flight = this.flight;
-    if (flight?.rev === rev) this.flight = null;
-    const fresh = rev > this.shown && rev <= this.newest;
-    if (fresh) this.shown = rev;
+    if (this.flight?.rev === rev) this.flight = null;
+    const sentAt = this.sentAt.get(rev);
+    const fresh = sentAt !== undefined && rev > this.shown;
+    if (fresh) {
+      this.shown = rev;
+      for (const older of this.sentAt.keys()) if (older <= rev) this.sentAt.delete(older);
+    }
     this.pump();
-    if (!fresh) return null;
-    return flight?.rev === rev ? this.clock() - flight.sentAt : 0;
+    return fresh ? this.clock() - sentAt : null;
   }
 
   /** The server dropped this revision in favour of a newer one, or refused it. */
@@ -53,6 +57,7 @@ export class LatestWins<Payload> {
   /** The connection is new: whatever was in flight is gone, and the newest state is asked for again. */
   reconnected(): void {
     this.flight = null;
+    this.sentAt.clear();
     if (this.last !== null) this.submit(this.last);
   }
 
@@ -60,6 +65,7 @@ export class LatestWins<Payload> {
   disconnected(): void {
     this.flight = null;
     this.waiting = null;
+    this.sentAt.clear();
   }
 
   /** Forget everything but the revision count, which never falls. */
@@ -67,6 +73,7 @@ export class LatestWins<Payload> {
     this.flight = null;
     this.waiting = null;
     this.last = null;
+    this.sentAt.clear();
     this.shown = this.newest;
   }
 
@@ -75,16 +82,18 @@ export class LatestWins<Payload> {
     return this.shown < this.newest;
   }
 
-  /** Milliseconds the request in flight has been waiting, or null. */
-  get waitingFor(): number | null {
-    return this.flight ? this.clock() - this.flight.sentAt : null;
+  /** Whether a request is in flight. */
+  get waits(): boolean {
+    return this.flight !== null;
   }
 
   private pump(): void {
     if (this.flight || !this.waiting) return;
     const next = this.waiting;
+    const now = this.clock();
     if (!this.transmit(next.rev, next.payload)) return;
     this.waiting = null;
-    this.flight = { ...next, sentAt: this.clock() };
+    this.flight = { rev: next.rev };
+    this.sentAt.set(next.rev, now);
   }
 }

@@ -190,15 +190,20 @@ export class LiveSession {
 
   private transmit(rev: number, plan: EditPlan): boolean {
     if (!this.ready || !this.socket?.send({ type: "apply", rev, plan, top: this.top, pinned: [] })) return false;
+    this.watch(rev);
+    return true;
+  }
+
+  /** Give the answer up when nothing is heard of it for long. One that comes after all is still shown. */
+  private watch(rev: number): void {
     if (this.watchdog) clearTimeout(this.watchdog);
     this.watchdog = setTimeout(() => {
-      if (this.applies.waitingFor === null) return;
+      if (!this.applies.waits) return;
       this.store.set({
-        failure: { type: "failure", code: "no_answer", message: "The model has not answered for 20 seconds.", hint: "Change something to ask again.", rev },
+        failure: { type: "failure", code: "no_answer", message: "The model has not answered for 20 seconds.", hint: "Its answer shows when it comes; change something to ask again.", rev },
       });
       this.applies.dropped(rev);
     }, PATIENCE);
-    return true;
   }
 
   private connection(connection: Connection, code?: number): void {
@@ -233,6 +238,8 @@ export class LiveSession {
         break;
       case "queued":
         this.store.set({ ahead: message.ahead });
+        // It waits for others: it is not lost.
+        if (message.rev !== null && this.applies.waits) this.watch(message.rev);
         break;
       case "superseded":
         this.applies.dropped(message.rev);

@@ -14,7 +14,8 @@ const FIRST_DELAY = 400;
 const LONGEST_DELAY = 15_000;
 const CROWDED_DELAY = 4000;
 const HEARTBEAT = 20_000;
-const PATIENCE = 10_000;
+/** For the answer to a ping: a busy machine is slow, not away, and to connect again costs it more than to answer. */
+const PATIENCE = 30_000;
 
 export interface SocketEvents<In> {
   onOpen: () => void;
