@@ -10,7 +10,7 @@ import { entryProblem, paramsOf } from "@/forms/fields";
 import { useParams } from "@/forms/useParams";
 import { roundingFacts } from "@/pages/models/rounding";
 import { mixtureOf, shares, weightProblem } from "@/pages/recordings/mixture";
-import { recordedSites, siteLabel, siteName } from "@/science/sites";
+import { recordedSites, saePlace, siteLabel, siteName } from "@/science/sites";
 
 const spec = (more: Partial<FieldSpec>): FieldSpec => ({
   name: "x", type: "string", description: "", required: false, default: null, choices: [], many: false, optional: false,
@@ -88,6 +88,12 @@ describe("sites of a recording", () => {
     const sites = recordedSites({ sites: ["resid_mid", "mlp_out"], layers: [1, 4] });
     expect(sites.map(siteName)).toEqual(["resid_mid.1", "mlp_out.1", "resid_mid.4", "mlp_out.4"]);
     expect(siteLabel(sites[1]!)).toBe("mlp_out.1: output of the MLP in block 1");
+  });
+
+  it("do not say where an SAE reads before its files were read", () => {
+    const trained = { architecture: "topk", site: "resid_post", layer: 0, model_name: "tiny" };
+    expect(saePlace(trained)).toBe("topk at resid_post.0 of tiny");
+    expect(saePlace({ ...trained, architecture: "", site: "" })).toBe("of tiny");
   });
 });
 

@@ -203,7 +203,8 @@ class Settings:
         return MicroscopeError(
             "unsupported_setting",
             f"{self.file} sets {name} to {shown(value)}: {why}.",
-            f"If the SAE is to be read differently, say so: --assume {name}=VALUE. It will be noted in the SAE.",
+            f"If the SAE is to be read differently, import again and assume {name}=VALUE (--assume {name}=VALUE); "
+            "it will be noted in the SAE.",
         )
 
     def finish(self, harmless: Collection[str] = ()) -> None:
@@ -225,7 +226,7 @@ class Settings:
                 "unknown_setting",
                 f"{self.file} sets {name} to {shown(value)}, which this reader does not know "
                 "and which may change what the SAE computes.",
-                f"If it does not, import with --assume {name}; it will be noted in the SAE.",
+                f"If it does not, import again and assume {name} (--assume {name}); it will be noted in the SAE.",
             )
 
     def _wrong(self, key: str, value: Any, kind: str) -> MicroscopeError:

@@ -103,7 +103,7 @@ class Weights:
                 "unknown_setting",
                 f"{self.file} holds '{name}', which this reader does not know "
                 "and which may change what the SAE computes.",
-                f"If it does not, import with --assume {name}; it will be noted in the SAE.",
+                f"If it does not, import again and assume {name} (--assume {name}); it will be noted in the SAE.",
             )
 
     def _tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -25,7 +25,7 @@ export function JobOf({ job }: { job: Job | undefined }) {
   if (job.state === "succeeded") return null;
   return (
     <Group gap={6} fz="xs">
-      <span>{job.error ? <>{job.error.message} <strong>{job.error.hint}</strong></> : `The job was ${job.state}.`}</span>
+      <span style={{ overflowWrap: "anywhere" }}>{job.error ? <>{job.error.message} <strong>{job.error.hint}</strong></> : `The job was ${job.state}.`}</span>
       <TextLink to="/jobs/$job" params={{ job: job.id }} size="xs">details, try again</TextLink>
     </Group>
   );

@@ -6,6 +6,7 @@ import { LinkButton } from "@/components/LinkButton";
 import { StateBadge } from "@/components/StateBadge";
 import { TextLink } from "@/components/TextLink";
 import { ago, integer, number, percent } from "@/science/format";
+import { saePlace } from "@/science/sites";
 import { GoalSigns } from "./Goals";
 
 export function SaeCard({ sae }: { sae: Sae }) {
@@ -18,13 +19,13 @@ export function SaeCard({ sae }: { sae: Sae }) {
         <Group justify="space-between" align="flex-start">
           <div>
             <TextLink to="/projects/$project/saes/$sae" params={params} fw={600} fz="md">{sae.name}</TextLink>
-            <Text size="xs" c="dimmed">{sae.architecture} · {sae.site}.{sae.layer} of {sae.model_name} · {ago(sae.created_at)}</Text>
+            <Text size="xs" c="dimmed">{saePlace(sae)} · {ago(sae.created_at)}</Text>
           </div>
           {sae.evaluation ? <GoalSigns goals={sae.evaluation.goals} /> : <StateBadge state={sae.state} />}
         </Group>
         <Facts
           facts={[
-            { label: "Width", value: integer(sae.width) },
+            { label: "Width", value: integer(sae.width || null) },
             { label: "k", value: integer(sae.k) },
             { label: "FVU, held out", value: number(metrics?.fvu) },
             { label: "L0", value: number(metrics?.l0) },

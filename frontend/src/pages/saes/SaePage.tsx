@@ -17,6 +17,7 @@ import { Page } from "@/components/Page";
 import { RenameButton } from "@/components/RenameButton";
 import { StateBadge } from "@/components/StateBadge";
 import { ago, compact, integer, percent } from "@/science/format";
+import { saePlace } from "@/science/sites";
 import { filterOrigin, leavesOut, type TokenFilter } from "@/science/tokenFilter";
 import { Curves } from "../jobs/Curves";
 import { useJobHistory } from "../jobs/useJobHistory";
@@ -75,7 +76,7 @@ function SaeView({ sae }: { sae: Sae }) {
     <Page
       title={sae.name}
       crumbs={crumbs}
-      lead={<>{sae.architecture} at {sae.site}.{sae.layer} of {sae.model_name} · {sae.recording_name ? `on ${sae.recording_name}` : "imported"} · {ago(sae.created_at)}</>}
+      lead={<>{saePlace(sae)} · {sae.recording_name ? `on ${sae.recording_name}` : "imported"} · {ago(sae.created_at)}</>}
       actions={actions}
     >
       <ErrorNote error={evaluate.error} doing="Starting the evaluation" />
@@ -85,7 +86,7 @@ function SaeView({ sae }: { sae: Sae }) {
         <Facts
           facts={[
             { label: "State", value: <StateBadge state={sae.state} /> },
-            { label: "Latents", value: integer(sae.width) },
+            { label: "Latents", value: integer(sae.width || null) },
             { label: "k", value: integer(sae.k), title: "active latents per token" },
             { label: "Training tokens", value: compact(sae.params.tokens as number | undefined) },
             { label: "Features analysed", value: sae.analysis ? `${integer(sae.analysis.n_features)} on ${compact(sae.analysis.tokens)} tokens` : "not yet" },
