@@ -150,6 +150,8 @@ def test_bound_tokens(name, method, world, foreign, client_with) -> None:
     """A token bound to a project passes there; to one bound elsewhere the project does not exist."""
     how, owner = ROUTES[name, method], world.people["owner"]
     MembershipFactory(project=foreign.project, user=owner, role="owner")
+    # What such a token uploads is its project's; the world's upload came without one.
+    Upload.objects.filter(pk=world.upload.pk).update(project=world.project)
     with undone():
         here = call(client_with(owner, *Scope, project=world.project), name, method, how, world)
     assert here.status_code < 400 or here.status_code == 409, _text(here)
