@@ -18,6 +18,8 @@ _HOOKS: dict[SiteKind, str] = {
     "attn_z": "attn.hook_z",
     "mlp_act": "mlp.hook_post",
 }
+# Python turns no text of thousands of digits into a number, and no model has that many blocks.
+_MOST_DIGITS = 9
 
 
 class Site(NamedTuple):
@@ -48,13 +50,13 @@ class Site(NamedTuple):
         """
         if text.startswith("blocks."):
             _, layer, hook = [*text.split(".", 2), "", ""][:3]
-            if hook == "hook_resid_pre" and layer.isdecimal():
+            if hook == "hook_resid_pre" and layer.isdecimal() and len(layer) <= _MOST_DIGITS:
                 return cls._before(text, int(layer))
             kind = next((k for k, name in _HOOKS.items() if name == hook), None)
         else:
             name, _, layer = text.partition(".")
             kind = next((k for k in SITE_KINDS if k == name), None)
-        if kind is None or not layer.isdecimal():
+        if kind is None or not layer.isdecimal() or len(layer) > _MOST_DIGITS:
             raise MicroscopeError(
                 "bad_site",
                 f"'{text}' names no site.",

@@ -9,14 +9,20 @@ import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from microscope.errors import MicroscopeError
+from microscope.params import Site
 from microscope.sae.base import SparseAutoencoder
 from microscope.sae.config import SaeConfig
 from microscope.sae.registry import architecture
 from microscope.staging import staged
 
 WEIGHTS, CONFIG = "sae.safetensors", "sae.json"
+# Exactly k latents win by rank.
+_RANKED = ("topk", "groupmax")
+# A smaller factor, or one larger than its inverse, is zero or infinity in float32.
+_SMALLEST_SCALE = 1e-30
 
 
 def save_sae(sae: SparseAutoencoder, folder: str | Path) -> Path:
@@ -58,6 +64,7 @@ def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> SparseA
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
+    _check(config, tensors, path)
     sae = architecture(config.architecture)(config)
     try:
         sae.load_state_dict(tensors)
@@ -65,9 +72,54 @@ def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> SparseA
         raise MicroscopeError(
             "bad_sae", f"The weights at '{path}' do not fit their configuration: {error}"
         ) from error
-    if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
-        raise MicroscopeError("bad_sae", f"The weights at '{path}' contain NaN or infinity.")
+    if not all(bool(torch.isfinite(t).all()) for t in sae.state_dict().values()):
+        raise MicroscopeError(
+            "bad_sae", f"The weights at '{path}' contain NaN or infinity, in float32 at least."
+        )
     return sae.requires_grad_(False).eval().to(device)
+
+
+def _check(config: SaeConfig, tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Refuse a configuration that describes no SAE, or another than the tensors are, before one is built.
+
+    Raises:
+        MicroscopeError: ``bad_sae``.
+    """
+
+    def refuse(what: str) -> MicroscopeError:
+        return MicroscopeError(
+            "bad_sae", f"{CONFIG} at '{path}' {what}.", "Take the file that belongs to the weights."
+        )
+
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise MicroscopeError(
+                "bad_sae",
+                f"{name} in the weights at '{path}' holds {tensor.dtype}, not floating-point numbers.",
+                "The file is damaged.",
+            )
+    wanted = {
+        "W_enc": (config.n_latents, config.d_in),
+        "W_dec": (config.n_latents, config.width_out),
+    }
+    for name, shape in wanted.items():
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if found != shape or not all(shape):
+            said = "is missing" if found is None else f"has the shape {list(found)}"
+            raise refuse(f"asks for {name} of the shape {list(shape)}, which {said} in {WEIGHTS}")
+    n = config.n_latents
+    if config.architecture in _RANKED and not 1 <= config.k <= n:
+        raise refuse(f"says that {config.k} of {n} latents are active per token")
+    if config.architecture == "groupmax" and n % config.k:
+        raise refuse(f"divides {n} latents into {config.k} groups of equal size")
+    for name, scale in (("scale", config.scale), ("scale_out", config.scale_out)):
+        if scale is not None and not _SMALLEST_SCALE <= scale <= 1 / _SMALLEST_SCALE:
+            raise refuse(f"sets {name} to {scale:g}, by which no row can be multiplied")
+    for site in filter(None, (config.site, config.site_out)):
+        try:
+            Site.parse(site)
+        except MicroscopeError as error:
+            raise refuse(f"names a place that is none: {error.message.rstrip('.')}") from error
 
 
 def _folder(path: str | Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -165,6 +167,49 @@ def test_damaged_sae_files_are_refused(tmp_path, damage):
     with pytest.raises(MicroscopeError) as caught:
         load_sae(tmp_path)
     assert caught.value.code in ("bad_sae", "no_sae", "unknown_architecture")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"k": 0}, "0 of 40"),
+        ({"k": -1}, "-1 of 40"),
+        ({"k": 41}, "41 of 40"),
+        ({"k": 10**30}, "of 40"),
+        ({"architecture": "groupmax", "k": 7}, "groups of equal size"),
+        ({"architecture": "groupmax", "k": 0}, "0 of 40"),
+        ({"n_latents": 10**12}, "W_enc"),
+        ({"n_latents": 10**19}, "W_enc"),
+        ({"n_latents": -1}, "W_enc"),
+        ({"d_in": -12}, "W_enc"),
+        ({"d_out": 10**12}, "W_dec"),
+        ({"d_out": -1}, "W_dec"),
+        ({"scale": 0.0}, "scale"),
+        ({"scale": -1.0}, "scale"),
+        ({"scale": 1e300}, "scale"),
+        ({"scale_out": 1e-300}, "scale_out"),
+        ({"site": "somewhere"}, "somewhere"),
+        ({"site": "resid_post." + "9" * 5000}, "names no site"),
+        ({"site_out": "resid_post.-1"}, "resid_post.-1"),
+    ],
+)
+def test_a_configuration_that_is_not_the_weights_is_refused_before_anything_is_built(tmp_path, changes, said):
+    save_sae(make_sae(), tmp_path)
+    config = json.loads((tmp_path / "sae.json").read_text())
+    (tmp_path / "sae.json").write_text(json.dumps(config | changes))
+    with pytest.raises(MicroscopeError) as caught:
+        load_sae(tmp_path)
+    assert caught.value.code == "bad_sae" and said in caught.value.message
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path, dtype):
+    save_sae(make_sae(), tmp_path)
+    tensors = load_file(tmp_path / "sae.safetensors")
+    save_file(tensors | {"W_dec": tensors["W_dec"].to(dtype)}, tmp_path / "sae.safetensors")
+    with pytest.raises(MicroscopeError) as caught:
+        load_sae(tmp_path)
+    assert caught.value.code == "bad_sae" and "W_dec" in caught.value.message
 
 
 def test_rows_of_another_width_are_refused():
