@@ -144,7 +144,13 @@ def read_headers(files: Sequence[Path], reference: str) -> Stored:
                 f"The weights of {reference} cannot be read: {error.message}",
                 "Download or save the model again.",
             ) from error
-        for name, (_, shape) in header.items():
+        for name, (dtype, shape) in header.items():
+            if not dtype.startswith(("F", "BF")) and not _HARMLESS.search(name):
+                raise _bad(
+                    reference,
+                    f"'{name}' holds {dtype}, not floating-point numbers",
+                    "The weights are quantised, or converted wrongly: take the model they were made from.",
+                )
             if name in shapes:
                 raise _bad(reference, f"'{name}' is in {places[name].name} and in {file.name}")
             shapes[name], places[name] = shape, file
@@ -363,7 +369,8 @@ def _unknown(names: list[str], reference: str) -> MicroscopeError:
     if any("lora_" in name or ".base_layer." in name for name in names):
         hint = "It was saved with an adapter inside: merge the adapter (merge_and_unload) and save again."
     elif any(
-        name.endswith(("scales", "qweight", "qzeros", "absmax", "weight_scale", "SCB")) for name in names
+        name.endswith(("scales", "qweight", "qzeros", "absmax", "weight_scale", "weight_scale_inv", "SCB"))
+        for name in names
     ):
         hint = "The weights are quantised: take the model they were made from."
     else:

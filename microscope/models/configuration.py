@@ -40,6 +40,8 @@ _LARGEST = {
     **dict.fromkeys(("vocab_size", "type_vocab_size"), 2**27),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 2**31),
 }
+# Numbers that a row is divided by, or that angles are powers of.
+_POSITIVE = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 # Rotations that change with the length of the sequence, so that a row depends on how many follow it.
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
@@ -149,6 +151,11 @@ def check_computed(config: Any, family: Family, reference: str) -> None:
             raise refuse(
                 f"position_embedding_type to '{kind}'", "only learned absolute positions are computed"
             )
+    numbers = [(name, getattr(config, name, None)) for name in _POSITIVE]
+    numbers += [("rope_theta", rope.get("rope_theta")) for rope in rotations(config)]
+    for name, value in numbers:
+        if value is not None and not 0 < value < float("inf"):
+            raise refuse(f"{name} to {value}", "it must be a positive number")
     if getattr(config, "add_cross_attention", False):
         raise refuse("add_cross_attention", "there is nothing it could attend to")
     if family.name == "roberta" and config.pad_token_id is None:
@@ -233,7 +240,16 @@ def _check_file(folder: Path, reference: str) -> None:
             raise pointer_refused(name, reference)
         if settings.is_file() and settings.stat().st_size <= _CONFIG_LIMIT:
             # Libraries take for granted that these are objects, and descend into them without end.
-            parse_json(settings.read_bytes(), f"{name} of {reference}", code="bad_model_file", strict=False)
+            try:
+                parse_json(
+                    settings.read_bytes(), f"{name} of {reference}", code="bad_model_file", strict=False
+                )
+            except MicroscopeError as error:
+                raise MicroscopeError(
+                    error.code,
+                    error.message,
+                    "It must be one JSON object in UTF-8, without a byte order mark: save or download it again.",
+                ) from error
 
 
 def pointer_refused(name: str, reference: str) -> MicroscopeError:

@@ -193,13 +193,13 @@ def load_model(
             output_loading_info=True,
             **options,
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **place)
     except _UNREADABLE as error:
         raise MicroscopeError(
             "bad_model_file",
             f"The files of {reference} cannot be loaded: {first_line(error)}",
             "Weights must be safetensors and complete; download or convert the model again.",
         ) from error
+    tokenizer = _tokenizer(source, place, reference)
     checkpoint.check_loaded(model, family, info, reference)
     model.config.name_or_path = source
     model = model.eval().requires_grad_(False)
@@ -212,6 +212,18 @@ def load_model(
     if rounded:
         _ = loaded.fingerprint  # before bitsandbytes rearranges weights at their first use
     return loaded
+
+
+def _tokenizer(source: str, place: dict[str, Any], reference: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **place)
+    except _UNREADABLE as error:
+        raise MicroscopeError(
+            "bad_model_file",
+            f"The tokenizer of {reference} cannot be loaded: {first_line(error)}",
+            "tokenizer.json and tokenizer_config.json belong beside the weights, as the model's makers wrote them; "
+            "code of its own is never run.",
+        ) from error
 
 
 def auto_class(family: Family) -> Any:

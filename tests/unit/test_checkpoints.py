@@ -127,6 +127,8 @@ LACKING = {
     "a vocabulary": ("250 × 32", lambda t: {k: (v[:250] if "embed" in k else v) for k, v in t.items()}),
     "NaN": ("NaN", lambda t: {k: (v * torch.nan if k == "model.norm.weight" else v) for k, v in t.items()}),
     "infinity": ("layers.3.mlp.up_proj", lambda t: {k: (torch.where(v == v.max(), torch.inf, v) if k == "model.layers.3.mlp.up_proj.weight" else v) for k, v in t.items()}),
+    "whole numbers": ("I8", lambda t: {k: (v.to(torch.int8) if "1.mlp.up_proj" in k else v) for k, v in t.items()}),
+    "truth values": ("BOOL", lambda t: {k: (v > 0 if k == "lm_head.weight" else v) for k, v in t.items()}),
     "two of one": ("same weight", lambda t: {**t, "norm.weight": t["model.norm.weight"]}),
 }  # fmt: skip
 
@@ -290,6 +292,10 @@ def test_folders_without_weights(copy, tmp_path):
         {"rope_parameters": {"rope_type": "no such", "rope_theta": 1e4}},
         {"rope_parameters": 3},
         {"rms_norm_eps": "small"},
+        {"rms_norm_eps": -1e-6},
+        {"rms_norm_eps": float("nan")},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 0}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": -1e4}},
         {"layer_types": ["full_attention"] * 3},
     ],
     ids=str,
@@ -303,6 +309,23 @@ def test_configurations_that_no_model_has(copy, settings):
         with pytest.raises(MicroscopeError) as caught:
             load_model(str(folder), dtype="float32", device="cpu")
         assert caught.value.code in ("bad_model_file", "unsupported_configuration")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", None])
+def test_a_broken_tokenizer_is_called_so(copy, text):
+    folder = copy("llama")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    if text is not None:
+        (folder / "tokenizer.json").write_text(text)
+    error = refused(folder, "tokenizer")
+    assert "tokenizer.json" in error.hint
+
+
+def test_settings_with_a_byte_order_mark_say_what_to_do(copy):
+    folder = copy("llama")
+    (folder / "config.json").write_bytes(b"\xef\xbb\xbf" + (folder / "config.json").read_bytes())
+    assert "byte order mark" in refused(folder, "config.json").hint
 
 
 @pytest.mark.timeout(60)

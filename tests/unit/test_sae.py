@@ -199,7 +199,8 @@ def test_a_configuration_that_is_not_the_weights_is_refused_before_anything_is_b
     (tmp_path / "sae.json").write_text(json.dumps(config | changes))
     with pytest.raises(MicroscopeError) as caught:
         load_sae(tmp_path)
-    assert caught.value.code == "bad_sae" and said in caught.value.message
+    assert caught.value.code == "bad_sae"
+    assert said in caught.value.message
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
@@ -209,7 +210,8 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path, dtype)
     save_file(tensors | {"W_dec": tensors["W_dec"].to(dtype)}, tmp_path / "sae.safetensors")
     with pytest.raises(MicroscopeError) as caught:
         load_sae(tmp_path)
-    assert caught.value.code == "bad_sae" and "W_dec" in caught.value.message
+    assert caught.value.code == "bad_sae"
+    assert "W_dec" in caught.value.message
 
 
 def test_rows_of_another_width_are_refused():
