@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from microscope.errors import MicroscopeError
+from microscope.models.configuration import is_pointer
 from microscope.patching.adapters import LowRank, LowRankAdapter, check_factors
 from microscope.patching.peft_init import as_plain, check_initialisation, moves_weights
 from microscope.patching.peft_patterns import is_target, missing_targets, pattern_value
@@ -123,6 +124,7 @@ def read_config(folder: Path) -> Mapping[str, Any]:
         MicroscopeError: ``no_adapter``, ``bad_adapter`` or ``unsupported_adapter``.
     """
     file = folder / CONFIG
+    _check_fetched(file)
     if not file.is_file():
         raise MicroscopeError("no_adapter", f"There is no {CONFIG}.", "Give the directory PEFT saved.")
     if file.stat().st_size > _CONFIG_LIMIT:
@@ -169,6 +171,15 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
+def _check_fetched(file: Path) -> None:
+    if file.is_file() and is_pointer(file):
+        raise MicroscopeError(
+            "bad_adapter",
+            f"{file.name} is a Git LFS pointer, not the file itself.",
+            "Run `git lfs pull` in the folder, or download the adapter again.",
+        )
+
+
 def _number(config: Mapping[str, Any], name: str) -> float:
     value = config.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
@@ -180,6 +191,7 @@ def _number(config: Mapping[str, Any], name: str) -> float:
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     file = folder / WEIGHTS
+    _check_fetched(file)
     if not file.is_file():
         if (folder / "adapter_model.bin").exists():
             raise MicroscopeError(
@@ -194,6 +206,13 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             tensors = {name: opened.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise MicroscopeError("bad_adapter", f"{WEIGHTS} is no safetensors file: {error}", _AGAIN) from error
+    whole = next((name for name, tensor in tensors.items() if not tensor.is_floating_point()), None)
+    if whole is not None:
+        raise MicroscopeError(
+            "bad_adapter",
+            f"'{whole}' in {WEIGHTS} holds {tensors[whole].dtype}, not floating-point numbers.",
+            "A quantised adapter has to be saved again in float16, bfloat16 or float32.",
+        )
     strange = [name for name in names if not name.startswith(_PREFIX)]
     if strange:
         raise MicroscopeError(

@@ -255,15 +255,27 @@ LAYER = "base_model.model.model.layers.1.self_attn.q_proj"
         (lambda t: {k: v[:, :9] if k == f"{LAYER}.lora_A.weight" else v for k, v in t.items()}, "9"),
         (lambda t: {k: v * torch.nan if k == f"{LAYER}.lora_A.weight" else v for k, v in t.items()}, "NaN"),
         (lambda t: {k: v[:1] if "lora_A" in k else v[:, :1] for k, v in t.items()}, "rank 1"),
+        (
+            lambda t: {k: v.to(torch.int8) if k == f"{LAYER}.lora_A.weight" else v for k, v in t.items()},
+            "int8",
+        ),
         (lambda t: {}, "no module"),
         (lambda t: {**t, "base_model.model.score.weight": torch.ones(2, 32)}, "score"),
     ],
-    ids=range(19),
+    ids=range(20),
 )
 def test_tensors_that_do_not_fit_are_refused_by_name(tensors, word, model_folders, tmp_path):
     model = model_folders["llama"]
     adapter = change(write(model, tmp_path / "a", r=4, target_modules=["q_proj"]), tensors)
     refused(adapter, model, tmp_path, word)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_file_that_was_not_fetched_is_called_a_pointer(name, model_folders, tmp_path):
+    model = model_folders["llama"]
+    adapter = write(model, tmp_path / "a", r=4, target_modules=["q_proj"])
+    (adapter / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    refused(adapter, model, tmp_path, name, "git lfs pull")
 
 
 @pytest.mark.parametrize(
