@@ -18,7 +18,8 @@ from microscope.errors import MicroscopeError
 from microscope.formats.settings import Assumptions, Settings
 from microscope.formats.weights import Weights
 from microscope.params import Site
-from microscope.sae import SparseAutoencoder
+from microscope.quarantine.content import is_pointer
+from microscope.sae import SaeConfig, SparseAutoencoder
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,29 @@ class Hints:
     model: str = ""
     family: str = ""
     assumptions: Assumptions = field(default_factory=Assumptions)
+
+    def check_used(self, config: SaeConfig) -> None:
+        """Refuse what a person said that the SAE which was read does not have.
+
+        Raises:
+            MicroscopeError: ``k_conflict`` or ``site_conflict``.
+        """
+        if self.k is not None and config.k != self.k:
+            has = f"has k = {config.k}" if config.k else "has no number of winners"
+            raise MicroscopeError(
+                "k_conflict",
+                f"--k says {self.k}, and this {config.architecture} SAE {has}.",
+                "Leave --k out.",
+            )
+        for option, said, found in (
+            ("--site", self.site, config.site),
+            ("--site-out", self.site_out, config.site_out),
+        ):
+            if said is not None and (found is None or Site.parse(said) != Site.parse(found)):
+                has = f"is of {found}" if found else "writes where it reads: it is no transcoder"
+                raise MicroscopeError(
+                    "site_conflict", f"{option} says {said}, and this SAE {has}.", f"Leave {option} out."
+                )
 
     def need_site(self, found: str | None, source: str, *, said: str = "") -> str:
         """The site: what the person said, else what the files say.
@@ -111,18 +135,35 @@ def public_name(reference: str) -> str:
     return re.split(r"[/\\]", reference.rstrip("/\\"))[-1].strip(".")
 
 
+def check_fetched(path: Path) -> None:
+    """Refuse what Git LFS leaves where the real file was not fetched.
+
+    Raises:
+        MicroscopeError: ``bad_sae``.
+    """
+    if path.is_file() and is_pointer(path):
+        raise MicroscopeError(
+            "bad_sae",
+            f"{path.name} is a Git LFS pointer, not the file itself.",
+            "Run `git lfs pull` in the folder, or download the file again.",
+        )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
         MicroscopeError: ``bad_sae``.
     """
+    check_fetched(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise MicroscopeError("bad_sae", f"{path.name} cannot be read: {error}") from error
+        raise MicroscopeError(
+            "bad_sae", f"{path.name} cannot be read: {error}", "Download it again; it must be JSON in UTF-8."
+        ) from error
     if not isinstance(data, dict):
-        raise MicroscopeError("bad_sae", f"{path.name} is not a JSON object.")
+        raise MicroscopeError("bad_sae", f"{path.name} is not a JSON object.", "Download it again.")
     return data
 
 
@@ -150,6 +191,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         MicroscopeError: ``bad_sae``.
     """
+    check_fetched(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
@@ -170,6 +212,7 @@ def read_pickled_weights(path: Path, hints: Hints) -> Weights:
             f"{path.name} is a pickle file, which is read on the command line only.",
             "Convert it there: microscope import --allow-pickle.",
         )
+    check_fetched(path)
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

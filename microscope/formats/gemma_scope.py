@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from microscope.errors import MicroscopeError
-from microscope.formats.base import Format, Hints, read_settings, read_weights
+from microscope.formats.base import Format, Hints, check_fetched, read_settings, read_weights
 from microscope.formats.building import build, check_sizes
 from microscope.formats.folding import log_thresholds
 from microscope.formats.settings import Settings
@@ -35,11 +35,14 @@ def read_v1(folder: Path, hints: Hints) -> SparseAutoencoder:
     Raises:
         MicroscopeError: ``bad_sae``, ``site_unknown`` or ``unknown_setting``.
     """
+    check_fetched(folder / "params.npz")
     try:
         with np.load(folder / "params.npz", allow_pickle=False) as file:
             tensors = {_canonical(name): torch.from_numpy(np.array(file[name])) for name in file.files}
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise MicroscopeError("bad_sae", f"params.npz cannot be read: {error}") from error
+        raise MicroscopeError(
+            "bad_sae", f"params.npz cannot be read: {error}", "Download it again, whole."
+        ) from error
     weights = Weights("params.npz", tensors, hints.assumptions)
     found, said = _site_of_path(folder)
     site = hints.need_site(found, "params.npz", said=said)

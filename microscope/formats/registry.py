@@ -99,7 +99,7 @@ def read_sae(path: str | Path, *, format: str = "auto", hints: Hints | None = No
     Raises:
         MicroscopeError: ``no_sae``, ``unknown_format``, ``bad_sae``, ``unsupported_sae``, ``unsupported_setting``,
             ``unknown_setting``, ``bad_assumption``, ``site_unknown``, ``scale_unknown``, ``k_unknown``,
-            ``k_conflict`` or ``pickle_refused``.
+            ``k_conflict``, ``site_conflict`` or ``pickle_refused``.
     """
     place = Path(path)
     if not place.exists():
@@ -113,6 +113,7 @@ def read_sae(path: str | Path, *, format: str = "auto", hints: Hints | None = No
         chosen = _named(format)
     hints = hints or Hints()
     sae = chosen.read(place, hints)
+    hints.check_used(sae.config)
     sae.config.assumed = tuple(dict.fromkeys((*sae.config.assumed, *hints.assumptions.finish())))
     sae.config.fingerprint = sae.content_fingerprint()
     return sae

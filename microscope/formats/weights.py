@@ -113,6 +113,8 @@ class Weights:
             raise MicroscopeError("bad_sae", f"{name} in {self.file} is no tensor.")
         if not value.is_floating_point():
             raise MicroscopeError(
-                "bad_sae", f"{name} in {self.file} holds {value.dtype}, not floating-point numbers."
+                "bad_sae",
+                f"{name} in {self.file} holds {value.dtype}, not floating-point numbers.",
+                "Take the SAE as it was trained, not a quantised or converted copy.",
             )
         return value.detach().to(dtype)

@@ -23,8 +23,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from microscope.errors import MicroscopeError
-from microscope.models.configuration import is_pointer, pointer_refused
+from microscope.models.configuration import pointer_refused
 from microscope.models.families import Family
+from microscope.quarantine.content import is_pointer
 from microscope.quarantine.tensors import check_safetensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

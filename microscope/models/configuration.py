@@ -21,6 +21,7 @@ from transformers import AutoConfig, PretrainedConfig
 from microscope.errors import MicroscopeError
 from microscope.models import gguf_files
 from microscope.models.families import Family, family_of
+from microscope.quarantine.content import is_pointer
 from microscope.quarantine.documents import parse_json
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -29,7 +30,6 @@ _SETTINGS = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 _CONFIG_LIMIT = 16 * 2**20
-_POINTER = b"version https://git-lfs"
 # Sizes under any of their names, and the largest that is believed; far above every published model.
 MAX_BLOCKS = 4096
 _LARGEST = {
@@ -214,12 +214,6 @@ def is_offline(source: str) -> bool:
 def first_line(error: Exception) -> str:
     """What an error of a library says, in one line; its kind when it says nothing."""
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
-
-
-def is_pointer(path: Path) -> bool:
-    """Whether a file is what Git LFS leaves where the real one was not fetched."""
-    with path.open("rb") as stream:
-        return stream.read(len(_POINTER)) == _POINTER
 
 
 def _check_file(folder: Path, reference: str) -> None:

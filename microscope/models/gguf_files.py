@@ -15,10 +15,9 @@ import torch
 
 from microscope.errors import MicroscopeError
 from microscope.models.families import family_of
-from microscope.quarantine.content import read_head
+from microscope.quarantine.content import is_pointer
 from microscope.quarantine.gguf import GgufHeader, check_gguf
 
-_POINTER = b"version https://git-lfs"
 _SOURCE = "source.json"
 # Architectures that are called otherwise in ``transformers``; of Gemma-3 a file has the text part only.
 _MODEL_TYPES = {"gemma3": "gemma3_text", "gptneox": "gpt_neox"}
@@ -42,7 +41,7 @@ def converted_folder(file: Path) -> Path:
     Raises:
         MicroscopeError: ``wrong_file_type``, ``bad_model_file``, ``unsupported_family`` or ``model_too_big``.
     """
-    if read_head(file, len(_POINTER)) == _POINTER:
+    if is_pointer(file):
         raise MicroscopeError(
             "bad_model_file",
             f"{file.name} is a Git LFS pointer, not the file itself.",

@@ -18,7 +18,6 @@ from microscope.models import checkpoint, memory, placement, quantised
 from microscope.models.configuration import (
     first_line,
     is_offline,
-    is_pointer,
     pointer_refused,
     positions_of,
     read_config,
@@ -28,6 +27,7 @@ from microscope.models.fingerprint import model_fingerprint, tokenizer_fingerpri
 from microscope.models.precision import dtype_name, resolve_device, resolve_dtype
 from microscope.models.tokens import TokenTexts, check_tokens
 from microscope.params import Site
+from microscope.quarantine.content import is_pointer
 
 _TOKENIZER_FILES = (
     "tokenizer.json",

@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from microscope.errors import MicroscopeError
-from microscope.models.configuration import is_pointer
 from microscope.patching.adapters import LowRank, LowRankAdapter, check_factors
 from microscope.patching.peft_init import as_plain, check_initialisation, moves_weights
 from microscope.patching.peft_patterns import is_target, missing_targets, pattern_value
+from microscope.quarantine.content import is_pointer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

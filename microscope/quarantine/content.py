@@ -6,6 +6,7 @@ from pathlib import Path
 
 from microscope.errors import MicroscopeError
 
+_POINTER = b"version https://git-lfs"
 # What people really have under the wrong name, and what must never be opened.
 _MAGIC = {
     b"PK\x03\x04": "a zip archive (or a PyTorch file)",
@@ -54,6 +55,11 @@ def foreign_content(head: bytes) -> str | None:
     if head.startswith(_OLD_PICKLE):
         return _PICKLE
     return next((what for magic, what in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what Git LFS leaves where the real one was not fetched."""
+    return read_head(path, len(_POINTER)) == _POINTER
 
 
 def read_head(path: Path, length: int = 64) -> bytes:

@@ -14,7 +14,7 @@ import torch
 from microscope.errors import MicroscopeError
 from microscope.formats import Assumptions, Hints, import_sae, read_sae, write_sae
 from microscope.params import ImportParams
-from microscope.sae import SparseAutoencoder, load_sae
+from microscope.sae import SparseAutoencoder, load_sae, save_sae
 from tests.formats.foreign import (
     DICTIONARY,
     FORMATS,
@@ -416,6 +416,30 @@ def test_a_number_of_winners_that_is_missing_or_contradicts(tmp_path):
     assert read(tmp_path / "b", f"k={K + 1}").config.k == K + 1
     trainer = {**DICTIONARY["trainer"], "k": K + 1}
     assert refusal(write("dictionary_learning", tmp_path / "c", trainer=trainer)).code == "bad_sae"
+
+
+def test_what_a_person_says_about_an_sae_that_has_no_such_thing_is_refused(tmp_path):
+    plain = write("saelens_old", tmp_path / "a")
+    assert refusal(plain, k=K).code == "k_conflict"
+    assert refusal(plain, site_out="mlp_out.2").code == "site_conflict"
+    native = save_sae(read(plain), tmp_path / "b")
+    for code, said in (("site_conflict", {"site": "resid_post.1"}), ("k_conflict", {"k": K})):
+        error = refusal(native, **said)
+        assert error.code == code
+        assert error.hint
+    assert read(native, site="blocks.3.hook_resid_pre").config.site == "resid_post.2"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_files_that_were_not_fetched_are_called_pointers(tmp_path, name):
+    path = write(name, tmp_path / "a")
+    for file in [path] if path.is_file() else [found for found in path.rglob("*") if found.is_file()]:
+        kept = file.read_bytes()
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        error = refusal(path)
+        assert file.name in error.message
+        assert "git lfs pull" in error.hint
+        file.write_bytes(kept)
 
 
 # --- damage --------------------------------------------------------------------------------------------
