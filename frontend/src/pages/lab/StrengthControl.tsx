@@ -1,8 +1,13 @@
 import { NumberInput, Slider } from "@mantine/core";
+import { useState, type ClipboardEvent, type FocusEvent } from "react";
+import { parseNumber } from "@/forms/fields";
 import { KINDS, measureOf, snapped, strengthOf, targetOf, withStrength, type EditCard } from "@/patches/plan";
 import { unitWords } from "@/patches/words";
 import { number } from "@/science/format";
 import styles from "./Lab.module.css";
+
+/** Longer numbers the box would show and not hand on. */
+const LARGEST = 1e8;
 
 interface StrengthControlProps {
   card: EditCard;
@@ -12,6 +17,7 @@ interface StrengthControlProps {
 
 /** Slider and number box of one edit. The box takes what lies beyond the slider. */
 export function StrengthControl({ card, onChange, onEnd }: StrengthControlProps) {
+  const [round, setRound] = useState(0);
   const facts = KINDS[card.kind];
   const slider = facts.slider;
   if (!slider) return null;
@@ -19,6 +25,19 @@ export function StrengthControl({ card, onChange, onEnd }: StrengthControlProps)
   const measure = measureOf(card);
   const what = `Strength of ${KINDS[card.kind].title.toLowerCase()}, ${targetOf(card)}`;
   const set = (value: number) => onChange(withStrength(card, snapped(value, slider.step)));
+  // The box drops letters one by one: of "1e-3" it would make 13.
+  const paste = (event: ClipboardEvent<HTMLInputElement>) => {
+    const text = event.clipboardData.getData("text");
+    if (/^[\d.]*$/.test(text.trim())) return;
+    event.preventDefault();
+    const value = parseNumber(text.replace("−", "-"));
+    if (value !== null && Math.abs(value) <= LARGEST) onChange(withStrength(card, snapped(value, 0.0001)));
+  };
+  // A box left without a number shows again what acts.
+  const leave = (event: FocusEvent<HTMLInputElement>) => {
+    if (parseNumber(event.currentTarget.value.replace("×", "")) === null) setRound(round + 1);
+    onEnd();
+  };
   return (
     <div className={styles.strength}>
       <Slider
@@ -40,7 +59,12 @@ export function StrengthControl({ card, onChange, onEnd }: StrengthControlProps)
         onChange={(value) => {
           if (typeof value === "number" && Number.isFinite(value)) onChange(withStrength(card, value));
         }}
-        onBlur={onEnd}
+        onPaste={paste}
+        onBlur={leave}
+        key={round}
+        min={-LARGEST}
+        max={LARGEST}
+        clampBehavior="strict"
         step={slider.step}
         decimalScale={4}
         aria-label={`${what}, as a number`}
