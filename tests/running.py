@@ -105,7 +105,7 @@ class Site:
                         return process
             return None
 
-        found: psutil.Process = wait_for(look, 120, "for the resident")
+        found: psutil.Process = wait_for(look, 300, "for the resident")
         return found
 
     def processes(self) -> list[psutil.Process]:
@@ -161,7 +161,7 @@ class Lab:
         """Until the model is in memory."""
         path = f"/models/{self.model['id']}"
         wait_for(
-            lambda: (self.alice.get(path)["resident"] or {}).get("state") == "ready", 180, "for the model"
+            lambda: (self.alice.get(path)["resident"] or {}).get("state") == "ready", 600, "for the model"
         )
 
     def mend(self) -> None:
@@ -169,7 +169,7 @@ class Lab:
         for process in self.site.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGCONT)
-        wait_for(self.site.serves, 120, "for the portal")
+        wait_for(self.site.serves, 300, "for the portal")
         project = self.project["id"]
 
         def ended() -> bool:
@@ -179,7 +179,7 @@ class Lab:
                     self.alice.post(f"/jobs/{job['id']}/cancel")
             return not active
 
-        wait_for(ended, 120, "for the jobs to end")
+        wait_for(ended, 300, "for the jobs to end")
         for kind, kept in (("saes", self.sae), ("recordings", self.recording), ("models", self.model)):
             for row in list(self.alice.each(f"/{kind}", project=project)):
                 if row["id"] != kept["id"]:
@@ -223,7 +223,7 @@ def start_site(folder: Path) -> Site:
         return False
 
     try:
-        wait_for(serves, 180, "for the portal")
+        wait_for(serves, 600, "for the portal")
     except BaseException:
         made.stop()
         raise

@@ -94,6 +94,7 @@ describe("sentences", () => {
       state: "running", phase: "training", done: 500_000, total: 1_000_000, unit: "tokens", rate: 25_000, eta_seconds: 20, queue_position: 0,
     } as Job;
     expect(plain(progressSentence(job))).toBe("training · 500k of 1M tokens · 25k tokens/s · 20 s left");
+    expect(plain(progressSentence({ ...job, done: 1_000_000, eta_seconds: 0 }))).toBe("training · 1M of 1M tokens · 25k tokens/s");
     expect(plain(progressSentence({ ...job, phase: "distilling", done: 40, total: 100, unit: "%" }))).toBe("distilling · 20 s left");
     expect(progressSentence({ ...job, state: "queued", queue_position: 3 })).toContain("number 3 in the queue");
     const told = plain(progressSentence({ ...job, state: "queued", queue_position: 3, starts_in_seconds: 120, lasts_seconds: 60 }));

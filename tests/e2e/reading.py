@@ -5,7 +5,7 @@ from __future__ import annotations
 from playwright.sync_api import Page
 
 PROMPT = "the state of the union is strong and people ask congress to pass a budget for"
-JOB = 300_000  # milliseconds a job of the tiny model may take on a busy machine
+JOB = 900_000  # milliseconds a job of the tiny model may take on a busy machine
 
 
 def wait_for_bars(page: Page, moved: bool) -> dict[str, tuple[float, float]]:

@@ -13,7 +13,7 @@ from tests.e2e.conftest import Open
 from tests.e2e.reading import JOB
 from tests.running import Lab
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("servers"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("servers"), pytest.mark.timeout(2700)]
 
 
 def test_a_project_goes_out_and_comes_in(open_page: Open, lab: Lab, tmp_path: Path) -> None:

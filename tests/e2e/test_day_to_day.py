@@ -12,7 +12,7 @@ from tests.e2e.conftest import Open
 from tests.e2e.reading import JOB
 from tests.running import Lab, Site
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("servers"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("servers"), pytest.mark.timeout(2700)]
 
 STEPS = ["trace", "train", "evaluate", "analyse"]
 

@@ -14,7 +14,7 @@ from tests.e2e.conftest import Open, Watched
 from tests.e2e.reading import JOB, PROMPT, wait_for_bars
 from tests.running import Site, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("servers"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("servers"), pytest.mark.timeout(2700)]
 
 
 def texts(site: Site, target: Path) -> Path:

@@ -14,7 +14,7 @@ from tests.e2e.conftest import Open, Watched
 from tests.e2e.reading import JOB, PROMPT, wait_for_bars
 from tests.running import Lab, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("servers"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("servers"), pytest.mark.timeout(2700)]
 
 NAME, CONSTANT = "Their adapter", "Weaker feature"
 REASON = "For an experiment behind a wall."

@@ -11,7 +11,7 @@ from tests.e2e.conftest import DESKTOP, PHONE, Open
 from tests.e2e.reading import JOB, PROMPT, wait_for_bars
 from tests.running import Lab
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("servers"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("servers"), pytest.mark.timeout(2700)]
 
 
 def pages(lab: Lab) -> dict[str, str]:

@@ -10,7 +10,7 @@ import pytest
 from tests.faults.test_training import LONG, checkpoints, events, process_with, training
 from tests.running import Lab, kill, wait_for
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(1800)]
 
 AROUND = {
     "web": ("workbench.web",),

@@ -12,7 +12,7 @@ from tests.chaos.killing import running
 from tests.running import ROOT, Lab, wait_for
 from worker.health import ROLES
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(1800)]
 
 
 def healthy(lab: Lab, role: str, patience: float) -> bool:

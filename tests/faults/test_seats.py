@@ -15,7 +15,7 @@ from tests.faults.test_training import process_with
 from tests.running import Lab, Person, kill, wait_for
 from tests.ws.talking import talk
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(1800)]
 
 SEAT_LOST, TOO_MANY = 4408, 4429
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.running import TRAIN, Lab, alive, kill, wait_for
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(1800)]
 
 LONG = TRAIN | {"tokens": 1_000_000, "checkpoint_seconds": 0.5}
 

@@ -13,7 +13,7 @@ from microscope.errors import MicroscopeError
 from microscope.remote import Workbench
 from tests.running import Lab, Person
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(1800)]
 
 
 def portal_of(lab: Lab, person: Person) -> Workbench:

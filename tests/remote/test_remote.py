@@ -21,7 +21,7 @@ from microscope.remote.transfers import sha256_of
 from tests.running import ROOT, TRAIN, Lab
 from tests.tiny_models import make_corpus
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(1800)]
 
 
 class Breaking(httpx.HTTPTransport):

@@ -11,7 +11,7 @@ import pytest
 from tests.running import Lab
 from tests.ws.talking import talk
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(1800)]
 
 NOT_FOUND = 4404
 FINAL = {"succeeded", "failed", "cancelled"}

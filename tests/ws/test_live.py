@@ -10,7 +10,7 @@ import pytest
 from tests.running import Lab
 from tests.ws.talking import PROMPT, Talk, answer, fingerprint, held, plan_of, ready, talk
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(1800)]
 
 
 async def test_base_is_what_the_plain_model_says(lab: Lab) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.running import Lab
 from tests.ws.talking import Talk, fingerprint, held, plan_of, written
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(1800)]
 
 
 async def test_both_columns_are_written_and_a_toggle_shows(lab: Lab, live: Talk, firing: int) -> None:

@@ -27,7 +27,7 @@ from tests.ws.talking import (
     written,
 )
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(1800)]
 
 
 async def test_two_people_do_not_see_each_other(lab: Lab, firing: int, live: Talk) -> None:

@@ -11,7 +11,7 @@ from tests.running import Lab
 from tests.ws.talking import PROMPT, Talk, answer, plan_of, ready, talk
 from workbench.demo.portal import PortalError
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(1800)]
 
 
 NO_MESSAGES: list[str | bytes] = [

@@ -9,7 +9,8 @@ function lasting(job: Job): string {
 }
 
 function left(job: Job): string[] {
-  return job.eta_seconds === null ? [] : [`${duration(job.eta_seconds)} left`];
+  // All is counted and it still works: what is left nobody knows.
+  return job.eta_seconds === null || (job.total !== null && job.done >= job.total) ? [] : [`${duration(job.eta_seconds)} left`];
 }
 
 /** What a job is doing, as one sentence. */
