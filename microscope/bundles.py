@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from microscope.errors import MicroscopeError
+from microscope.naming import named_model
 from microscope.params.bundles import BUNDLE_FORMAT, BUNDLE_VERSION, PackParams, UnpackParams
 from microscope.progress import SILENT, Progress
 from microscope.quarantine.archives import extract_zip
@@ -25,6 +26,8 @@ from microscope.staging import staged
 
 DOCUMENT, FILES = "bundle.json", "artifacts"
 _READ = 1 << 20
+# What says where a model was found: manifests of recordings and of analyses, configurations of SAEs.
+_DESCRIPTIONS = frozenset({"manifest.json", "sae.json"})
 # The same content makes the same archive.
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
@@ -83,6 +86,7 @@ def write_archive(listing: Listing, target: Path, progress: Progress = SILENT) -
     Raises:
         MicroscopeError: ``bundle_changed`` when a file is not as listed.
     """
+    changed = _without_places(listing)
     document = msgspec.convert(listing.document, Document)
     total = sum(file.bytes for artifact in document.artifacts.values() for file in artifact.files)
     done = count = 0
@@ -96,28 +100,63 @@ def write_archive(listing: Listing, target: Path, progress: Progress = SILENT) -
         )
         for key, artifact in document.artifacts.items():
             for file in artifact.files:
-                _add(archive, Path(listing.folders[key]), f"{FILES}/{key}", file)
+                place = f"{FILES}/{key}/{file.path}"
+                if place in changed:
+                    archive.writestr(_entry(place), changed[place])
+                else:
+                    _add(archive, Path(listing.folders[key]) / file.path, place, file)
                 done, count = done + file.bytes, count + 1
                 progress.advance(done)
         progress.advance(done, final=True)
     return {"files": count, "bytes": done}
 
 
-def _add(archive: zipfile.ZipFile, folder: Path, place: str, file: ListedFile) -> None:
-    info = zipfile.ZipInfo(f"{place}/{file.path}", _LONG_AGO)
-    info.external_attr = 0o644 << 16
+def _without_places(listing: Listing) -> dict[str, bytes]:
+    """Descriptions that say where a model was on this machine, by their place in the archive, saying its name instead.
+
+    The listing's document gets their new sizes and digests.
+    """
+    changed = {}
+    for key, artifact in listing.document["artifacts"].items():
+        files = []
+        for file in msgspec.convert(artifact, ListedArtifact).files:
+            if PurePosixPath(file.path).name in _DESCRIPTIONS:
+                data = (Path(listing.folders[key]) / file.path).read_bytes()
+                if hashlib.sha256(data).hexdigest() != file.sha256:
+                    raise _not_as_listed(file)
+                named = named_model(data)
+                if named != data:
+                    changed[f"{FILES}/{key}/{file.path}"] = named
+                    file = ListedFile(file.path, len(named), hashlib.sha256(named).hexdigest())
+            files.append(file)
+        artifact["files"] = files
+    return changed
+
+
+def _add(archive: zipfile.ZipFile, path: Path, place: str, file: ListedFile) -> None:
+    info = _entry(place)
     info.file_size = file.bytes
     digest = hashlib.sha256()
-    with (folder / file.path).open("rb") as source, archive.open(info, "w") as target:
+    with path.open("rb") as source, archive.open(info, "w") as target:
         while data := source.read(_READ):
             digest.update(data)
             target.write(data)
     if digest.hexdigest() != file.sha256:
-        raise MicroscopeError(
-            "bundle_changed",
-            f"{file.path} is not as it was listed.",
-            "Look at the server's disk, then try again.",
-        )
+        raise _not_as_listed(file)
+
+
+def _entry(place: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(place, _LONG_AGO)
+    info.external_attr = 0o644 << 16
+    return info
+
+
+def _not_as_listed(file: ListedFile) -> MicroscopeError:
+    return MicroscopeError(
+        "bundle_changed",
+        f"{file.path} is not as it was listed.",
+        "Look at the server's disk, then try again.",
+    )
 
 
 def unpack(params: UnpackParams, progress: Progress = SILENT) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from apps.artifacts.models import Artifact
 from apps.bundles.sections import SECTIONS, Section
 from apps.features.models import Feature
 from apps.projects.models import Project
+from apps.registry.models import LanguageModel
 from microscope.params.bundles import BUNDLE_FORMAT, BUNDLE_VERSION
 
 Rows = list[dict[str, Any]]
@@ -63,6 +64,8 @@ def _section(
     for row in chosen.iterator(chunk_size=500):
         plain: dict[str, Any] = {"id": str(row.pk), "created_at": row.created_at.isoformat()}
         plain |= {name: getattr(row, name) for name in section.columns}
+        if section.name == "models" and row.source != LanguageModel.Source.HUB:
+            plain["reference"] = Path(row.reference).name  # it is looked for by its name elsewhere
         if not _link(plain, row, section, known):
             continue
         for field in section.later:

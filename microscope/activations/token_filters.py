@@ -12,6 +12,7 @@ from microscope.activations.forward import SiteReader
 from microscope.activations.manifest import BOS, SPECIAL
 from microscope.activations.reader import Recording
 from microscope.models.families import check_site
+from microscope.naming import public_name
 from microscope.params import Site
 from microscope.sae import Derivation, SparseAutoencoder, TokenFilter
 
@@ -69,7 +70,9 @@ def filter_on_model(loaded: LoadedModel, site: str, text: str = PROBE_TEXT) -> T
     median = float(rows.float().norm(dim=1).cpu()[~special].median())
     if not (math.isfinite(median) and median > 0):
         return TokenFilter()
-    derived = Derivation(source="text", name=loaded.reference, factor=SINK_FACTOR, median_norm=median)
+    derived = Derivation(
+        source="text", name=public_name(loaded.reference), factor=SINK_FACTOR, median_norm=median
+    )
     return TokenFilter(max_norm=SINK_FACTOR * median, derived=derived)
 
 

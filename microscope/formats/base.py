@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,13 +125,6 @@ class Format:
     matches: Callable[[Path], bool]
     read: Callable[[Path, Hints], SparseAutoencoder]
     write: Callable[[SparseAutoencoder, Path], None] | None = None
-
-
-def public_name(reference: str) -> str:
-    """What to call a model in files for others: its Hub id, or the last part of a path on this machine."""
-    if re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", reference) and not reference.startswith("."):
-        return reference
-    return re.split(r"[/\\]", reference.rstrip("/\\"))[-1].strip(".")
 
 
 def check_fetched(path: Path) -> None:

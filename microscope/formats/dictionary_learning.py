@@ -17,7 +17,6 @@ from microscope.errors import MicroscopeError
 from microscope.formats.base import (
     Format,
     Hints,
-    public_name,
     read_pickled_weights,
     read_settings,
     write_json,
@@ -27,6 +26,7 @@ from microscope.formats.filters import filter_entry, stated_filter
 from microscope.formats.folding import log_thresholds, thresholds, without_scale
 from microscope.formats.settings import Settings, assumed_entry, names, stated_assumptions
 from microscope.formats.weights import Weights
+from microscope.naming import public_name
 from microscope.params import Site
 from microscope.sae import SparseAutoencoder
 from microscope.sae.gated import GatedSae

@@ -20,7 +20,7 @@ import numpy as np
 
 from microscope.errors import MicroscopeError
 from microscope.features.details import ANALYSIS, DETAILS, Analysis, Example, FeatureDetails
-from microscope.formats.base import public_name
+from microscope.naming import public_name
 from microscope.params import Site
 from microscope.progress import SILENT, Progress
 from microscope.sae import SparseAutoencoder

@@ -7,7 +7,10 @@ from pathlib import Path
 from microscope.errors import MicroscopeError
 from microscope.formats import dictionary_learning, gemma_scope, llama_scope, pickled, saelens, sparsify
 from microscope.formats.base import Format, Hints
+from microscope.models.places import remember_place
+from microscope.naming import named_model
 from microscope.sae import SparseAutoencoder, load_sae, save_sae
+from microscope.sae.files import CONFIG
 
 
 def _is_native(path: Path) -> bool:
@@ -21,7 +24,10 @@ NATIVE = Format(
 
 
 def _save(sae: SparseAutoencoder, folder: Path) -> None:
-    save_sae(sae, folder)
+    model = sae.config.model
+    remember_place(str(model.get("fingerprint") or ""), str(model.get("reference") or ""))
+    config = save_sae(sae, folder) / CONFIG
+    config.write_bytes(named_model(config.read_bytes()))
 
 
 FORMATS: dict[str, Format] = {

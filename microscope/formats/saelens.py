@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from microscope.errors import MicroscopeError
-from microscope.formats.base import Format, Hints, public_name, read_settings, read_weights, write_json
+from microscope.formats.base import Format, Hints, read_settings, read_weights, write_json
 from microscope.formats.building import build, check_sizes
 from microscope.formats.filters import filter_entry
 from microscope.formats.folding import (
@@ -38,6 +38,7 @@ from microscope.formats.saelens_config import (
 from microscope.formats.settings import assumed_entry
 from microscope.formats.weights import Weights
 from microscope.models import FAMILIES
+from microscope.naming import public_name
 from microscope.params import Site
 from microscope.sae import SaeConfig, SparseAutoencoder
 from microscope.sae.batchtopk import BatchTopKSae

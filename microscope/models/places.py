@@ -14,7 +14,7 @@ from microscope.models.gguf_files import cache_dir
 
 def remember_place(fingerprint: str, reference: str) -> None:
     """Keep where a model with these weights is, if that is a path."""
-    if not Path(reference).exists():
+    if not fingerprint or not reference or not Path(reference).exists():
         return
     # Only a convenience: a cache that cannot be written to stops nothing.
     with contextlib.suppress(OSError):
@@ -30,6 +30,13 @@ def place_of(fingerprint: str) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return found if Path(found).exists() else None
+
+
+def located(fingerprint: str, reference: str) -> str:
+    """What to load a model by that goes by a name only: where it was last on this machine, or else the name."""
+    if not reference or Path(reference).exists():
+        return reference
+    return (place_of(fingerprint) if fingerprint else None) or reference
 
 
 def _file(fingerprint: str) -> Path:

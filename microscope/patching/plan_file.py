@@ -11,6 +11,7 @@ import msgspec
 from microscope.activations.token_filters import settle_on_model
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel
+from microscope.models.places import located
 from microscope.params import Edit, EditPlan, FeatureRef, PatchCreateParams, Positions, validate_plan
 from microscope.patching.adapters import LowRankAdapter, load_adapter
 from microscope.sae import SparseAutoencoder, load_sae
@@ -88,7 +89,8 @@ def create_patch(params: PatchCreateParams) -> PatchFile:
             raise MicroscopeError("incomplete_edit", f"{params.kind} acts on a feature.", "Add --feature.")
         sae.check_feature(params.feature)
         feature = FeatureRef(sae=fingerprint, index=params.feature)
-    model = params.model or str(sae.config.model.get("reference", ""))
+    named = (str(sae.config.model.get(key) or "") for key in ("fingerprint", "reference"))
+    model = params.model or located(*named)
     edit = Edit(
         kind=params.kind,
         site=sae.config.site,

@@ -47,6 +47,18 @@ def test_it_has_what_is_ready_and_says_what_it_leaves_out(world, document) -> No
     assert "password" not in json.dumps(document)
 
 
+def test_a_model_that_is_a_file_goes_by_its_name(world) -> None:
+    """Where it is on this server is nothing to others, who look for it in folders of their own."""
+    world.model.source, world.model.reference = "folder", "/srv/lab/models/tiny"
+    world.model.save()
+    [row] = listing_of(world.project, recordings=True)["document"]["rows"]["models"]
+    assert row["reference"] == "tiny"
+    world.model.source, world.model.reference = "hub", "owner/tiny"
+    world.model.save()
+    [row] = listing_of(world.project, recordings=True)["document"]["rows"]["models"]
+    assert row["reference"] == "owner/tiny"
+
+
 # Columns that do not travel: who and when belong to the instance, and some follow from the rest.
 STAY = {"id", "created_at", "updated_at", "created_by", "author", "job", "state", "project", "artifact"}
 STAY |= {"wanted_loaded", "load_asked_at", "overridden_by", "overridden_at", "host"}

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 
 from microscope.errors import MicroscopeError
-from microscope.formats.base import public_name
 from microscope.models import LoadedModel, load_model
 from microscope.models.load import has_writer_bias, is_tied
 from microscope.models.places import remember_place
+from microscope.naming import public_name
 from microscope.params import EditPlan, ModelTraits, PatchExportParams, plan_fingerprint, verdict
 from microscope.patching.adapters import LowRank, LowRankAdapter, load_adapter, save_adapter
 from microscope.patching.apply import Saes
