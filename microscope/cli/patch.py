@@ -177,6 +177,10 @@ def _show_export(options: dict[str, Any], result: dict[str, Any], console: Conso
 
 
 def _show_certificate(options: dict[str, Any], result: dict[str, Any], console: Console) -> None:
+    import msgspec
+
+    from microscope.patching.certify import Certificate, headline
+
     table = Table("Gate", "Value", "Limit", "Verdict", "Formula")
     for gate in result["gates"]:
         value = "–" if gate["value"] is None else f"{gate['value']:.3g}"
@@ -187,9 +191,8 @@ def _show_certificate(options: dict[str, Any], result: dict[str, Any], console: 
         # Values in brackets are no markup.
         table.add_row(gate["name"], Text(value), limit, verdict, Text(gate["formula"]))
     console.print(table)
-    share = result["effect"]["share"]
-    if share is not None:
-        console.print(f"The export keeps {share['value']:.1%} of the patch's effect.", highlight=False)
+    # Brackets of intervals are no markup.
+    console.print(Text(headline(msgspec.convert(result, Certificate))))
     for note in result["notes"]:
-        console.print(note, highlight=False)
+        console.print(Text(note))
     console.print("Passed." if result["passed"] else "Did not pass.", style="bold")

@@ -408,6 +408,34 @@ def test_files_name_no_folder_of_their_maker(lab, recording_folder):
         assert found.export.base.reference == lab.model.name
 
 
+def test_what_did_not_pass_comes_with_what_to_do(lab, recording_folder):
+    """In the page, in the terminal, and not where all is well."""
+    index = busiest(lab, recording_folder)
+    lab.save(lab.edit("scale", index, strength=0.5))
+    folder = lab.export(
+        "peft", activations=str(recording_folder), rank=1, fit_steps=1, fit_tokens=1000, fit_blocks=0
+    )
+    arguments = ["patch", "certify", "--export", folder, "--sae-path", lab.folder / "sae", "--contexts", 4,
+                 "--activations", recording_folder, "--out", lab.folder / "certificate"]  # fmt: skip
+    done = CliRunner().invoke(main, [*map(str, arguments)])
+    said = " ".join(done.output.split())
+    found = msgspec.json.decode(
+        (lab.folder / "certificate" / "certificate.json").read_bytes(), type=Certificate
+    )
+    low, high = found.effect.share.interval
+    page = (lab.folder / "certificate" / "certificate.html").read_text()
+    for text in (said, page):
+        assert f"{found.effect.share.value:.1%} [{low:.1%}, {high:.1%}] of the patch" in text
+        assert "Did not pass: Share of effect kept" in text
+        assert "--fit-steps, 1 here" in text
+        assert "--rank, 1 here" in text
+        assert "--target bundle" in text
+    assert not any(
+        "Did not pass" in note
+        for note in measure(lab, lab.export("bundle"), activations=str(recording_folder)).notes
+    )
+
+
 def test_statistics_by_hand():
     generator = torch.Generator().manual_seed(0)
     base, patched, half, export = (torch.randn(5, 11, generator=generator) for _ in range(4))

@@ -2,6 +2,6 @@
 
 from microscope.patching.certify.certificate import Certificate, certify
 from microscope.patching.certify.gates import Gate
-from microscope.patching.certify.report import html_certificate, write_certificate
+from microscope.patching.certify.report import headline, html_certificate, write_certificate
 
-__all__ = ["Certificate", "Gate", "certify", "html_certificate", "write_certificate"]
+__all__ = ["Certificate", "Gate", "certify", "headline", "html_certificate", "write_certificate"]

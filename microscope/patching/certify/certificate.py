@@ -23,7 +23,7 @@ from microscope.models import LoadedModel, load_model
 from microscope.models.places import place_of
 from microscope.params import CertifyParams
 from microscope.patching.certify.comparing import BATCH, Comparison, Effect
-from microscope.patching.certify.gates import Gate, judge
+from microscope.patching.certify.gates import Gate, advice, judge
 from microscope.patching.certify.live import LiveAgreement, live_agreement
 from microscope.patching.certify.measure import (
     Collateral,
@@ -164,6 +164,7 @@ def _certificate(
     spread = float(np.sqrt(run.clean.column("spread").mean()))
     triggers = params.triggers or manifest.triggers
     gates = judge(manifest, effect, clean, trigger, live, cost, null, spread)
+    cost_of_patch = collateral(run.clean, "kl_base_patch", "loss_patched", **options)
     return Certificate(
         passed=all(gate.passed is True for gate in gates),
         gates=gates,
@@ -171,7 +172,7 @@ def _certificate(
         trigger=trigger,
         effect=effect,
         collateral=cost,
-        collateral_of_patch=collateral(run.clean, "kl_base_patch", "loss_patched", **options),
+        collateral_of_patch=cost_of_patch,
         live=live,
         null_exact=null,
         merged_max_abs_logit=merged,
@@ -186,7 +187,7 @@ def _certificate(
         seconds=seconds,
         spread=spread,
         documents=len(run.documents),
-        notes=_notes(manifest, effect, triggers),
+        notes=(*_notes(manifest, effect, triggers), *advice(gates, manifest, cost_of_patch)),
     )
 
 

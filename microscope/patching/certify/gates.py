@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 
@@ -12,6 +14,8 @@ from microscope.patching.export.manifest import ExportManifest
 
 EXACT_LOGIT, EXACT_LOGIT_HALF = 1e-4, 5e-2
 CLEAN_KL, COLLATERAL_KL, PERPLEXITY = 0.01, 0.02, 0.01
+SHARE, HALF, CLEAN = "Share of effect kept", "More than half the patch", "Parity on clean text"
+COLLATERAL, PPL = "Collateral", "Perplexity"
 # Half of a weak patch has three quarters of its effect: 0.9 of the effect is then 0.6 of what half of it lacks.
 SHARE_KEPT, SHARE_OF_HALF = 0.9, 0.6
 
@@ -49,13 +53,13 @@ def judge(
     """
     gates = [
         _share_gate(
-            "Share of effect kept",
+            SHARE,
             effect.share,
             SHARE_KEPT,
             "1 − KL(patch ‖ export) / KL(patch ‖ base), where the patch acts",
         ),
         _share_gate(
-            "More than half the patch",
+            HALF,
             effect.share_of_half,
             SHARE_OF_HALF,
             "1 − KL(patch ‖ export) / KL(patch ‖ patch at half strength), where the patch acts",
@@ -68,9 +72,7 @@ def judge(
         formula = "max |logit(patch) − logit(export)| ÷ spread of the logits"
         gates.append(_gate("Same logits", _ratio(worst, spread), limit, formula))
     else:
-        gates.append(
-            _gate("Parity on clean text", _mean(clean), CLEAN_KL, "mean KL(patch ‖ export), text as it comes")
-        )
+        gates.append(_gate(CLEAN, _mean(clean), CLEAN_KL, "mean KL(patch ‖ export), text as it comes"))
     gates.append(
         _gate(
             "Measured is live",
@@ -79,19 +81,40 @@ def judge(
             "max |logit(live replay) − logit(reference)| ÷ spread of the logits, next token of some contexts",
         )
     )
+    gates.append(_gate(COLLATERAL, cost.kl.value, COLLATERAL_KL, "mean KL(base ‖ export), text as it comes"))
     gates.append(
-        _gate("Collateral", cost.kl.value, COLLATERAL_KL, "mean KL(base ‖ export), text as it comes")
-    )
-    gates.append(
-        _gate(
-            "Perplexity", cost.perplexity_change.value, PERPLEXITY, "perplexity(export)/perplexity(base) − 1"
-        )
+        _gate(PPL, cost.perplexity_change.value, PERPLEXITY, "perplexity(export)/perplexity(base) − 1")
     )
     if null is not None:
         gates.append(
             _gate("Off is the base", 0.0 if null else 1.0, 0.0, "bit-exact with the export switched off")
         )
     return tuple(gates)
+
+
+def advice(gates: Sequence[Gate], manifest: ExportManifest, cost_of_patch: Collateral) -> tuple[str, ...]:
+    """What did not pass, and what can be done about it, in sentences; none where all gates passed."""
+    failed = [gate for gate in gates if gate.passed is False]
+    if not failed:
+        return ()
+    found = [f"Did not pass: {', '.join(gate.name for gate in failed)}."]
+    names = {gate.name for gate in failed}
+    if names & {SHARE, HALF, CLEAN} and manifest.fit is not None:
+        fit = manifest.fit
+        found.append(
+            "The fit stands in for too little of the patch. Export it again with more steps "
+            f"(--fit-steps, {fit.planned_steps or fit.steps} here), a higher rank (--rank, {fit.rank} here), more "
+            "text (--fit-tokens) or more blocks (--fit-blocks); or as the runtime bundle (--target bundle), which "
+            "is exact."
+        )
+    own = {COLLATERAL: cost_of_patch.kl.value, PPL: cost_of_patch.perplexity_change.value}
+    for gate in failed:
+        if gate.name in own and own[gate.name] > gate.limit:
+            found.append(
+                f"{gate.name}: the patch itself is beyond this limit ({own[gate.name]:.3g}), so every faithful "
+                "export of it is. A weaker patch, or one that acts at fewer places, would not be."
+            )
+    return tuple(found)
 
 
 def _share_gate(name: str, found: Mean | None, limit: float, formula: str) -> Gate:
