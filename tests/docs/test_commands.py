@@ -130,8 +130,8 @@ PROMISES: dict[str, Look] = {
     "microscope recording import --path packed/recording.zip --model Qwen/Qwen3-0.6B --out activations.parquet": (
         lambda at, ran: recorded(at, ran, "activations.parquet", {"resid_post.10"})
     ),
-    "microscope inspect --model M --load-in-4bit": says("logits"),
-    "microscope inspect --model Qwen/Qwen3-0.6B --load-in-4bit": says("logits"),
+    "microscope inspect --model M --load-in-4bit": says("Δlogit", "nf4"),
+    "microscope inspect --model Qwen/Qwen3-0.6B --load-in-4bit": says("Δlogit", "nf4"),
     "microscope doctor": says("torch", "Python"),
     ".venv/bin/microscope trace --model var/models/SmolLM2-135M-Instruct.gguf --layers 10 15 20"
     " --text var/corpora/sotu --tokens 200k --out three_sites": (
