@@ -33,9 +33,15 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def examine() -> Iterator[Finding]:
-    """Look at everything; a check that breaks is a finding itself."""
+def examine(*, stopped: bool = False) -> Iterator[Finding]:
+    """Look at everything; a check that breaks is a finding itself.
+
+    Args:
+        stopped: the servers are meant to be down, so nobody asks whether they answer.
+    """
     for name, check in CHECKS.items():
+        if stopped and name in OF_SERVERS:
+            continue
         try:
             yield from check()
         except Exception as error:  # a broken database breaks most of them: say so and go on
@@ -170,3 +176,4 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "disk": _disk,
     "artifacts": _artifacts,
 }
+OF_SERVERS = frozenset({"broker", "workers", "residents"})

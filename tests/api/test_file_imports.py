@@ -77,7 +77,7 @@ BAD_CORPORA = [
     ("p.txt", b"\x80\x04\x95" + bytes(30), "pickle_refused"),
     ("latin.txt", "Ümläute".encode("latin-1"), "wrong_file_type"),
     ("cut.parquet", parquet()[:-5], "bad_corpus_file"),
-    ("a.jsonl", b'{"body": "one"}\n', "no_text_field"),
+    ("a.jsonl", b'{"id": "one"}\n', "no_text_field"),
 ]
 
 
@@ -98,10 +98,10 @@ def test_a_bad_corpus_fails_in_words_and_leaves_no_files(
 
 def test_another_field_and_another_try(world, editor, run_child) -> None:
     """What failed for its field is imported again under another name; the field goes with the corpus."""
-    failed = bring_in(editor, world, "a.jsonl", b'{"body": "one"}\n').json()
+    failed = bring_in(editor, world, "a.jsonl", b'{"id": "one"}\n').json()
     assert run_child(failed["job"]["id"]).error_code == "no_text_field"
-    row = bring_in(editor, world, "a.jsonl", b'{"body": "one"}\n', corpus="b", text_field="body").json()
-    assert (row["corpus"]["text_field"], run_child(row["job"]["id"]).state) == ("body", "succeeded")
+    row = bring_in(editor, world, "a.jsonl", b'{"id": "one"}\n', corpus="b", text_field="id").json()
+    assert (row["corpus"]["text_field"], run_child(row["job"]["id"]).state) == ("id", "succeeded")
 
 
 def test_what_cannot_start(world, editor, client_of) -> None:

@@ -89,7 +89,9 @@ def things(
     for number in range(40):
         (speeches / f"{number}.txt").write_text("".join(random.Random(number).choices("0123456789", k=120)))
     (folder / "var" / "models").mkdir()
-    made_gguf(folder / "var" / "models" / "SmolLM2-135M-Instruct.gguf", {"llama.context_length": 256}, blocks=22)
+    made_gguf(
+        folder / "var" / "models" / "SmolLM2-135M-Instruct.gguf", {"llama.context_length": 256}, blocks=22
+    )
     texts = (path.read_text() for path in sorted((folder / "corpus").iterdir()))
     (folder / "speeches.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 

@@ -33,7 +33,7 @@ REMOTE = (
     "microscope remote add-model HuggingFaceTB/SmolLM2-135M-Instruct --name SmolLM2",
     "microscope remote import-corpus speeches.jsonl --name sotu",
     "microscope remote trace --model SmolLM2 --corpus sotu --name first --layers 15 --tokens 640k",
-    'microscope remote train --recording first --name "SAE 15" --layer 15',
+    'microscope remote train --recording first --name "SAE 15" --layer 15 --tokens 640k',
     'microscope remote export-sae "SAE 15" --format saelens --out for_saelens/',
     "microscope remote import-sae their_sae/ --model SmolLM2 --recording first --name theirs",
     "microscope remote export-project --out here/",
@@ -107,9 +107,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory, hub: Path, things: dict[str, 
     shutil.copytree(things["sae_checkpoints"], folder / "sae_checkpoints")
     shutil.copytree(things["saes@smol"], folder / "their_sae")
     shutil.copy(things["speeches.jsonl"], folder)
-    made = Desk(
-        folder, environment(hub) | {"XDG_CONFIG_HOME": str(folder / "config"), "OMP_NUM_THREADS": "1"}
-    )
+    own = {"XDG_CONFIG_HOME": str(folder / "config"), "WORKBENCH_DATA_DIR": str(folder / "var")}
+    made = Desk(folder, environment(hub) | own | {"OMP_NUM_THREADS": "1"})
     yield made
     if made.launcher is not None:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -175,7 +174,6 @@ def test_take_the_project_elsewhere_and_keep_it(desk: Desk) -> None:
     for text in AFTERWARDS:
         if "restore" in text:  # into an empty installation
             (desk.folder / "var").rename(desk.folder / "before")
-            desk.environment["WORKBENCH_DATA_DIR"] = str(desk.folder / "var")
             assert desk.type("python manage.py migrate -v 0").returncode == 0
         done = desk.type(text)
         assert done.returncode == 0, (text, done.stdout, done.stderr)

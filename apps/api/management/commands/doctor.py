@@ -22,10 +22,11 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         """``--json`` for machines."""
         parser.add_argument("--json", action="store_true", help="Print the findings as JSON.")
+        parser.add_argument("--stopped", action="store_true", help="The servers are meant to be down.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Print the findings."""
-        findings = list(examine())
+        findings = list(examine(stopped=options["stopped"]))
         if options["json"]:
             self.stdout.write(msgspec.json.encode([finding._asdict() for finding in findings]).decode())
         else:

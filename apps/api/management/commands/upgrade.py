@@ -37,4 +37,4 @@ class Command(BaseCommand):
                 call_command("backup", folder, stdout=self.stdout)
             call_command("migrate", interactive=False, stdout=self.stdout, verbosity=0)
             self.stdout.write(f"{len(pending)} migrations were applied.")
-        call_command("doctor", stdout=self.stdout)
+        call_command("doctor", stopped=True, stdout=self.stdout)
