@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import torch
 
 from microscope import ActivationRecorder, FeatureAnalyzer, LoRAPatcher, SparseAutoencoder, train_sae
@@ -47,23 +44,3 @@ def test_the_whole_way_in_python(tmp_path, model_folders, corpus):
     patcher.disable_patch(patch)
     assert torch.equal(loaded.model(ids).logits, before)
     assert (patcher.export(patch, tmp_path / "adapter") / "adapter_config.json").is_file()
-
-
-def test_the_example_of_the_readme_runs(tmp_path, model_folders, corpus, monkeypatch):
-    """The Python block as it stands there, with a tiny model and text in the places of its names."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    for shown, here in (
-        ('"gpt2"', repr(str(model_folders["gpt2"]))),
-        ('"corpus/"', repr(str(corpus))),
-        ("layer_idx=8", "layer_idx=2"),
-        ('"layer8.parquet", 8)', '"layer8.parquet", 2)'),
-        ("max_samples=100_000", "max_samples=2000, context_length=32, held_out=0.2"),
-        ("latent_dim=4096", "latent_dim=64, k=4, tokens=5000"),
-    ):
-        assert shown in block, f"the example no longer says {shown}"
-        block = block.replace(shown, here)
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec(compile(block, "README.md", "exec"), names)
-    assert names["patch"]
