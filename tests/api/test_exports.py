@@ -439,15 +439,18 @@ def test_adapter_in_mixed_with_a_feature_and_out_again(real, editor, work, tmp_p
     assert {Path(f["path"]).name for f in export.artifact.files} >= {"load_patch.py", "rows.safetensors"}
 
 
-def test_a_hostile_adapter_fails_its_job_with_a_reason(real, editor, work) -> None:
+@pytest.mark.parametrize(
+    ("more", "code"), [({}, "bad_adapter"), ({"auto_map": {"x": "y"}}, "unsupported_adapter")]
+)
+def test_a_hostile_adapter_fails_its_job_with_a_reason(real, editor, work, more, code) -> None:
     person = real.people["editor"]
-    config = json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "auto_map": {"x": "y"}}).encode()
+    config = json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2, **more}).encode()
     sent = [
         upload(person, "adapter_config.json", config),
         upload(person, "adapter_model.safetensors", (10**15).to_bytes(8, "little") + b"{}"),
     ]
     job = work(bring(editor, real, sent).json()["job"]["id"])
-    assert (job.state, job.error_code) == ("failed", "bad_adapter")
+    assert (job.state, job.error_code) == ("failed", code)
     assert Adapter.objects.get(pk=job.subject_id).state == "failed"
 
 
