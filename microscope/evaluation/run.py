@@ -356,7 +356,9 @@ def _measure_loss(
         )
     elif found[0].ce_recovered is None:
         progress.log(
-            "Zero ablation changes no prediction that is measured, so there is no loss to recover.", "warning"
+            f"Zero ablation does not raise the loss ({found[0].ce_zero:.3f} against {found[0].ce_model:.3f} nats a "
+            "token), so there is none to recover.",
+            "warning",
         )
     return found
 

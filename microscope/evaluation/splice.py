@@ -32,8 +32,8 @@ class LossRecovered(msgspec.Struct, kw_only=True, frozen=True):
 
     ``ce_recovered = (ce_zero − ce_sae)/(ce_zero − ce_model)`` and ``kl_recovered = 1 − KL(model‖sae)/
     KL(model‖zero)``; with the token filter, filtered tokens (attention sinks, special tokens) keep
-    their own activation, in the splice as in the zero ablation. A share is None where zero ablation changes
-    nothing that could be recovered.
+    their own activation, in the splice as in the zero ablation. A share is None where zero ablation does no
+    harm that could be recovered: it changes nothing, or lowers the loss.
     """
 
     contexts: int
@@ -221,7 +221,8 @@ def _summed(rows: np.ndarray, docs: list[int], *, bootstrap: int, seed: int) -> 
     n, model, spliced, zero, kl_sae, kl_zero = rows.sum(0).tolist()
     documents, of_document = np.unique(docs, return_inverse=True)
     top, bottom = (np.bincount(of_document, rows[:, 3] - rows[:, i], len(documents)) for i in (2, 1))
-    something = abs(zero - model) > _ROUNDING * n
+    # where zeroing helps, the formula's denominator is negative and any SAE would read well
+    something = zero - model > _ROUNDING * n
     return LossRecovered(
         contexts=len(rows),
         predictions=int(n),

@@ -86,7 +86,7 @@ def test_hooks_and_the_runner_agree(llama, sae, recording):
         )
     ]
     for one, two in zip(*found, strict=True):
-        for name in ("ce_model", "ce_sae", "ce_zero", "kl_sae", "ce_recovered"):
+        for name in ("ce_model", "ce_sae", "ce_zero", "kl_sae", "kl_zero"):
             assert getattr(one, name) == pytest.approx(getattr(two, name), rel=1e-4)
 
 

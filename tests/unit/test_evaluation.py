@@ -111,9 +111,21 @@ def test_loss_recovered_equals_splicing_through_hugging_face(evaluation, recordi
     assert loss.ce_model == pytest.approx(totals["model"] / predictions, rel=1e-5)
     assert loss.ce_sae == pytest.approx(totals["sae"] / predictions, rel=1e-5)
     assert loss.ce_zero == pytest.approx(totals["zero"] / predictions, rel=1e-5)
-    recovered = (totals["zero"] - totals["sae"]) / (totals["zero"] - totals["model"])
-    assert loss.ce_recovered == pytest.approx(recovered, rel=1e-4)
+    harm = totals["zero"] - totals["model"]
+    recovered = (totals["zero"] - totals["sae"]) / harm if harm > 0 else None
+    assert loss.ce_recovered == (None if recovered is None else pytest.approx(recovered, rel=1e-4))
     assert 0 < loss.kl_recovered <= 1
+
+
+def test_a_share_of_loss_is_recovered_only_where_zeroing_does_harm():
+    from microscope.evaluation.splice import _summed
+
+    # a context of 10 predictions: loss of the model 20 nats, spliced 22, zeroed 40 or 15; its divergences 1 and 5
+    for zeroed, recovered in ((40.0, 18 / 20), (15.0, None), (20.0, None)):
+        found = _summed(np.array([[10.0, 20.0, 22.0, zeroed, 1.0, 5.0]] * 3), [0, 1, 2], bootstrap=20, seed=0)
+        assert found.ce_recovered == (None if recovered is None else pytest.approx(recovered))
+        assert (found.ce_recovered_interval is None) == (recovered is None)
+        assert found.kl_recovered == pytest.approx(1 - 1 / 5)
 
 
 def test_a_perfect_reconstruction_has_fvu_zero_and_the_mean_has_one():

@@ -363,7 +363,7 @@ def test_zero_ablation_of_nothing_recovers_nothing(native, sunk, tmp_path):
     assert found is not None
     assert found[0].ce_recovered is found[0].kl_recovered is found[0].ce_recovered_interval is None
     assert found[0].ce_sae == pytest.approx(found[0].ce_model)
-    assert found[1].ce_recovered is not None
+    assert found[1].kl_recovered is not None
 
 
 def test_one_token_leaves_no_variance(native, sunk, tmp_path):
