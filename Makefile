@@ -43,12 +43,12 @@ checked-frontend: $(MODULES)
 	@cd frontend && npm run --silent lint && npm run --silent typecheck && npm test --silent
 
 tested-without:
-	@$(BIN)/pytest --durations 15 -m "not servers and not e2e and not model"
+	@$(BIN)/pytest -m "not servers and not e2e and not model" --durations 15
 	@$(BIN)/python -m tests.postgres
 
 # One test after the other: they share one portal, and their time limits reckon with half the machine.
 tested-with-servers:
-	@$(BIN)/pytest --durations 15 -m "servers or e2e or model"
+	@$(BIN)/pytest -m "servers or e2e or model" --durations 15
 
 test-fast: $(INSTALLED) ## Only the tests that start no servers
 	@$(BIN)/pytest -n 2 --dist loadgroup -m "not servers and not e2e and not model"

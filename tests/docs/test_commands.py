@@ -150,7 +150,10 @@ _FOLLOWING = ("docs/tour.md",)
 
 def shown() -> dict[str, Command]:
     """Every command line once, whichever documents show it."""
-    return {command.text: command for command in reversed(commands())}
+    found: dict[str, Command] = {}
+    for command in commands():
+        found.setdefault(command.text, command)
+    return found
 
 
 def test_no_command_is_left_out_and_none_is_listed_that_nobody_shows() -> None:
