@@ -86,9 +86,9 @@ class Desk:
         return said
 
     def stop(self) -> int:
-        """Ctrl-C; the exit status."""
+        """As a service manager does it, or Ctrl-C; the exit status."""
         assert self.launcher is not None
-        self.launcher.send_signal(signal.SIGINT)
+        self.launcher.send_signal(signal.SIGTERM)
         return int(self.launcher.wait(60))
 
 
@@ -177,7 +177,7 @@ def test_take_the_project_elsewhere_and_keep_it(desk: Desk) -> None:
             assert desk.type("python manage.py migrate -v 0").returncode == 0
         done = desk.type(text)
         assert done.returncode == 0, (text, done.stdout, done.stderr)
-    assert (desk.folder / "project" / "saes").is_dir()
+    assert len(list((desk.folder / "project").rglob("sae.json"))) == 3  # brought along, trained, imported
     desk.start()
     admin = Person(desk.url, "admin", desk.password)
     assert {row["name"] for row in admin.each("/saes")} >= {"SAE 15", "theirs"}

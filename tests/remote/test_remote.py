@@ -131,10 +131,10 @@ def test_several_corpora_are_mixed(signed_in: Any, lab: Lab) -> None:
 
 def test_texts_and_recordings_travel(signed_in: Any, lab: Lab, tmp_path: Path) -> None:
     text = tmp_path / "speech.jsonl"
-    text.write_text('{"body": "Four score and seven years ago"}\n{"body": "our fathers"}\n')
+    text.write_text('{"id": "Four score and seven years ago"}\n{"id": "our fathers"}\n')
     refused = signed_in("import-corpus", str(text), "--name", "speech", status=3)
     assert "(no_text_field)" in refused
-    sent = signed_in("import-corpus", str(text), "--name", "address", "--text-field", "body")
+    sent = signed_in("import-corpus", str(text), "--name", "address", "--text-field", "id")
     assert sent["result"]["documents"] == 2
     corpora = {row["name"]: row["state"] for row in signed_in("list", "corpora")}
     assert (corpora["speech"], corpora["address"]) == ("failed", "ready")
