@@ -12,7 +12,7 @@ from apps.core.errors import Refused
 from apps.jobs.kinds import OUT, CloneRequest, JobKind, engine_command
 from apps.jobs.models import Job
 from apps.registry.file_kinds import laid_out
-from apps.registry.kinds import rounded_model_place, set_state
+from apps.registry.kinds import model_place, rounded_model_place, set_state
 from apps.registry.models import ResultState
 from apps.registry.readiness import recording_not_ready
 from apps.saes.models import Evaluation, Sae
@@ -21,14 +21,21 @@ from microscope.params import EvaluateParams, ExportParams, ImportParams, Site, 
 
 
 def sae_places(sae: Sae) -> dict[str, str]:
-    """The engine's parameters that say where an SAE and its recording are.
+    """The engine's parameters that say where an SAE, its recording and its model are.
+
+    The recording itself may have come from elsewhere, and then only names its model.
 
     Raises:
-        Refused: ``sae_not_ready``, ``no_recording`` or ``recording_not_ready``.
+        Refused: ``sae_not_ready``, ``no_recording``, ``recording_not_ready`` or ``file_elsewhere``.
     """
     if sae.artifact is None:
         raise sae_not_ready(sae)
-    return {"sae_path": str(sae.artifact.folder), "activations": recording_folder(sae)}
+    recording = recording_folder(sae)
+    return {
+        "sae_path": str(sae.artifact.folder),
+        "activations": recording,
+        "model": model_place(sae.model)["model"],
+    }
 
 
 def recording_folder(sae: Sae) -> str:
