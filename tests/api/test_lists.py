@@ -43,7 +43,8 @@ def queries(client, url: str) -> int:
     ) as captured:
         response = client.get(url)
     assert response.status_code == 200
-    return len(captured)
+    # PostgreSQL is asked for the time once in a few seconds, whichever request comes then.
+    return sum("clock_timestamp" not in query["sql"] for query in captured)
 
 
 @pytest.mark.parametrize("person", ["viewer", "staff"])

@@ -143,7 +143,8 @@ def test_a_list_of_many_costs_as_many_queries_as_one_of_few(world, editor) -> No
             connection,
         ) as captured:
             assert editor.get("/api/v1/jobs").status_code == 200
-        return len(captured)
+        # PostgreSQL is asked for the time once in a few seconds, whichever request comes then.
+        return sum("clock_timestamp" not in query["sql"] for query in captured)
 
     for _ in range(2):
         JobFactory(project=world.project, created_by=world.people["editor"])
