@@ -1,9 +1,9 @@
 import { fireEvent, render, screen, within } from "@testing-library/react";
 import { describe, expect, it, vi } from "vitest";
-import { Histogram } from "@/components/Histogram";
-import { axisEnd, ProbabilityBars, spokenChanges } from "@/components/ProbabilityBars";
-import { HeatLegend, TokenHeat } from "@/components/TokenHeat";
-import { WeightBars } from "@/components/WeightBars";
+import { Histogram } from "@/charts/Histogram";
+import { axisEnd, ProbabilityBars, spokenChanges } from "@/charts/ProbabilityBars";
+import { HeatLegend, TokenHeat } from "@/charts/TokenHeat";
+import { WeightBars } from "@/charts/WeightBars";
 import { equalBins } from "@/science/histogram";
 
 const tokens = [

@@ -5,7 +5,7 @@ import type { ReactNode } from "react";
 import { describe, expect, it } from "vitest";
 import { jobKindsQuery } from "@/api/jobs";
 import type { FieldSpec, JobKind, Preset } from "@/api/types";
-import { ProbabilityBars } from "@/components/ProbabilityBars";
+import { ProbabilityBars } from "@/charts/ProbabilityBars";
 import { entryProblem, paramsOf } from "@/forms/fields";
 import { useParams } from "@/forms/useParams";
 import { roundingFacts } from "@/pages/models/rounding";

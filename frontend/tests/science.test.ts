@@ -4,7 +4,7 @@ import { comparedRows, differentText, fvuIntervals } from "@/science/comparison"
 import { exampleGroups, type Example } from "@/science/examples";
 import * as format from "@/science/format";
 import { FAINTEST, heatStyle, heatShare, legendStops } from "@/science/heat";
-import { barHeight, binOf, edgedBins, equalBins, shareAbove, ticks } from "@/science/histogram";
+import { barHeight, binOf, edgedBins, equalBins, shareAbove } from "@/science/histogram";
 import { DARK, LIGHT, type Palette } from "@/science/palette";
 import { filterOrigin, leavesOut } from "@/science/tokenFilter";
 import { tokenInText, tokenLabel, tokenSpoken } from "@/science/tokens";
@@ -181,12 +181,6 @@ describe("histograms", () => {
     expect(barHeight(10, 10, "log")).toBe(1);
     expect(barHeight(1, 1000, "log")).toBeGreaterThan(0.05);
     expect(barHeight(0, 10, "log")).toBe(0);
-  });
-  it("have round ticks", () => {
-    expect(ticks(0, 3.05)).toEqual([0, 1, 2, 3]);
-    expect(ticks(-6, 0, 3)).toEqual([-6, -4, -2, 0]);
-    expect(ticks(1, 1)).toEqual([1]);
-    expect(ticks(0, 0.3)).toEqual([0, 0.1, 0.2, 0.3]);
   });
 });
 

@@ -43,15 +43,3 @@ export function barHeight(count: number, tallest: number, scale: "linear" | "log
   if (count <= 0 || tallest <= 0) return 0;
   return scale === "linear" ? count / tallest : Math.log1p(count) / Math.log1p(tallest);
 }
-
-/** About `wanted` round numbers between two ends, for axis ticks. */
-export function ticks(low: number, high: number, wanted = 5): number[] {
-  const span = high - low;
-  if (!(span > 0) || !Number.isFinite(span)) return [low];
-  const rough = span / wanted;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = ([1, 2, 5, 10].find((factor) => factor * power >= rough) ?? 10) * power;
-  const first = Math.ceil(low / step - 1e-9);
-  const last = Math.floor(high / step + 1e-9);
-  return Array.from({ length: last - first + 1 }, (_, place) => Number(((first + place) * step).toPrecision(12)));
-}

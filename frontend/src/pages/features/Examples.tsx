@@ -1,7 +1,7 @@
 import { Stack, Text, Title } from "@mantine/core";
 import { memo } from "react";
 import type { FeatureDetails } from "@/api/types";
-import { HeatLegend, TokenHeat } from "@/components/TokenHeat";
+import { HeatLegend, TokenHeat } from "@/charts/TokenHeat";
 import { number } from "@/science/format";
 import { exampleGroups, type ExampleGroup } from "@/science/examples";
 import styles from "./FeaturePage.module.css";

@@ -6,7 +6,7 @@ import type { Sae } from "@/api/types";
 import { useRights } from "@/app/project";
 import { ErrorNote } from "@/components/ErrorNote";
 import { TextLink } from "@/components/TextLink";
-import { TokenHeat } from "@/components/TokenHeat";
+import { TokenHeat } from "@/charts/TokenHeat";
 import { useLiveSession } from "@/live/hooks";
 import { LiveBanner } from "@/live/LiveBanner";
 import { strongestFirst } from "@/live/liveSession";

@@ -1,10 +1,9 @@
-import { SimpleGrid, Skeleton } from "@mantine/core";
-import { lazy, Suspense, useMemo } from "react";
+import { SimpleGrid } from "@mantine/core";
+import { useMemo } from "react";
 import type { JobEvent } from "@/api/types";
+import { LineChart } from "@/charts/LineChart";
 import { number, percent } from "@/science/format";
 import { curvesOf } from "./curves";
-
-const LineChart = lazy(() => import("@/components/LineChart"));
 
 interface Look {
   title: string;
@@ -34,9 +33,7 @@ export function Curves({ events, unit }: { events: readonly JobEvent[]; unit: st
         const positive = series.y.every((value) => value !== null && value > 0);
         return (
           <div key={`${phase} ${name}`} className="panel">
-            <Suspense fallback={<Skeleton height={170} />}>
-              <LineChart title={look.title} xLabel={unit || "done"} series={series} logarithmic={look.logarithmic === true && positive} show={look.show ?? number} />
-            </Suspense>
+            <LineChart title={look.title} xLabel={unit || "done"} series={series} logarithmic={look.logarithmic === true && positive} show={look.show ?? number} />
           </div>
         );
       })}

@@ -1,7 +1,7 @@
 /** Curves out of a job's history. */
 
 import type { JobEvent, MetricsData } from "@/api/types";
-import type { Series } from "@/components/LineChart";
+import type { Series } from "@/charts/LineChart";
 
 export interface Curve {
   name: string;

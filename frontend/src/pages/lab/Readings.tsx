@@ -1,5 +1,5 @@
 import { useDebouncedValue } from "@mantine/hooks";
-import { spokenChanges } from "@/components/ProbabilityBars";
+import { spokenChanges } from "@/charts/ProbabilityBars";
 import type { LiveState } from "@/live/liveSession";
 import type { Result } from "@/live/messages";
 import { receiptSentence } from "@/patches/words";

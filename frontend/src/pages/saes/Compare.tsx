@@ -5,7 +5,7 @@ import { saesQuery } from "@/api/saes";
 import type { Sae } from "@/api/types";
 import { useProjectId } from "@/app/project";
 import { Empty } from "@/components/Empty";
-import { IntervalChart } from "@/components/IntervalChart";
+import { IntervalChart } from "@/charts/IntervalChart";
 import { Loaded } from "@/components/Loaded";
 import { Page } from "@/components/Page";
 import { ScrollX } from "@/components/ScrollX";

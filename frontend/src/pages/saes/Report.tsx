@@ -1,7 +1,7 @@
 import { Anchor, Group, Stack, Table, Text, Title } from "@mantine/core";
 import { reportUrl } from "@/api/saes";
 import type { Evaluation, EvaluationDetails } from "@/api/types";
-import { Histogram } from "@/components/Histogram";
+import { Histogram } from "@/charts/Histogram";
 import { ScrollX } from "@/components/ScrollX";
 import { edgedBins } from "@/science/histogram";
 import { ago, fixed, integer, number, percent } from "@/science/format";
