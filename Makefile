@@ -65,7 +65,7 @@ dev: $(INSTALLED) $(MODULES) ## All servers with their logs in this terminal, an
 doctor: $(INSTALLED) ## Say what is missing or wrong on this machine
 	@$(BIN)/microscope doctor
 
-bench: $(INSTALLED) .venv-peers/.installed ## Measure speed against peers and floors, write docs/benchmarks.md
+bench: $(INSTALLED) .venv-peers/.installed ## Measure speed against peers and floors, write docs/benchmarks.md and draw its chart
 	@$(BIN)/python -m benchmarks --data $(DATA)/benchmarks --write docs/benchmarks.md
 
 peers: .venv-peers/.installed ## Install the peer packages for tests and benchmarks, in an environment of their own

@@ -8,7 +8,20 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import features, live, memory, page, portal, quality, report, store, trace, train, upload
+from benchmarks import (
+    chart,
+    features,
+    live,
+    memory,
+    page,
+    portal,
+    quality,
+    report,
+    store,
+    trace,
+    train,
+    upload,
+)
 from benchmarks.contest import ROOT, Settings
 
 SUBJECTS: dict[str, Callable[[Settings], Iterator[report.Section]]] = {
@@ -22,7 +35,7 @@ SUBJECTS: dict[str, Callable[[Settings], Iterator[report.Section]]] = {
     "portal": portal.sections,
     "quality": quality.sections,
 }
-PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 # What takes longer than all the others together is measured only when it is named.
 USUAL = [name for name in SUBJECTS if name != "quality"]
 
@@ -82,11 +95,11 @@ def main() -> None:
 
 
 def _keep(file: Path, title: str, text: str) -> None:
-    """Put a section onto the page; the README quotes the project's own."""
+    """Put a section onto the page; beside the project's own page lies the README's chart of it."""
     whole = page.merged(file.read_text() if file.exists() else "", title, text)
     file.write_text(whole)
     if file.resolve() == PAGE:
-        README.write_text(page.quoted(README.read_text(), whole))
+        chart.draw(PAGE)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.page import quoted
+from benchmarks.chart import drawn
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,6 +109,10 @@ def test_every_mark_of_the_tests_is_run_by_make() -> None:
     assert set(re.findall(r"not (\w+)", first)) == set(re.findall(r"\b(?!or\b)(\w+)", second))
 
 
-def test_the_readme_quotes_the_benchmarks_as_they_are() -> None:
-    readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/benchmarks.md"))
-    assert quoted(readme, page) == readme, "measure with --write docs/benchmarks.md, which updates both"
+def test_the_chart_of_speed_shows_the_tables_as_they_are() -> None:
+    page, chart = (
+        (ROOT / "docs" / f"benchmarks.{kind}").read_text(encoding="utf-8") for kind in ("md", "svg")
+    )
+    assert drawn(page) == chart, (
+        "`python -m benchmarks.chart` draws docs/benchmarks.svg from docs/benchmarks.md"
+    )

@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 from random import Random
 from urllib.parse import parse_qs, urlsplit
+from xml.etree import ElementTree
 
 import httpx
 import pytest
 
-from benchmarks import page, portal, portal_people, report, upload
+from benchmarks import chart, page, portal, portal_people, report, upload
 from benchmarks.contest import Contest, Contestant, Settings, Spread, Standing, run
 
 
@@ -97,17 +98,25 @@ def test_what_is_written_by_hand_stays_on_the_page():
     assert more.index("second") < more.index("new") < more.index("## Notes")
 
 
-def test_the_readme_quotes_the_page():
-    section = "## A\n\n| | x |\n\n- ours: 2.00 × peer, 0.50 × floor\n\n2026-01-02, CPU, load 0.1 before, full, 3 rounds; torch 2."
-    readme = "# R\n\n<!-- quoted from docs/benchmarks.md -->\nold\n<!-- end of quoted -->\nrest\n"
-    text = page.quoted(readme, page.merged("", "A", section))
-    assert (
-        "| A | ours: 2.00 × peer, 0.50 × floor | 2026-01-02, CPU, load 0.1 before, full, 3 rounds |" in text
+def test_the_chart_has_a_bar_for_each_of_ours_and_its_fastest_peer():
+    section = (
+        "## A\n\n| | x |\n| *floor* | 9 |\n\n- ours: 2.00 × peer, 0.50 × floor\n- slow: 0.80 × peer\n"
+        "- alone: 0.50 × floor\n- plain forward: 1.50 × peer\n\n"
+        "2026-01-02, CPU, 2 cores, Python 3.11, load 0.1 before, full, 3 rounds; torch 2."
     )
-    assert "old" not in text
-    assert text.endswith("<!-- end of quoted -->\nrest\n")
-    with pytest.raises(ValueError, match="no lines between"):
-        page.quoted("# R\n", "")
+    text = page.merged(page.merged("", "A & B", section), "C", "## C\n\n- goal met: memory 3 (≤ 4)")
+    assert [row[:4] for row in chart.ratios(text)] == [
+        ("A & B", "ours", 2.0, "peer"),
+        ("A & B", "slow", 0.8, "peer"),
+    ]
+    drawing = ElementTree.fromstring(chart.drawn(text))
+    texts = [one.text for one in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"A & B", "ours", "2.00 × peer", "0.80 × peer", "Measured 2026-01-02, CPU, 2 cores."} <= set(texts)
+    bars = {one.get("class"): one for one in drawing.iter("{http://www.w3.org/2000/svg}rect")}
+    assert {"faster", "slower"} <= bars.keys()
+    assert float(bars["slower"].get("x")) < float(bars["faster"].get("x"))
+    with pytest.raises(ValueError, match="compares nothing"):
+        chart.drawn(page.merged("", "C", "## C\n"))
 
 
 def test_a_generated_file_is_the_same_however_it_is_read():
