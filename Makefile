@@ -65,10 +65,10 @@ dev: $(INSTALLED) $(MODULES) ## All servers with their logs in this terminal, an
 doctor: $(INSTALLED) ## Say what is missing or wrong on this machine
 	@$(BIN)/microscope doctor
 
-bench: $(INSTALLED) .venv-peers/.installed ## Measure speed against peers and floors, write docs/benchmarks.md and draw its chart
+bench: $(INSTALLED) peers ## Measure speed against peers and floors, write docs/benchmarks.md and draw its chart
 	@$(BIN)/python -m benchmarks --data $(DATA)/benchmarks --write docs/benchmarks.md
 
-peers: .venv-peers/.installed ## Install the peer packages for tests and benchmarks, in an environment of their own
+peers: .venv-peers/.installed .venv-nnsight/.installed ## Install the peer packages for tests and benchmarks, in environments of their own
 
 frontend: $(BUILT) ## Build the browser application
 
@@ -98,6 +98,13 @@ $(INSTALLED): pyproject.toml scripts/install.sh locks/build.txt locks/workbench.
 	@echo "Installing the peer packages …"
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	@sh scripts/install.sh .venv-peers/bin/python torch peers peers-alone
+	@touch $@
+
+# Apart from the others, one of which asks for an old release of it.
+.venv-nnsight/.installed: scripts/install.sh locks/build.txt locks/nnsight.txt
+	@echo "Installing nnsight …"
+	@test -x .venv-nnsight/bin/python || $(PYTHON) -m venv .venv-nnsight
+	@sh scripts/install.sh .venv-nnsight/bin/python torch nnsight
 	@touch $@
 
 $(MODULES): frontend/package.json frontend/package-lock.json

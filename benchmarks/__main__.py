@@ -61,12 +61,13 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=ROOT / "var" / "benchmarks", help="where inputs are kept"
     )
-    parser.add_argument(
-        "--peers",
-        type=Path,
-        default=ROOT / ".venv-peers" / "bin" / "python",
-        help="Python of the environment made by `make peers`",
-    )
+    for name in ("peers", "nnsight"):
+        parser.add_argument(
+            f"--{name}",
+            type=Path,
+            default=ROOT / f".venv-{name}" / "bin" / "python",
+            help="Python of an environment made by `make peers`",
+        )
     parser.add_argument(
         "--write", type=Path, metavar="FILE", help="keep the tables in this Markdown file, in their sections"
     )
@@ -79,7 +80,7 @@ def main() -> None:
         rounds=options.rounds or (2 if options.quick else 7),
         threads=options.threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))),
         quick=options.quick,
-        peers=options.peers.absolute(),
+        pythons={"peers": options.peers.absolute(), "nnsight": options.nnsight.absolute()},
         load=os.getloadavg()[0],
         upload_bytes=options.size or (10**8 if options.quick else 2 * 10**9),
     )

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 _PATIENCE_SECONDS = 3600
 _LOG_LINES = 6
 
+# The project's own environment.
+OWN = "own"
+
 Role = Literal["ours", "peer", "floor"]
 
 
@@ -34,7 +37,7 @@ Role = Literal["ours", "peer", "floor"]
 class Settings:
     """How a run measures.
 
-    ``data`` caches inputs; ``peers`` is the Python of the environment with the peer packages;
+    ``data`` caches inputs; ``pythons`` are those of the environments with the peers' packages, by name;
     ``threads`` is what each contestant may compute with; ``load`` is how many processes others kept
     running when the run began; ``upload_bytes`` is the size of the file that is sent.
     """
@@ -43,7 +46,7 @@ class Settings:
     rounds: int
     threads: int
     quick: bool
-    peers: Path
+    pythons: Mapping[str, Path]
     load: float = 0.0
     upload_bytes: int = 2 * 10**9
 
@@ -54,8 +57,8 @@ class Contestant:
 
     ``entry`` names a builder (``module:function``, by default of ``benchmarks.contestants``), called with
     ``options`` in the child; ``packages`` are those whose versions are worth a note. With ``compared``
-    the table gets a column with the ratio of this contestant to every other. ``own`` runs it in the
-    project's own environment; by default all do but the peers.
+    the table gets a column with the ratio of this contestant to every other. ``environment`` is the name of
+    the one it runs in; by default ``peers`` for a peer and the project's own for all others.
     """
 
     name: str
@@ -64,12 +67,12 @@ class Contestant:
     role: Role = "ours"
     packages: tuple[str, ...] = ()
     compared: bool = False
-    own: bool | None = None
+    environment: str = ""
 
-    @property
-    def in_own(self) -> bool:
-        """Whether it runs in the project's own environment."""
-        return self.role != "peer" if self.own is None else self.own
+    def python(self, settings: Settings) -> Path:
+        """The Python that runs it."""
+        environment = self.environment or ("peers" if self.role == "peer" else OWN)
+        return Path(sys.executable) if environment == OWN else settings.pythons[environment]
 
 
 @dataclass(frozen=True)
@@ -146,14 +149,13 @@ class _Child:
 
 @contextmanager
 def _started(contestant: Contestant, settings: Settings) -> Iterator[_Child]:
-    python = Path(sys.executable) if contestant.in_own else settings.peers
     mine, theirs = socket.socketpair()
     threads = str(settings.threads)
     request = {"options": contestant.options, "packages": contestant.packages}
     with tempfile.TemporaryFile() as log, Connection(mine.detach()) as line:
         process = subprocess.Popen(
             [
-                str(python),
+                str(contestant.python(settings)),
                 "-m",
                 "benchmarks.child",
                 str(theirs.fileno()),
@@ -193,7 +195,7 @@ def run(contest: Contest, settings: Settings) -> list[Standing]:
     with ExitStack() as stack:
         children: dict[str, _Child] = {}
         for contestant in contest.contestants:
-            if contestant.in_own or settings.peers.exists():
+            if contestant.python(settings).exists():
                 children[contestant.name] = stack.enter_context(_started(contestant, settings))
             else:
                 standings[contestant.name].missing = "not installed"

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks import inputs, live_decoding, toggle
-from benchmarks.contest import Contest, Contestant, Settings, Standing, run
+from benchmarks.contest import OWN, Contest, Contestant, Settings, Standing, run
 from benchmarks.report import Section, footer, goal, section
 
 _PROMPT_TOKENS = 128
@@ -87,14 +87,20 @@ def _contestants(settings: Settings, dtype: str) -> Iterator[Contestant]:
         ("PEFT adapter switched, forward", "peft", "peft"),
     ):
         yield Contestant(
-            name, f"live_peers:{entry}", options, "peer", (package,), compared=entry == "plain", own=True
+            name,
+            f"live_peers:{entry}",
+            options,
+            "peer",
+            (package,),
+            compared=entry == "plain",
+            environment=OWN,
         )
-    for name, entry, package in (
-        ("nnsight", "nnsight", "nnsight"),
-        ("TransformerLens, bridge", "lens_bridge", "transformer-lens"),
-        ("TransformerLens, HookedTransformer", "lens_hooked", "transformer-lens"),
+    for name, entry, package, environment in (
+        ("nnsight", "nnsight", "nnsight", "nnsight"),
+        ("TransformerLens, bridge", "lens_bridge", "transformer-lens", "peers"),
+        ("TransformerLens, HookedTransformer", "lens_hooked", "transformer-lens", "peers"),
     ):
-        yield Contestant(name, f"live_peers:{entry}", options, "peer", (package,))
+        yield Contestant(name, f"live_peers:{entry}", options, "peer", (package,), environment=environment)
 
 
 def _toggle_goals(standings: list[Standing]) -> Iterator[str]:

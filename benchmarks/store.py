@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks import inputs
-from benchmarks.contest import Contest, Contestant, Settings
+from benchmarks.contest import OWN, Contest, Contestant, Settings
 
 _WIDTH = 576
 _LAYOUTS = (
@@ -33,7 +33,7 @@ def contests(settings: Settings) -> Iterator[Contest]:
                 {**shared, "layout": layout},
                 role,
                 _PACKAGES,
-                own=True,
+                environment=OWN,
                 compared=role == "ours",
             )
             for layout, name, role in _LAYOUTS
@@ -65,7 +65,7 @@ def _readers(shared: dict[str, object], payload: int) -> Iterator[Contestant]:
                 {**shared, "layout": layout, "size": 4096, "buffer": buffer},
                 role,
                 _PACKAGES,
-                own=True,
+                environment=OWN,
                 compared=role == "ours",
             )
 

@@ -69,13 +69,13 @@ def _others(settings: Settings) -> Iterator[Contestant]:
     }
     to_disk = {**options, "folder": str(settings.data)}
     peers = (
-        ("SAELens, CacheActivationsRunner to disk", "saelens_runner", to_disk, "sae-lens"),
-        ("SAELens, ActivationsStore", "saelens_store", options, "sae-lens"),
-        ("TransformerLens, bridge", "transformer_lens", options, "transformer-lens"),
-        ("nnsight", "nnsight", options, "nnsight"),
+        ("SAELens, CacheActivationsRunner to disk", "saelens_runner", to_disk, "sae-lens", "peers"),
+        ("SAELens, ActivationsStore", "saelens_store", options, "sae-lens", "peers"),
+        ("TransformerLens, bridge", "transformer_lens", options, "transformer-lens", "peers"),
+        ("nnsight", "nnsight", options, "nnsight", "nnsight"),
     )
-    for name, entry, given, package in peers:
+    for name, entry, given, package, environment in peers:
         packages = (package, "torch", "transformers")
-        yield Contestant(name, f"trace_peers:{entry}", given, "peer", packages)
+        yield Contestant(name, f"trace_peers:{entry}", given, "peer", packages, environment=environment)
     name = "Hugging Face forward cut after the block"
     yield Contestant(name, "trace_peers:truncated", options, "floor", ("torch", "transformers"))

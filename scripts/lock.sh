@@ -29,4 +29,5 @@ lock torch-gpu locks/torch.in --no-config -c constraints.txt -c locks/workbench.
 lock peers tests/formats/requirements.txt -c constraints.txt -c locks/build.txt \
     --no-emit-package torch --no-emit-package torchvision --no-emit-package torchaudio "$@"
 lock peers-alone benchmarks/requirements.txt --no-deps "$@"
+lock nnsight locks/nnsight.in -c constraints.txt -c locks/workbench.txt --no-emit-package torch "$@"
 lock demo locks/demo.in --no-deps "$@"

@@ -92,18 +92,19 @@ def peft(*, model: str, ids: list[int], dtype: str, layer: int, strength: float,
 
 def nnsight(*, model: str, ids: list[int], dtype: str, layer: int, strength: float, times: int) -> Turn:
     """nnsight: a trace that adds to the block's output and saves the head's."""
-    from nnsight import LanguageModel
+    from nnsight import TransformersModel
     from transformers import AutoTokenizer
 
     net, tokens = _model(model, dtype), torch.tensor([ids])
-    traced = LanguageModel(net, tokenizer=AutoTokenizer.from_pretrained(model))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    traced = TransformersModel(net, task="text-generation", tokenizer=tokenizer)
     block, vector = traced.model.layers[layer], _vector(net.config.hidden_size, dtype)
 
     def toggle(size: float) -> torch.Tensor:
         with traced.trace(tokens, logits_to_keep=1, use_cache=False):
             block.output[:] = block.output + size * vector
             found = traced.lm_head.output.save()
-        return getattr(found, "value", found)[0, -1]
+        return found[0, -1]
 
     return _turn(toggle, strength, times)
 

@@ -77,16 +77,16 @@ def transformer_lens(*, model: str, tokens: str, contexts: int, layer: int, rows
 
 def nnsight(*, model: str, tokens: str, contexts: int, layer: int, rows: int) -> Turn:
     """nnsight's trace, stopped after the block; nothing is stored."""
-    from nnsight import LanguageModel
+    from nnsight import TransformersModel
 
-    traced = LanguageModel(_model(model), tokenizer=_tokenizer(model))
+    traced = TransformersModel(_model(model), task="text-generation", tokenizer=_tokenizer(model))
     block = traced.model.layers[layer]
 
     def forward(ids: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), traced.trace(ids):
+        with torch.no_grad(), traced.trace(ids) as tracer:
             found = block.output.save()
-            block.output.stop()
-        return getattr(found, "value", found)
+            tracer.stop()
+        return found
 
     return _passes(forward, _windows(tokens, contexts), rows)
 

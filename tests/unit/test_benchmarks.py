@@ -19,7 +19,7 @@ from benchmarks.contest import Contest, Contestant, Settings, Spread, Standing, 
 
 @pytest.fixture
 def settings(tmp_path) -> Settings:
-    return Settings(data=tmp_path, rounds=3, threads=1, quick=True, peers=Path(sys.executable))
+    return Settings(data=tmp_path, rounds=3, threads=1, quick=True, pythons={"peers": Path(sys.executable)})
 
 
 def racer(name: str, rate: float, log: Path, **more: object) -> Contestant:
@@ -65,15 +65,20 @@ def test_who_is_missing_or_breaks_does_not_stop_the_others(settings, tmp_path):
 
 
 def test_without_the_peers_environment_the_rest_is_measured(settings, tmp_path):
-    alone = Settings(data=tmp_path, rounds=1, threads=1, quick=True, peers=tmp_path / "nowhere")
+    pythons = {"peers": tmp_path / "nowhere", "other": Path(sys.executable)}
+    alone = Settings(data=tmp_path, rounds=1, threads=1, quick=True, pythons=pythons)
     contest = Contest(
         "t",
         "rows/s",
         "",
-        (racer("ours", 5, tmp_path / "log"), racer("peer", 5, tmp_path / "log", role="peer")),
+        (
+            racer("ours", 5, tmp_path / "log"),
+            racer("peer", 5, tmp_path / "log", role="peer"),
+            racer("elsewhere", 5, tmp_path / "log", role="peer", environment="other"),
+        ),
     )
-    ours, peer = run(contest, alone)
-    assert ours.rates == [5]
+    ours, peer, elsewhere = run(contest, alone)
+    assert ours.rates == elsewhere.rates == [5]
     assert (peer.rates, peer.missing) == ([], "not installed")
 
 
