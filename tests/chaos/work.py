@@ -110,11 +110,9 @@ class Submitter:
         expected: tuple[int, ...] = (200,),
     ) -> tuple[int, Any]:
         """The first answer, however often the connection breaks before it comes."""
-        http = self._lab.alice._http
+        http = self._lab.alice.http
         while True:
-            headers = {"X-CSRFToken": http.cookies.get("csrftoken") or ""}
-            if key:
-                headers["Idempotency-Key"] = key
+            headers = {"Idempotency-Key": key} if key else {}
             try:
                 answer = http.request(method, f"/api/v1{path}", json=body, headers=headers, timeout=30)
             except httpx.HTTPError:
@@ -150,7 +148,7 @@ class LiveSession:
         self._thread.join(60)
 
     async def _run(self) -> None:
-        cookies = "; ".join(f"{c.name}={c.value}" for c in self._lab.alice._http.cookies.jar)
+        cookies = self._lab.alice.cookies
         url, site = self._lab.site.url.replace("http", "ws", 1) + self._lab.live, self._lab.site.url
         while not self._stop.is_set():
             with contextlib.suppress(OSError, TimeoutError, websockets.WebSocketException):

@@ -1,14 +1,11 @@
-"""Who may import whom, and what a newcomer and the continuous integration rely on."""
+"""Who may import whom, and that the chart of speed shows what was measured."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from benchmarks.chart import drawn
 
@@ -62,51 +59,6 @@ def test_the_contracts_would_notice(tmp_path: Path) -> None:
     assert "apps.saes.views -> microscope.sae" in done.stdout
     assert "microscope.sae -> django" in done.stdout
     assert "workbench.settings -> microscope.params" not in done.stdout  # the one door stays open
-
-
-def test_ci_runs_all_tests() -> None:
-    script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    assert script.read_text().rstrip().endswith("exec make test")
-    planned = make("test")
-    for words in (
-        "lint-imports",
-        "ruff check",
-        "mypy apps workbench worker microscope",
-        'pytest -m "servers or e2e or model"',
-        '-m "not servers and not e2e and not model"',
-        "python -m tests.postgres",
-        "ensure_chromium.sh",
-        "npm test",
-    ):
-        assert words in planned, words
-
-
-def make(target: str) -> str:
-    """What make would do, without doing it."""
-    done = subprocess.run(
-        ["make", "--dry-run", "--always-make", "--no-print-directory", target],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "dev", "doctor", "schema", "bench"])
-def test_targets_of_make_exist(target: str) -> None:
-    assert make(target)
-    listed = (ROOT / "Makefile").read_text()
-    assert re.search(rf"^{target}:.*## \w", listed, re.MULTILINE), f"{target} is not in `make help`"
-
-
-def test_every_mark_of_the_tests_is_run_by_make() -> None:
-    """A new mark would otherwise be selected by neither of the two runs, or by both."""
-    planned = make("test")
-    runs = re.findall(r'pytest .*-m "([^"]+)"', planned)
-    first, second = (run for run in runs)
-    assert set(re.findall(r"not (\w+)", first)) == set(re.findall(r"\b(?!or\b)(\w+)", second))
 
 
 def test_the_chart_of_speed_shows_the_tables_as_they_are() -> None:

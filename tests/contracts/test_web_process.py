@@ -20,6 +20,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.contracts.proxying import answers
 from workbench.demo.portal import Portal, PortalError
 from workbench.supervisor import free_port
 
@@ -110,12 +111,6 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     finally:
         process.kill()
         process.wait()
-
-
-def answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
 
 
 def strangers(modules: list[str]) -> list[str]:

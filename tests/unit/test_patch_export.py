@@ -113,17 +113,7 @@ def refused(code: str, function, *arguments, **options) -> MicroscopeError:
     return caught.value
 
 
-# --- the rank-one forms, by arithmetic of their own ---------------------------------------------------
-
-
-def test_a_projected_writer_is_a_rank_one_change_of_its_weight():
-    """P·(Wx + b) = (W + BA)x + P·b with B = −d̂, A = d̂ᵀW, in float64 and from nothing but the definition."""
-    generator = torch.Generator().manual_seed(3)
-    w, b, x, d = (torch.randn(*s, generator=generator).double() for s in ((8, 5), (8,), (5, 7), (8,)))
-    unit = d / d.norm()
-    wanted = (w @ x + b[:, None]) - torch.outer(unit, unit @ (w @ x + b[:, None]))
-    found = (w - torch.outer(unit, unit @ w)) @ x + (b - unit * (unit @ b))[:, None]
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-13)
+# --- what is in the weights ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama-bias", "qwen3", "gpt2", "gpt_neox"])

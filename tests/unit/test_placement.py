@@ -140,23 +140,23 @@ def test_sites_of_a_dispatched_model_read_as_those_of_the_whole(
 
 
 def test_a_spread_model_is_spliced_through_hooks_and_not_run_block_by_block(
-    llama: LoadedModel, sae: SparseAutoencoder, monkeypatch: pytest.MonkeyPatch
+    model_folders: dict[str, Path], llama: LoadedModel, sae: SparseAutoencoder
 ) -> None:
-    """The same numbers as block by block, in float32 rounding."""
+    """The same numbers as block by block, in float32 rounding. The map names a second device; all is on the first."""
+    spread = load_model(str(model_folders["llama"]), dtype="float32", device="cpu")
+    spread.model.hf_device_map = {"model": "cpu", "model.layers.3": 0, "lm_head": "cpu"}
     tokens = torch.randint(3, 200, (20,), generator=torch.Generator().manual_seed(3))
     special = torch.zeros(20, dtype=torch.bool)
 
-    def run() -> list[torch.Tensor]:
-        splicer = splicer_for(llama, sae)
+    def run(loaded: LoadedModel) -> list[torch.Tensor]:
+        splicer = splicer_for(loaded, sae)
         start = splicer.start(tokens, special)
         return [start, splicer.replaced("sae", filtered=True), splicer.replaced("zero", filtered=False)]
 
     with torch.inference_mode():
-        plain = run()
-        monkeypatch.setattr(LoadedModel, "spread", property(lambda self: True))
-        hooked = run()
+        plain, hooked = run(llama), run(spread)
     for a, b in zip(plain, hooked, strict=True):
         assert torch.allclose(a, b, atol=1e-4)
     with pytest.raises(MicroscopeError) as error:
-        runner_for(llama)
+        runner_for(spread)
     assert error.value.code == "model_is_spread"

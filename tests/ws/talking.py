@@ -72,7 +72,7 @@ class Talk:
 async def talk(person: Portal, path: str) -> AsyncIterator[Talk]:
     """Connect with the person's session."""
     async with person.socket(path) as socket:
-        yield Talk(socket._raw)
+        yield Talk(socket.raw)
 
 
 # --- the live socket ----------------------------------------------------------------------------------

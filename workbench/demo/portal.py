@@ -23,23 +23,31 @@ class Portal:
         url: where the portal is.
         username: who signs in.
         password: with what.
+
+    Attributes:
+        http: sends the session's cookies and the CSRF token with every request.
     """
 
     def __init__(self, url: str, username: str, password: str) -> None:
         self.url = url
-        self._http = httpx.Client(base_url=url, timeout=60, headers={"Origin": url, "Referer": url + "/"})
-        self._http.get("/login")  # sets the CSRF cookie
-        self._request(
+        self.http = httpx.Client(
+            base_url=url,
+            timeout=60,
+            headers={"Origin": url, "Referer": url + "/"},
+            event_hooks={"request": [self._add_csrf_token]},
+        )
+        self.http.get("/login")  # sets the CSRF cookie
+        self.request(
             "POST", "/_allauth/browser/v1/auth/login", json={"username": username, "password": password}
         )
 
     def get(self, path: str, **params: Any) -> Any:
         """GET below /api/v1."""
-        return self._request("GET", f"/api/v1{path}", params=params)
+        return self.request("GET", f"/api/v1{path}", params=params)
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """POST below /api/v1."""
-        return self._request("POST", f"/api/v1{path}", json=body or {})
+        return self.request("POST", f"/api/v1{path}", json=body or {})
 
     def find(self, path: str, name: str, **params: Any) -> dict[str, Any] | None:
         """The object of that name in a list, or None."""
@@ -52,7 +60,7 @@ class Portal:
             yield from page["results"]
             if not page["next"]:
                 return
-            page = self._request("GET", page["next"])
+            page = self.request("GET", page["next"])
 
     def wait(self, job: str, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Follow a job to its end.
@@ -72,36 +80,47 @@ class Portal:
                 )
             time.sleep(0.5)
 
+    @property
+    def cookies(self) -> str:
+        """The session as the value of a Cookie header."""
+        return "; ".join(f"{cookie.name}={cookie.value}" for cookie in self.http.cookies.jar)
+
     @asynccontextmanager
     async def socket(self, path: str) -> AsyncIterator[Socket]:
         """A WebSocket with this session's cookies."""
-        cookies = "; ".join(f"{c.name}={c.value}" for c in self._http.cookies.jar)
         address = self.url.replace("http", "ws", 1) + path
         options: dict[str, Any] = {
-            "additional_headers": {"Cookie": cookies},
+            "additional_headers": {"Cookie": self.cookies},
             "origin": self.url,
             "max_size": None,
         }
         async with websockets.connect(address, **options) as raw:
             yield Socket(raw)
 
-    def _request(self, method: str, path: str, **options: Any) -> Any:
-        token = self._http.cookies.get("csrftoken") or ""
-        answer = self._http.request(method, path, headers={"X-CSRFToken": token}, **options)
+    def request(self, method: str, path: str, **options: Any) -> Any:
+        """The answer as data, None if it is empty.
+
+        Raises:
+            PortalError: the portal refused.
+        """
+        answer = self.http.request(method, path, **options)
         if answer.is_error:
             raise PortalError(f"{method} {path}: {answer.status_code} {answer.text[:500]}")
         return answer.json() if answer.content else None
 
+    def _add_csrf_token(self, request: httpx.Request) -> None:
+        request.headers["X-CSRFToken"] = self.http.cookies.get("csrftoken") or ""
+
 
 class Socket:
-    """Messages as dictionaries."""
+    """Messages as dictionaries; ``raw`` sends and receives text."""
 
     def __init__(self, raw: Any) -> None:
-        self._raw = raw
+        self.raw = raw
 
     async def send(self, type: str, **fields: Any) -> None:
         """Send one message."""
-        await self._raw.send(json.dumps({"type": type, **fields}))
+        await self.raw.send(json.dumps({"type": type, **fields}))
 
     async def expect(self, type: str) -> dict[str, Any]:
         """The next message of a type; others are passed over.
@@ -110,7 +129,7 @@ class Socket:
             PortalError: the portal answered with a failure.
         """
         while True:
-            message: dict[str, Any] = json.loads(await self._raw.recv())
+            message: dict[str, Any] = json.loads(await self.raw.recv())
             if message["type"] == type:
                 return message
             if message["type"] == "failure":
