@@ -255,11 +255,11 @@ def _event(job: Job, number: int, random: Random) -> JobEvent:
 def _wide(sae: Sae, width: int, words: list[str], random: Random) -> None:
     """Give the SAE an analysis of that many features, by the way the portal itself takes one over."""
     artifact = Artifact(project=sae.project, kind=Artifact.Kind.ANALYSIS, path=f"00/{uuid7()}", bytes=0)
-    artifact.place.mkdir(parents=True)
-    path = artifact.place / DETAILS
+    artifact.local_path.mkdir(parents=True)
+    path = artifact.local_path / DETAILS
     with path.open("wb") as stream:
         stream.writelines(_lines(width, words, random))
-    artifact.files = storage.list_files(artifact.place)
+    artifact.files = storage.list_files(artifact.local_path)
     artifact.bytes = path.stat().st_size
     artifact.save()
     dead = 0

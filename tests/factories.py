@@ -127,7 +127,7 @@ class UploadFactory(DjangoModelFactory):
     @factory.post_generation
     def content(self, create: bool, extracted: bytes | None, **kwargs: Any) -> None:
         storage.upload_root().mkdir(parents=True, exist_ok=True)
-        self.file.write_bytes(extracted or b"")
+        self.local_path.write_bytes(extracted or b"")
         if extracted is not None:
             self.bytes = len(extracted)
             self.save()
@@ -289,7 +289,7 @@ class AnalysisFactory(DjangoModelFactory):
 
     @factory.post_generation
     def features(self, create: bool, extracted: Any, **kwargs: Any) -> None:
-        Feature.objects.bulk_create(rows_of(Path(self.artifact.folder / "details.jsonl"), self.sae_id))
+        Feature.objects.bulk_create(rows_of(Path(self.artifact.checkout() / "details.jsonl"), self.sae_id))
 
 
 def plan_for(sae: Sae, index: int = 3, **values: Any) -> dict[str, Any]:

@@ -330,7 +330,9 @@ class Residents:
     @staticmethod
     def _read() -> dict[UUID, Wanted]:
         rows = LanguageModel.objects.filter(wanted_loaded=True)
-        return {row.pk: Wanted(row.pk, row.where, row.revision, row.dtype, row.load_asked_at) for row in rows}
+        return {
+            row.pk: Wanted(row.pk, row.locate(), row.revision, row.dtype, row.load_asked_at) for row in rows
+        }
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

@@ -390,7 +390,7 @@ def clean_workdirs(older_than: float) -> int:
             job = Job.objects.filter(pk=UUID(folder.name)).select_related("artifact").first()
             succeeded = job is not None and job.state == State.SUCCEEDED
             if succeeded and job is not None and job.artifact is not None:
-                storage.drop_scratch(job.artifact.place)
+                storage.drop_scratch(job.artifact.local_path)
             if succeeded or (old and (job is None or job.is_final)):
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += 1

@@ -151,7 +151,7 @@ def _artifacts() -> Iterator[Finding]:
     for artifact in Artifact.objects.order_by("-id")[:LOOKED_AT]:
         looked += 1
         try:
-            folder = artifact.folder
+            folder = artifact.checkout()
             broken = [f for f in artifact.files if (folder / f["path"]).stat().st_size != f["bytes"]]
         except (MicroscopeError, OSError):
             broken = ["all"]

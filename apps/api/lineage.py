@@ -10,7 +10,7 @@ import msgspec
 
 from apps.features.models import Analysis
 from apps.jobs.models import Job
-from apps.jobs.summary import JobSummary, summarise
+from apps.jobs.summary import JobSummary, summaries
 from apps.patches.models import Adapter, Export, Patch
 from apps.projects.models import Project
 from apps.registry.models import Corpus, LanguageModel, Recording
@@ -55,12 +55,11 @@ def lineage(project: Project) -> Lineage:
     # Only the newest job of a box is shown, and a project has many more.
     newest = dict(Job.objects.filter(project=project).order_by("pk").values_list("subject_id", "pk"))
     shown = Job.objects.filter(pk__in=newest.values()).for_display()
-    jobs = {job.subject_id: job for job in shown}
+    jobs = {summary.subject_id: summary for summary in summaries(shown)}
     nodes: list[LineageNode] = []
     edges: list[LineageEdge] = []
     for node, parents in _boxes(project):
-        job = jobs.get(node.id)
-        nodes.append(msgspec.structs.replace(node, job=summarise(job)) if job is not None else node)
+        nodes.append(msgspec.structs.replace(node, job=jobs.get(node.id)))
         edges += [LineageEdge(source=parent, target=node.id) for parent in parents]
     return Lineage(project=project.pk, nodes=nodes, edges=edges)
 

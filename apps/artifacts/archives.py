@@ -65,7 +65,7 @@ def send_archive(artifact: Artifact) -> StreamingHttpResponse:
     Raises:
         NotVisible: a file is gone.
     """
-    folder, names = artifact.folder, [entry["path"] for entry in artifact.files]
+    folder, names = artifact.checkout(), [entry["path"] for entry in artifact.files]
     response = StreamingHttpResponse(_in_threads(zip_chunks(folder, names)), content_type="application/zip")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{artifact.kind}-{artifact.project.slug}-{artifact.pk.hex[-6:]}")
     disposition = content_disposition_header(as_attachment=True, filename=f"{name}.zip")

@@ -61,7 +61,7 @@ def materialise(artifact: Artifact) -> Path:
         NotVisible: a file is gone from the store.
         Refused: ``file_elsewhere`` when another host has it.
     """
-    place = artifact.place
+    place = artifact.local_path
     if place.is_dir():
         return place
     store = blob_store()
@@ -139,7 +139,7 @@ def _collect_artifacts(waste: Waste, cutoff: Any, dry_run: bool) -> None:
         if not _owned(artifact):
             waste.note("artifacts", str(artifact), artifact.bytes)
             if not dry_run:
-                place = artifact.place
+                place = artifact.local_path
                 artifact.delete()
                 storage.remove(place)
 
@@ -161,8 +161,8 @@ def _complete_blobs() -> None:
     known = set(Blob.objects.values_list("pk", flat=True))
     for artifact in Artifact.objects.iterator(chunk_size=200):
         missing = [entry for entry in artifact.files if entry["sha256"] not in known]
-        if missing and artifact.place.is_dir():
-            keep(artifact.place, missing)
+        if missing and artifact.local_path.is_dir():
+            keep(artifact.local_path, missing)
 
 
 def _collect_blobs(waste: Waste, cutoff: Any, dry_run: bool) -> None:

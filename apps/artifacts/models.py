@@ -75,16 +75,16 @@ class Artifact(Record):
         return f"{self.kind} {self.path}"
 
     @property
-    def place(self) -> Path:
+    def local_path(self) -> Path:
         """Where the files are on this machine, if they are here."""
         return storage.root_of(self.kind) / self.path
 
-    @property
-    def folder(self) -> Path:
-        """Where the files are on this machine; made from blobs when they are not here.
+    def checkout(self) -> Path:
+        """The folder of its files on this machine; fetched from the store when they are not here.
 
         Raises:
             NotVisible: a file is gone.
+            Refused: ``file_elsewhere`` when another host has it.
         """
         from apps.artifacts.blobs import materialise
 
@@ -128,24 +128,17 @@ class Upload(Record):
         return self.path
 
     @property
-    def file(self) -> Path:
+    def local_path(self) -> Path:
         """Where its bytes are."""
         return storage.upload_root() / str(self.pk)
 
-    @property
-    def offset(self) -> int:
-        """How many bytes have arrived; 0 when the file is gone."""
+    def count_received(self) -> int:
+        """Bytes that have arrived, as the disk says; 0 when the file is gone."""
         try:
-            return self.file.stat().st_size
+            return self.local_path.stat().st_size
         except FileNotFoundError:
             return 0
 
-    @property
-    def in_use(self) -> bool:
-        """Whether a job has taken it over and may still read it."""
-        return self.held
-
-    @property
-    def complete(self) -> bool:
-        """Whether all of it is there."""
-        return self.offset == self.bytes
+    def is_complete(self) -> bool:
+        """Whether all of it is on the disk."""
+        return self.count_received() == self.bytes

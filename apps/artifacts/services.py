@@ -65,7 +65,7 @@ def commit_folder(
     )
     if not blob_store().local:
         blobs.require_blobs(files)
-    place = artifact.place
+    place = artifact.local_path
     storage.move(source, place)
     # Shared only now: until here a failed attempt may take its folder back and write into it again.
     transaction.on_commit(lambda: _share(place, files), robust=True)
@@ -116,7 +116,7 @@ def uncommit_folder(*, kind: str, name: UUID, source: Path) -> None:
 
 def delete_artifact(artifact: Artifact) -> None:
     """Delete the row now and the files once that is committed."""
-    folder = artifact.place
+    folder = artifact.local_path
     artifact.delete()
     transaction.on_commit(lambda: storage.remove(folder))
 
@@ -164,11 +164,11 @@ def send_file(
     entry = artifact.file(name)
     if entry is None:
         raise NotVisible("This artifact has no such file")
-    if not inline_report and not artifact.place.is_dir():
+    if not inline_report and not artifact.local_path.is_dir():
         address = blob_store().url(entry["sha256"], PurePosixPath(name).name)
         if address is not None:
             return HttpResponseRedirect(address)
-    path = artifact.folder / name
+    path = artifact.checkout() / name
     if not path.is_file():
         raise NotVisible("This artifact has no such file")
     size = path.stat().st_size

@@ -38,9 +38,9 @@ _LARGEST = 2**62
 class UploadSerializer(serializers.ModelSerializer[Upload]):
     """A file on its way in. ``offset`` is how many bytes have arrived; one ``in_use`` belongs to a job."""
 
-    offset = serializers.IntegerField(read_only=True)
-    complete = serializers.BooleanField(read_only=True)
-    in_use = serializers.BooleanField(read_only=True)
+    offset = serializers.IntegerField(read_only=True, source="count_received")
+    complete = serializers.BooleanField(read_only=True, source="is_complete")
+    in_use = serializers.BooleanField(read_only=True, source="held")
 
     class Meta:
         model = Upload
@@ -207,7 +207,7 @@ def _announced(request: Request) -> dict[str, Any]:
 
 
 def _with_offset(answer: Response, upload: Upload) -> Response:
-    answer["Upload-Offset"] = str(upload.offset)
+    answer["Upload-Offset"] = str(upload.count_received())
     answer["Upload-Length"] = str(upload.bytes)
     answer["Upload-Expires"] = http_date(upload.expires_at.timestamp())
     return answer

@@ -116,7 +116,7 @@ def create_upload(*, actor: Any, path: str, size: int, sha256: str = "") -> Uplo
         sha256=sha256.lower(),
         expires_at=_expiry(),
     )
-    upload.file.touch()
+    upload.local_path.touch()
     return upload
 
 
@@ -251,7 +251,7 @@ def _verify(upload: Upload, stream: IO[bytes]) -> None:
 def _locked(upload: Upload) -> Iterator[IO[bytes]]:
     """The file, held by one request at a time; the kernel lets go of it when the process dies."""
     try:
-        with upload.file.open("r+b") as stream:
+        with upload.local_path.open("r+b") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -271,7 +271,7 @@ def cancel_upload(*, actor: Any, upload: Upload) -> None:
 
 def discard(rows: Sequence[Upload]) -> None:
     """Delete uploads, their files once that is committed."""
-    files = [upload.file for upload in rows]
+    files = [upload.local_path for upload in rows]
     Upload.objects.filter(pk__in=[upload.pk for upload in rows]).delete()
 
     def unlink() -> None:
@@ -295,10 +295,10 @@ def take(*, actor: Any, ids: Sequence[UUID], project_id: UUID, used_by: UUID) ->
     seen: set[str] = set()
     for upload in rows:
         require_own(actor, upload)
-        if not upload.complete:
+        if not upload.is_complete():
             raise Refused(
                 "upload_incomplete",
-                f"{upload.path} has {upload.offset} of {upload.bytes} bytes.",
+                f"{upload.path} has {upload.count_received()} of {upload.bytes} bytes.",
                 "Finish the upload first.",
                 status=409,
                 attr="uploads",
@@ -340,22 +340,22 @@ def lay_out(job_id: UUID, folder: Any) -> list[str]:
     """
     rows = used_by(job_id)
     for upload in rows:
-        if not upload.complete and upload.host not in ("", this_host()):
+        if not upload.is_complete() and upload.host not in ("", this_host()):
             raise file_elsewhere(
                 f"The uploaded file {upload.path}",
                 upload.host,
                 "Keep the data folder on one mount for all hosts, or run such jobs on that host.",
             )
-    if not rows or any(not upload.complete for upload in rows):
+    if not rows or any(not upload.is_complete() for upload in rows):
         raise Refused("upload_gone", "The uploaded files are gone.", "Upload them again.", status=410)
     shutil.rmtree(folder, ignore_errors=True)
     for upload in rows:
         target = folder / upload.path
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(upload.file, target)
+            os.link(upload.local_path, target)
         except OSError:
-            shutil.copyfile(upload.file, target)
+            shutil.copyfile(upload.local_path, target)
     Upload.objects.filter(used_by=job_id).update(expires_at=_expiry())
     return [upload.path for upload in rows]
 
@@ -367,7 +367,7 @@ def collect_uploads(note: Callable[[str, str, int], None], *, dry_run: bool) -> 
         note: told category, name and bytes of each.
     """
     for upload in Upload.objects.filter(expires_at__lt=clock.now()):
-        note("uploads", f"{upload.created_by_id}/{upload.path}", upload.offset)
+        note("uploads", f"{upload.created_by_id}/{upload.path}", upload.count_received())
         if not dry_run:
             discard([upload])
     known = {str(pk) for pk in Upload.objects.values_list("pk", flat=True)}

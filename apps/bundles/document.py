@@ -47,7 +47,7 @@ def listing_of(project: Project, *, recordings: bool) -> dict[str, Any]:
         "left_out": left_out,
         "artifacts": {str(a.pk): {"kind": a.kind, "files": a.files} for a in artifacts},
     }
-    return {"document": document, "folders": {str(a.pk): str(Path(a.folder)) for a in artifacts}}
+    return {"document": document, "folders": {str(a.pk): str(Path(a.checkout())) for a in artifacts}}
 
 
 def _section(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -31,16 +32,33 @@ class StructField(serializers.Field[Any, Any, Any, Any]):
         return msgspec.to_builtins(msgspec.convert(value, type=self.struct))
 
 
+class StructList(serializers.ListSerializer[Any]):
+    """A response that is a list of structs."""
+
+    def to_representation(self, data: Any) -> Any:
+        """Plain JSON data."""
+        assert isinstance(self.child, StructSerializer)
+        return msgspec.to_builtins(self.child.build_many(data), str_keys=True)
+
+
 class StructSerializer(serializers.BaseSerializer[Any]):
     """A response that is one msgspec struct; subclasses say which and how it is built."""
 
     struct: Any = None
+
+    class Meta:
+        list_serializer_class = StructList
 
     @classmethod
     def build(cls, instance: Any) -> Any:
         """The struct of an instance; by default the instance is one."""
         return instance
 
+    @classmethod
+    def build_many(cls, instances: Iterable[Any]) -> list[Any]:
+        """The structs of a list; to be overridden where many together cost less."""
+        return [cls.build(instance) for instance in instances]
+
     def to_representation(self, instance: Any) -> Any:
         """Plain JSON data."""
-        return msgspec.to_builtins(self.build(instance), str_keys=True)
+        return msgspec.to_builtins(self.build_many([instance])[0], str_keys=True)

@@ -150,7 +150,7 @@ def read_details(analysis: Analysis, feature: Feature) -> FeatureDetails:
         Refused: ``bad_analysis`` when the line cannot be read.
     """
     try:
-        with (analysis.artifact.folder / DETAILS).open("rb") as stream:
+        with (analysis.artifact.checkout() / DETAILS).open("rb") as stream:
             stream.seek(feature.detail_offset)
             line = stream.read(feature.detail_length)
     except OSError as error:

@@ -12,7 +12,7 @@ from django.db import transaction
 
 from apps.core.publish import job_group, project_jobs_group, publish
 from apps.jobs.models import Job, JobEvent
-from apps.jobs.summary import JobSummary, summarise, summarise_event
+from apps.jobs.summary import JobSummary, summaries, summarise_event
 from workbench.celery import app
 
 log = structlog.get_logger(__name__)
@@ -36,7 +36,7 @@ def announce(job: Job, events: Sequence[JobEvent] = ()) -> None:
 
     def send() -> None:
         # Only now: a job that succeeds gets its artifact after its state.
-        publish_summary(summarise(job), transient=False)
+        publish_summary(summaries([job])[0], transient=False)
         if shown:
             publish(job_group(job.pk), {"type": "job.events", "job": str(job.pk), "events": shown})
 

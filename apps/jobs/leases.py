@@ -26,7 +26,7 @@ from apps.core.ids import uuid7
 from apps.jobs.announce import announce, wake_workers
 from apps.jobs.kinds import INCOMING, OUT, get_kind
 from apps.jobs.models import Job, JobEvent, WorkerNode
-from apps.jobs.queue import turns
+from apps.jobs.queue import in_turn
 from apps.jobs.states import LEASED, State
 from apps.jobs.transitions import move
 from apps.jobs.usage import may_run
@@ -84,8 +84,8 @@ def claim_next(*, node: WorkerNode) -> Job | None:
 
     A wake-up only says that something waits. Which job is done next is decided here, by the whole queue.
     """
-    for turn in turns():
-        job = claim(job_id=turn.pk, node=node)
+    for job_id in in_turn():
+        job = claim(job_id=job_id, node=node)
         if job is not None:
             return job  # else another worker was faster: the next one
     return None
@@ -210,7 +210,7 @@ def succeed(
             recover_output(job)
         raise
     if moved.artifact is not None:
-        storage.drop_scratch(moved.artifact.folder)
+        storage.drop_scratch(moved.artifact.local_path)
     return moved
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 class JobQuerySet(InProject["Job"]):
     """Jobs of projects."""
 
-    _with_outlook = False
-
     def active(self) -> Self:
         """Waiting, queued or being worked on."""
         return self.filter(state__in=ACTIVE)
@@ -34,24 +32,8 @@ class JobQuerySet(InProject["Job"]):
         return self.filter(state__in=LEASED, lease_expires_at__lt=now)
 
     def for_display(self) -> Self:
-        """Adds what a list shows: author, worker, and the ``outlook`` of jobs that have not started."""
-        rows = self.select_related("created_by", "worker")
-        rows._with_outlook = True
-        return rows
-
-    def _clone(self) -> Self:
-        clone: Self = super()._clone()  # type: ignore[misc]
-        clone._with_outlook = self._with_outlook
-        return clone
-
-    def _fetch_all(self) -> None:
-        fresh = self._result_cache is None
-        super()._fetch_all()
-        if fresh and self._with_outlook:
-            # The order of the queue depends on all of it, so it is worked out once for the whole list.
-            from apps.jobs.queue import add_outlooks
-
-            add_outlooks([row for row in self._result_cache or () if isinstance(row, self.model)])
+        """With the rows a summary shows: author and worker."""
+        return self.select_related("created_by", "worker")
 
 
 class PipelineQuerySet(InProject["Pipeline"]):

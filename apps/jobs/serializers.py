@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -14,9 +15,9 @@ from apps.jobs.summary import (
     EventSummary,
     JobSummary,
     PipelineSummary,
-    summarise,
+    pipeline_summaries,
+    summaries,
     summarise_event,
-    summarise_pipeline,
 )
 from microscope.params import FieldSpec, Preset
 
@@ -27,9 +28,9 @@ class JobSerializer(StructSerializer):
     struct = JobSummary
 
     @classmethod
-    def build(cls, instance: Job) -> JobSummary:
-        """Its summary."""
-        return summarise(instance)
+    def build_many(cls, instances: Iterable[Job]) -> list[JobSummary]:
+        """Their summaries."""
+        return summaries(instances)
 
 
 class PipelineSerializer(StructSerializer):
@@ -38,9 +39,9 @@ class PipelineSerializer(StructSerializer):
     struct = PipelineSummary
 
     @classmethod
-    def build(cls, instance: Pipeline) -> PipelineSummary:
-        """Its summary."""
-        return summarise_pipeline(instance)
+    def build_many(cls, instances: Iterable[Pipeline]) -> list[PipelineSummary]:
+        """Their summaries."""
+        return pipeline_summaries(instances)
 
 
 class JobCloneSerializer(serializers.Serializer[Any]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -9,17 +10,14 @@ from uuid import UUID
 import msgspec
 
 from apps.core import clock
+from apps.jobs.forecasts import UNKNOWN, Forecast, forecast
 from apps.jobs.kinds import get_kind
 from apps.jobs.models import Job, JobEvent, Pipeline
-from apps.jobs.queue import Outlook
 from apps.jobs.states import ACTIVE, FINAL, LEASED, State
 
 StateName = Literal[
     "waiting", "queued", "claimed", "running", "cancelling", "succeeded", "failed", "cancelled"
 ]
-
-
-UNKNOWN = Outlook(0, None, None)
 
 
 class JobError(msgspec.Struct, kw_only=True, frozen=True):
@@ -88,15 +86,21 @@ class EventSummary(msgspec.Struct, kw_only=True, frozen=True):
     data: dict[str, Any]
 
 
-def summarise(job: Job) -> JobSummary:
-    """The summary of a row loaded with ``for_display``."""
+def summaries(jobs: Iterable[Job]) -> list[JobSummary]:
+    """The summaries of rows loaded with ``for_display``, with forecasts for those that have not started."""
+    rows = list(jobs)
+    forecasts = forecast(rows)
+    return [summarise(job, forecasts.get(job.pk, UNKNOWN)) for job in rows]
+
+
+def summarise(job: Job, forecast: Forecast = UNKNOWN) -> JobSummary:
+    """The summary of a row loaded with ``for_display``; it reads nothing more."""
     error = None
     if job.error_code:
         error = JobError(code=job.error_code, message=job.error_message, hint=job.error_hint)
     eta = None
     if job.state == State.RUNNING and job.total and job.rate and job.rate > 0:
         eta = max(0.0, (job.total - job.done) / job.rate)
-    outlook: Outlook = getattr(job, "outlook", UNKNOWN)
     stalled = (
         job.state in LEASED and job.lease_expires_at is not None and job.lease_expires_at < clock.lately()
     )
@@ -121,9 +125,9 @@ def summarise(job: Job) -> JobSummary:
         created_by=job.created_by.username if job.created_by else None,
         worker=str(job.worker) if job.worker else None,
         artifact=job.artifact_id,
-        queue_position=outlook.position,
-        starts_in_seconds=outlook.starts_in,
-        lasts_seconds=outlook.lasts,
+        queue_position=forecast.position,
+        starts_in_seconds=forecast.starts_in,
+        lasts_seconds=forecast.lasts,
         priority=job.priority,
         after=job.after_id,
         pipeline=job.pipeline_id,
@@ -153,8 +157,14 @@ class PipelineSummary(msgspec.Struct, kw_only=True, frozen=True):
     jobs: list[JobSummary]
 
 
-def summarise_pipeline(pipeline: Pipeline) -> PipelineSummary:
-    """The summary of a row loaded with ``for_display``."""
+def pipeline_summaries(pipelines: Iterable[Pipeline]) -> list[PipelineSummary]:
+    """The summaries of rows loaded with ``for_display``."""
+    rows = list(pipelines)
+    forecasts = forecast(job for pipeline in rows for job in pipeline.jobs.all())
+    return [_pipeline(pipeline, forecasts) for pipeline in rows]
+
+
+def _pipeline(pipeline: Pipeline, forecasts: Mapping[UUID, Forecast]) -> PipelineSummary:
     jobs = list(pipeline.jobs.all())
     states = {job.state for job in jobs}
     if states & set(ACTIVE):
@@ -170,7 +180,7 @@ def summarise_pipeline(pipeline: Pipeline) -> PipelineSummary:
         created_at=pipeline.created_at,
         cancellable=state == "running",
         retryable=bool(states & {State.FAILED, State.CANCELLED}),
-        jobs=[summarise(job) for job in jobs],
+        jobs=[summarise(job, forecasts.get(job.pk, UNKNOWN)) for job in jobs],
     )
 
 

@@ -12,7 +12,7 @@ from apps.core.errors import Forbidden, MicroscopeError, NotVisible
 from apps.core.metrics import LIVE_SESSIONS, TOGGLES
 from apps.core.publish import job_group, project_jobs_group, resident_group
 from apps.jobs.models import Job
-from apps.jobs.summary import EventSummary, JobSummary, summarise, summarise_event
+from apps.jobs.summary import EventSummary, JobSummary, summaries, summarise_event
 from apps.live import messages as m
 from apps.live.resident_client import pool
 from apps.live.seats import keeper, leave_seat, take_seat
@@ -263,7 +263,7 @@ class JobsConsumer(Socket):
         rows = Job.objects.filter(project_id=project).for_display()
         finished = rows.exclude(pk__in=rows.active().values("pk"))[:SNAPSHOT_FINISHED]
         jobs = [*rows.active(), *finished]
-        return [summarise(job) for job in sorted(jobs, key=lambda job: job.pk, reverse=True)]
+        return summaries(sorted(jobs, key=lambda job: job.pk, reverse=True))
 
     @database_sync_to_async  # type: ignore[untyped-decorator]
     def _events(self, job_id: UUID, after: int) -> tuple[list[EventSummary], int]:

@@ -149,12 +149,12 @@ def resident_of(model: LanguageModel) -> Resident:
 def live_places(model: LanguageModel) -> Places:
     """What a live session of the model may use."""
     saes = {
-        fingerprint: SaePlace(str(sae.artifact.folder), sae.width)
+        fingerprint: SaePlace(str(sae.artifact.checkout()), sae.width)
         for fingerprint, sae in sae_map(model).items()
         if sae.artifact is not None
     }
     adapters = {
-        fingerprint: str(adapter.artifact.folder)
+        fingerprint: str(adapter.artifact.checkout())
         for fingerprint, adapter in adapter_map(model).items()
         if adapter.artifact is not None
     }
@@ -186,7 +186,7 @@ def attach_sae(*, actor: Any, sae: Sae) -> p.Attached | p.Attaching:
     require(actor, Action.USE_LIVE, sae.project_id)
     if sae.state != ResultState.READY or sae.artifact is None:
         raise sae_not_ready(sae)
-    address, folder = ready_address(sae.model), str(sae.artifact.folder)
+    address, folder = ready_address(sae.model), str(sae.artifact.checkout())
 
     async def ask() -> p.Attached | p.Attaching:
         client = await ResidentClient.connect(address)

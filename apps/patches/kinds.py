@@ -47,7 +47,7 @@ def _parts(plan: EditPlan, model: LanguageModel) -> dict[str, list[str]]:
 
 
 def _folders(found: list[Artifact | None]) -> list[str]:
-    return [str(artifact.folder) for artifact in found if artifact is not None]
+    return [str(artifact.checkout()) for artifact in found if artifact is not None]
 
 
 def _text(recording: Recording | None) -> dict[str, str]:
@@ -55,7 +55,7 @@ def _text(recording: Recording | None) -> dict[str, str]:
         raise Refused(
             "no_recording", "The recording whose text was to be used is gone.", "Export the patch again."
         )
-    return {"activations": str(recording.artifact.folder)}
+    return {"activations": str(recording.artifact.checkout())}
 
 
 # --- export -------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def _prepare_export(job: Job, workdir: Path) -> dict[str, Any]:
         **_text(export.recording),
     }
     earlier = _fitted_before(export)
-    return {**config, "compiled": str(earlier.folder)} if earlier is not None else config
+    return {**config, "compiled": str(earlier.checkout())} if earlier is not None else config
 
 
 def _fitted_before(export: Export) -> Artifact | None:
@@ -160,7 +160,7 @@ def _prepare_certify(job: Job, workdir: Path) -> dict[str, Any]:
     plan = msgspec.convert(export.plan, type=EditPlan)
     return {
         **job.params,
-        "export": str(export.artifact.folder),
+        "export": str(export.artifact.checkout()),
         "out": str(workdir / OUT),
         **model_place(export.patch.model),
         **_parts(plan, export.patch.model),

@@ -121,7 +121,7 @@ def _prepare_pack(job: Job, workdir: Path) -> dict[str, Any]:
     recording = Recording.objects.select_related("artifact").get(pk=job.subject_id)
     if recording.artifact is None:
         raise recording_not_ready(recording)
-    return {**job.params, "activations": str(recording.artifact.folder), "out": str(workdir / OUT)}
+    return {**job.params, "activations": str(recording.artifact.checkout()), "out": str(workdir / OUT)}
 
 
 def _clone_export(request: CloneRequest) -> Job:

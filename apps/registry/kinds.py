@@ -22,13 +22,13 @@ def model_place(model: LanguageModel) -> dict[str, Any]:
         Refused: ``file_elsewhere`` when its folder or file is on another host.
     """
     here = model.source == LanguageModel.Source.HUB or model.host in ("", this_host())
-    if not here and not Path(model.where).exists():
+    if not here and not Path(model.locate()).exists():
         raise file_elsewhere(
             f"The model {model.reference}",
             model.host,
             "Put it below a model folder of this host, too, or add the model by its Hub id.",
         )
-    place: dict[str, Any] = {"model": model.where}
+    place: dict[str, Any] = {"model": model.locate()}
     if model.revision:
         place["revision"] = model.revision
     return place

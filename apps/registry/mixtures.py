@@ -94,7 +94,7 @@ def corpus_place(corpus: Corpus) -> dict[str, Any]:
     if corpus.kind == Corpus.Kind.BUILTIN:
         return {"text": [_builtin(corpus)], "text_field": corpus.text_field}
     assert corpus.artifact is not None
-    folder = corpus.artifact.folder
+    folder = corpus.artifact.checkout()
     return {
         "text": [str(folder / entry["path"]) for entry in corpus.artifact.files],
         "text_field": corpus.text_field,
@@ -107,7 +107,7 @@ def _one_text(corpus: Corpus) -> str:
     if len(texts) == 1:
         return str(texts[0])
     assert corpus.artifact is not None
-    return str(corpus.artifact.folder)
+    return str(corpus.artifact.checkout())
 
 
 def _builtin(corpus: Corpus) -> str:

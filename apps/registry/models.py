@@ -100,13 +100,12 @@ class LanguageModel(JobResult):
     def __str__(self) -> str:
         return self.name
 
-    @property
-    def where(self) -> str:
+    def locate(self) -> str:
         """The reference as the engine takes it: a relative path is looked for below the server's model folders."""
         if self.source == self.Source.HUB or Path(self.reference).is_absolute():
             return self.reference
         here = [root / self.reference for root in settings.WORKBENCH_MODEL_DIRS]
-        return str(next((place for place in here if place.exists()), self.reference))
+        return str(next((path for path in here if path.exists()), self.reference))
 
     @property
     def is_quantised(self) -> bool:

@@ -32,7 +32,7 @@ def sae_places(sae: Sae) -> dict[str, str]:
         raise sae_not_ready(sae)
     recording = recording_folder(sae)
     return {
-        "sae_path": str(sae.artifact.folder),
+        "sae_path": str(sae.artifact.checkout()),
         "activations": recording,
         "model": model_place(sae.model)["model"],
     }
@@ -53,7 +53,7 @@ def recording_folder(sae: Sae) -> str:
         )
     if sae.recording.artifact is None:
         raise recording_not_ready(sae.recording)
-    return str(sae.recording.artifact.folder)
+    return str(sae.recording.artifact.checkout())
 
 
 def load_sae(job: Job) -> Sae:
@@ -219,9 +219,9 @@ def _prepare_export(job: Job, workdir: Path) -> dict[str, Any]:
     sae = load_sae(job)
     if sae.artifact is None:
         raise sae_not_ready(sae)
-    config = {**job.params, "sae_path": str(sae.artifact.folder), "out": str(workdir / OUT)}
+    config = {**job.params, "sae_path": str(sae.artifact.checkout()), "out": str(workdir / OUT)}
     analysis = getattr(sae, "analysis", None)
-    return config if analysis is None else {**config, "analysis": str(analysis.artifact.folder)}
+    return config if analysis is None else {**config, "analysis": str(analysis.artifact.checkout())}
 
 
 def _clone_export(request: CloneRequest) -> Job:

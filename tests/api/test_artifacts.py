@@ -13,7 +13,7 @@ DATA = bytes(range(256)) * 20  # 5,120 bytes
 @pytest.fixture
 def url(world) -> str:
     artifact = ArtifactFactory(project=world.project, content={"data.bin": DATA, "empty.bin": b""})
-    (artifact.folder / "unlisted.txt").write_text("made later")
+    (artifact.checkout() / "unlisted.txt").write_text("made later")
     return f"/api/v1/artifacts/{artifact.pk}/files"
 
 

@@ -69,7 +69,7 @@ def worker(world, tmp_path, monkeypatch) -> Iterator[Worker]:
     monkeypatch.setattr(services, "ATTACH_SECONDS", 0.1)
     loaded = load_model(str(make_model("llama", tmp_path / "model")), dtype="float32", device="cpu")
     sae = random_sae(loaded.d_model, 2, seed=1)
-    save_sae(sae, world.sae.artifact.folder)
+    save_sae(sae, world.sae.artifact.checkout())
     world.sae.fingerprint = sae.content_fingerprint()
     world.sae.save()
     made = Worker(ResidentModel(loaded), tmp_path / "r.sock")
@@ -118,7 +118,7 @@ class Listener:
 
 def test_a_large_sae_is_attached_after_the_answer(world, client_of, worker) -> None:
     sae, viewer = world.sae, client_of("viewer")
-    folder = str(sae.artifact.folder)
+    folder = str(sae.artifact.checkout())
     here = Listener(worker, Places({sae.fingerprint: SaePlace(folder, sae.width)}, {}))
     elsewhere = Listener(worker, Places({}, {}))  # another project's, on the same worker
     for _ in range(2):
@@ -142,7 +142,7 @@ def test_a_large_sae_is_attached_after_the_answer(world, client_of, worker) -> N
 
 def test_a_large_sae_that_is_damaged_is_told_and_told_again(world, client_of, worker) -> None:
     sae, viewer = world.sae, client_of("viewer")
-    folder = sae.artifact.folder
+    folder = sae.artifact.checkout()
     for file in folder.glob("*.safetensors"):
         file.write_bytes(b"\0" * 100)
     here = Listener(worker, Places({sae.fingerprint: SaePlace(str(folder), sae.width)}, {}))

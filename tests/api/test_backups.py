@@ -37,7 +37,7 @@ def rows() -> dict[str, list[dict]]:
 
 def contents() -> dict[str, bytes]:
     return {
-        f"{artifact.pk}/{entry['path']}": (artifact.folder / entry["path"]).read_bytes()
+        f"{artifact.pk}/{entry['path']}": (artifact.checkout() / entry["path"]).read_bytes()
         for artifact in Artifact.objects.all()
         for entry in artifact.files
     }

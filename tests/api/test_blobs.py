@@ -54,29 +54,29 @@ def age(days: int = 2) -> None:
 def test_equal_contents_are_one_file(world, files, run) -> None:
     one = commit(world.project, finished(files, a=b"same" * 1000, b=b"other"), run)
     two = commit(world.project, finished(files, c=b"same" * 1000), run, kind="sae")
-    assert (one.folder / "sub/a").stat().st_ino == (two.folder / "sub/c").stat().st_ino
+    assert (one.checkout() / "sub/a").stat().st_ino == (two.checkout() / "sub/c").stat().st_ino
     assert Blob.objects.count() == 2
     assert blobs.stored_bytes() == 4005
-    assert os.access(one.folder / "sub/a", os.R_OK)
-    assert (one.folder / "sub/a").stat().st_mode & 0o222 == 0
+    assert os.access(one.checkout() / "sub/a", os.R_OK)
+    assert (one.checkout() / "sub/a").stat().st_mode & 0o222 == 0
 
 
 def test_a_folder_comes_back_from_its_blobs(world, files, run) -> None:
     artifact = commit(world.project, finished(files, a=b"1", b=b"22"), run)
-    storage.remove(artifact.place)
-    assert (artifact.folder / "sub/b").read_bytes() == b"22"
+    storage.remove(artifact.local_path)
+    assert (artifact.checkout() / "sub/b").read_bytes() == b"22"
     copy = services.create_from_blobs(project_id=world.project.pk, kind="sae", files=artifact.files)
-    assert not copy.place.exists()
-    assert storage.list_files(copy.folder) == artifact.files
+    assert not copy.local_path.exists()
+    assert storage.list_files(copy.checkout()) == artifact.files
     with pytest.raises(Refused, match="not in the store"):
         services.create_from_blobs(
             project_id=world.project.pk, kind="sae", files=[{"path": "x", "bytes": 1, "sha256": "0" * 64}]
         )
-    storage.remove(artifact.place)
+    storage.remove(artifact.local_path)
     LinkStore().delete(artifact.files[0]["sha256"])
     with pytest.raises(NotVisible):
-        _ = artifact.folder
-    assert not artifact.place.exists()
+        _ = artifact.checkout()
+    assert not artifact.local_path.exists()
 
 
 def test_a_failed_commit_leaves_the_work_unshared(world, files) -> None:
@@ -94,8 +94,8 @@ def test_a_failed_commit_leaves_the_work_unshared(world, files) -> None:
 def test_collection_keeps_everything_referenced(world, files, run) -> None:
     made = Artifact.objects.all()
     for artifact in made:
-        blobs.keep(artifact.place, artifact.files)
-    before = {artifact.pk: storage.list_files(artifact.folder) for artifact in made}
+        blobs.keep(artifact.local_path, artifact.files)
+    before = {artifact.pk: storage.list_files(artifact.checkout()) for artifact in made}
     orphan = commit(world.project, finished(files, a=b"nobody wants it"), run)
     stray = storage.root_of("sae") / "aa" / str(uuid7())
     stray.mkdir(parents=True)
@@ -103,25 +103,25 @@ def test_collection_keeps_everything_referenced(world, files, run) -> None:
     age()
     waste = blobs.collect(older_than=-DAY, dry_run=True)
     assert set(waste) == {"artifacts", "folders"}
-    assert orphan.place.is_dir()
+    assert orphan.local_path.is_dir()
     assert stray.is_dir()
     waste = blobs.collect(older_than=-DAY, dry_run=False)
     assert [name for name, _ in waste["blobs"]] == [orphan.files[0]["sha256"]]
-    assert not orphan.place.exists()
+    assert not orphan.local_path.exists()
     assert not stray.exists()
-    assert {a.pk: storage.list_files(a.folder) for a in Artifact.objects.all()} == before
+    assert {a.pk: storage.list_files(a.checkout()) for a in Artifact.objects.all()} == before
     assert set(Blob.objects.values_list("pk", flat=True)) == blobs.referenced()
     assert set(LinkStore().digests()) == blobs.referenced()
     # Folders can be made again from what is left.
     for artifact in Artifact.objects.all():
-        storage.remove(artifact.place)
-        assert storage.list_files(artifact.folder) == before[artifact.pk]
+        storage.remove(artifact.local_path)
+        assert storage.list_files(artifact.checkout()) == before[artifact.pk]
 
 
 def test_what_is_young_stays(world, files, run) -> None:
     orphan = commit(world.project, finished(files, a=b"x"), run)
     call_command("collect_garbage")
-    assert orphan.place.is_dir()
+    assert orphan.local_path.is_dir()
     assert LinkStore().exists(orphan.files[0]["sha256"])
 
 
@@ -129,8 +129,8 @@ def test_artifacts_from_before_blobs_are_given_theirs(world) -> None:
     artifact = ArtifactFactory(project=world.project, kind="sae")
     assert not Blob.objects.exists()
     blobs.collect(older_than=DAY, dry_run=False)
-    storage.remove(artifact.place)
-    assert storage.list_files(artifact.folder) == artifact.files
+    storage.remove(artifact.local_path)
+    assert storage.list_files(artifact.checkout()) == artifact.files
 
 
 def test_archive(world, files, run, client_of) -> None:
@@ -178,13 +178,13 @@ def test_the_same_on_s3(s3, world, files, run, client_of) -> None:
     }
     artifact = commit(world.project, source, run)
     assert Blob.objects.count() == 2
-    storage.remove(artifact.place)  # another machine, or a disk that was emptied
+    storage.remove(artifact.local_path)  # another machine, or a disk that was emptied
     address = client_of("viewer").get(f"/api/v1/artifacts/{artifact.pk}/files/sub/a")
     assert address.status_code == 302
     with urllib.request.urlopen(address["Location"]) as answer:
         assert answer.read() == b"weights" * 1000
         assert 'filename="a"' in answer.headers["Content-Disposition"]
-    assert storage.list_files(artifact.folder) == artifact.files
+    assert storage.list_files(artifact.checkout()) == artifact.files
     Artifact.objects.filter(pk=artifact.pk).delete()
     age()
     blobs.collect(older_than=DAY, dry_run=True)

@@ -134,7 +134,7 @@ def test_a_failed_import_is_counted_and_freed(
     client.post(reverse("job-cancel", kwargs={"pk": job.pk}))
     with django_capture_on_commit_callbacks(execute=True):
         assert client.delete(url).status_code == 204
-    assert not upload.file.exists()
+    assert not upload.local_path.exists()
     assert used_by("storage_bytes", project) == before[0]
     assert client.post(reverse("job-retry", kwargs={"pk": job.pk})).status_code == 200
     with pytest.raises(uploads.Refused) as gone:
@@ -161,7 +161,7 @@ def test_a_missing_file_is_said_to_be_on_the_host_that_has_it(world, settings, t
     from apps.registry.mixtures import corpus_place
 
     upload = UploadFactory(created_by=world.people["owner"], content=b"abc", host="web-7", used_by=uuid7())
-    upload.file.unlink()
+    upload.local_path.unlink()
     artifact = world.artifact
     artifact.host = "compute-3"
     artifact.path = f"00/{uuid7()}"
@@ -169,7 +169,7 @@ def test_a_missing_file_is_said_to_be_on_the_host_that_has_it(world, settings, t
     world.corpus.kind, world.corpus.reference, world.corpus.host = "builtin", "gone", "compute-5"
     for ask, host in (
         (lambda: uploads.lay_out(upload.used_by, tmp_path / "in"), "web-7"),
-        (lambda: artifact.folder, "compute-3"),
+        (lambda: artifact.checkout(), "compute-3"),
         (lambda: model_place(world.model), "compute-4"),
         (lambda: corpus_place(world.corpus), "compute-5"),
     ):

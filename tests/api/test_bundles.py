@@ -88,9 +88,9 @@ def test_a_recording_of_several_texts_keeps_their_shares(world, job, tmp_path) -
 
 def test_a_model_that_came_without_its_file_is_found_once_it_is_there(world, settings) -> None:
     model = LanguageModel(source="folder", reference="brought-later")
-    assert model.where == "brought-later"
+    assert model.locate() == "brought-later"
     (settings.WORKBENCH_MODEL_DIRS[0] / "brought-later").mkdir()
-    assert model.where == str(settings.WORKBENCH_MODEL_DIRS[0] / "brought-later")
+    assert model.locate() == str(settings.WORKBENCH_MODEL_DIRS[0] / "brought-later")
 
 
 def test_without_recordings_the_saes_come_alone(world) -> None:

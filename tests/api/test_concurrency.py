@@ -134,7 +134,7 @@ def test_a_result_and_a_cancellation_end_in_one_of_both(attempt: int, files) -> 
     else:
         assert isinstance(result, Job), result
         assert job.state == State.SUCCEEDED
-        assert (Artifact.objects.get().folder / "number.txt").read_text() == "1"
+        assert (Artifact.objects.get().checkout() / "number.txt").read_text() == "1"
 
 
 def test_a_zombie_and_its_successor_commit_one_result(files) -> None:

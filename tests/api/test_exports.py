@@ -254,7 +254,7 @@ def test_the_same_key_makes_one_export(world, editor) -> None:
 
 
 def test_deleting_takes_the_files_along(world, editor, django_capture_on_commit_callbacks) -> None:
-    places = [a.place for a in Artifact.objects.filter(kind__in=("patch_export", "certificate"))]
+    places = [a.local_path for a in Artifact.objects.filter(kind__in=("patch_export", "certificate"))]
     assert len(places) == 4
     with django_capture_on_commit_callbacks(execute=True):
         assert editor.delete(url(world.export, "detail")).status_code == 204
@@ -281,8 +281,8 @@ def test_a_failed_job_fails_its_export(world, editor, run_outcome) -> None:
 
 def upload(person, path: str, content: bytes):
     row = UploadFactory(created_by=person, path=path, bytes=len(content))
-    row.file.parent.mkdir(parents=True, exist_ok=True)
-    row.file.write_bytes(content)
+    row.local_path.parent.mkdir(parents=True, exist_ok=True)
+    row.local_path.write_bytes(content)
     return row
 
 
@@ -379,7 +379,7 @@ def real(world, tmp_path):
         }
         row.artifact = ArtifactFactory(project=world.project, kind=row.artifact.kind, content={})
         for name, data in content.items():
-            target = row.artifact.place / name
+            target = row.artifact.local_path / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
     world.sae.fingerprint, world.sae.width = fingerprint, 48
@@ -434,7 +434,7 @@ def test_adapter_in_mixed_with_a_feature_and_out_again(real, editor, work, tmp_p
     assert certificate.report["export"]["base"]["reference"] == real.model.name, (
         "no path of the server leaves"
     )
-    assert str(tmp_path) not in (certificate.artifact.place / "certificate.html").read_text()
+    assert str(tmp_path) not in (certificate.artifact.local_path / "certificate.html").read_text()
     assert export.gate == ("passed" if certificate.passed else "blocked")
     assert {Path(f["path"]).name for f in export.artifact.files} >= {"load_patch.py", "rows.safetensors"}
 

@@ -67,7 +67,7 @@ def test_a_corpus_is_there_once_it_was_read(
     assert (row["state"], row["bytes"], row["documents"]) == ("ready", len(content), documents)
     corpus = Corpus.objects.get(pk=row["id"])
     assert [entry["path"] for entry in corpus.artifact.files] == [stored]
-    assert (corpus.artifact.folder / stored).read_bytes() == content
+    assert (corpus.artifact.checkout() / stored).read_bytes() == content
     assert not Upload.objects.filter(used_by__isnull=False).exists()
 
 
@@ -122,7 +122,7 @@ def test_a_corpus_is_not_deleted_while_its_job_runs(
     row = bring_in(editor, world, "a.txt", b"text").json()["corpus"]
     assert error(editor.delete(f"/api/v1/corpora/{row['id']}"))["code"] == "job_active"
     run_child(row["job"])
-    folder = Corpus.objects.get(pk=row["id"]).artifact.folder
+    folder = Corpus.objects.get(pk=row["id"]).artifact.checkout()
     with django_capture_on_commit_callbacks(execute=True):
         assert editor.delete(f"/api/v1/corpora/{row['id']}").status_code == 204
     assert not folder.exists()
@@ -191,7 +191,7 @@ def test_a_recording_comes_in_goes_out_and_comes_in_again(
     sent = UploadFactory(
         created_by=world.people["editor"],
         path="recording.zip",
-        content=(job.artifact.folder / "recording.zip").read_bytes(),
+        content=(job.artifact.checkout() / "recording.zip").read_bytes(),
     )
     body = {"model": str(tiny_model.pk), "name": "again", "uploads": [str(sent.pk)]}
     back = editor.post("/api/v1/recordings/import", body).json()

@@ -102,8 +102,8 @@ def test_on_a_recording(world, editor, run_child, tiny_model, recording_folder, 
     import shutil
 
     recording = RecordingFactory(model=tiny_model, corpus=world.corpus)
-    shutil.rmtree(recording.artifact.place)
-    shutil.copytree(recording_folder, recording.artifact.place)
+    shutil.rmtree(recording.artifact.local_path)
+    shutil.copytree(recording_folder, recording.artifact.local_path)
     body = {
         "model": str(tiny_model.pk),
         "recording": str(recording.pk),

@@ -58,7 +58,7 @@ def test_the_good_way(files, node) -> None:
     done = leases.succeed(job=claimed, token=token, result={"number": 1}, files=with_output(job), digest=None)
     assert done.state == State.SUCCEEDED
     assert done.lease_token is None
-    assert (done.artifact.folder / "number.txt").read_text() == "1"
+    assert (done.artifact.checkout() / "number.txt").read_text() == "1"
     assert [event.data["state"] for event in job.events.order_by("seq")] == [
         "claimed",
         "running",

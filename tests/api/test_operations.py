@@ -95,7 +95,7 @@ def test_the_doctor_names_what_is_wrong_and_the_remedy(world, settings) -> None:
     assert status == 1
 
     WorkerNodeFactory()
-    shutil.rmtree(world.artifact.folder)
+    shutil.rmtree(world.artifact.checkout())
     settings.WORKBENCH_ENGINE_PYTHON = "/nowhere/python"
     MigrationRecorder.Migration.objects.filter(app="jobs").order_by("-id").first().delete()
     _, found = doctor()

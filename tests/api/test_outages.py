@@ -97,7 +97,7 @@ def test_a_full_disk_below_the_files(world, client_of, monkeypatch) -> None:
     upload = reverse("upload-detail", kwargs={"pk": world.upload.pk})
     piece = {"content_type": tus.PIECE, "headers": {"Upload-Offset": "0"}}
     assert_outage(owner.generic("PATCH", upload, b"abc", **piece), "disk_full")
-    assert Upload.objects.get(pk=world.upload.pk).offset == 0
+    assert Upload.objects.get(pk=world.upload.pk).count_received() == 0
     monkeypatch.setattr(blobs.shutil, "rmtree", lambda *a, **k: None)
     monkeypatch.setattr("pathlib.Path.mkdir", full)
     assert_outage(owner.post(reverse("upload-list"), {"path": "a", "bytes": 1}), "disk_full")

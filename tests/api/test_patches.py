@@ -162,4 +162,4 @@ def test_live_sessions_know_only_their_own_ready_adapters(world, foreign) -> Non
     places = live_places(world.model).adapters
     assert set(places) == known | {mine.fingerprint}
     assert theirs.fingerprint not in places
-    assert places[mine.fingerprint] == str(mine.artifact.folder)
+    assert places[mine.fingerprint] == str(mine.artifact.checkout())

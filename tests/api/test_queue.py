@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -13,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apps.jobs import leases, services
+from apps.jobs.forecasts import forecast, work
 from apps.jobs.models import Job
-from apps.jobs.queue import Queued, order
+from apps.jobs.queue import Queued, fair_order
 from tests.factories import JobFactory, ProjectFactory, UserFactory, WorkerNodeFactory
 
 pytestmark = pytest.mark.postgres
@@ -27,29 +31,29 @@ def waiting(number: int, user: str, priority: int = 0, project: UUID = PROJECT) 
     return Queued(UUID(int=number), priority, user, project, START + timedelta(seconds=number))
 
 
-def numbers(jobs: list[Queued]) -> list[int]:
+def numbers(jobs: Iterable[Queued]) -> list[int]:
     return [job.id.int for job in jobs]
 
 
 def test_people_take_turns() -> None:
     queue = [waiting(n, "ann") for n in range(1, 5)] + [waiting(9, "ben")]
-    assert numbers(order(queue)) == [1, 9, 2, 3, 4]
+    assert numbers(fair_order(queue)) == [1, 9, 2, 3, 4]
     # Ann has been served a moment ago, Ben yesterday
     served = {"ann": START, "ben": START - timedelta(days=1)}
-    assert numbers(order(queue, served=served)) == [9, 1, 2, 3, 4]
+    assert numbers(fair_order(queue, served=served)) == [9, 1, 2, 3, 4]
     # Ann has two jobs running, Ben none
-    assert numbers(order(queue, users={"ann": 2})) == [9, 1, 2, 3, 4]
+    assert numbers(fair_order(queue, users={"ann": 2})) == [9, 1, 2, 3, 4]
 
 
 def test_projects_take_turns_where_people_are_equal() -> None:
     other = UUID(int=2)
     queue = [waiting(1, "ann"), waiting(2, "ben", project=other)]
-    assert numbers(order(queue, projects={PROJECT: 3})) == [2, 1]
+    assert numbers(fair_order(queue, projects={PROJECT: 3})) == [2, 1]
 
 
 def test_priority_comes_first() -> None:
     queue = [waiting(1, "ann"), waiting(2, "ann", 5), waiting(3, "ben", -1)]
-    assert numbers(order(queue)) == [2, 1, 3]
+    assert numbers(fair_order(queue)) == [2, 1, 3]
 
 
 @given(
@@ -61,7 +65,7 @@ def test_everybody_is_served_and_a_persons_own_jobs_keep_their_order(rows) -> No
     queue = [
         waiting(n, user, priority, UUID(int=project)) for n, (user, priority, project) in enumerate(rows)
     ]
-    sequence = order(queue)
+    sequence = list(fair_order(queue))
     assert sorted(numbers(sequence)) == sorted(numbers(queue))
     assert [job.priority for job in sequence] == sorted((job.priority for job in queue), reverse=True)
     for job in sequence:
@@ -73,10 +77,33 @@ def test_everybody_is_served_and_a_persons_own_jobs_keep_their_order(rows) -> No
         assert line == sorted(line)
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.integers(-1, 1), st.integers(1, 3)), max_size=25),
+    st.dictionaries(st.sampled_from("abcd"), st.integers(0, 3)),
+    st.dictionaries(st.sampled_from([UUID(int=n) for n in (1, 2, 3)]), st.integers(0, 3)),
+    st.dictionaries(st.sampled_from("abcd"), st.datetimes(timezones=st.just(UTC))),
+)
+def test_each_turn_is_the_first_of_all_that_are_left(rows, users, projects, served) -> None:
+    left = [waiting(n, user, priority, UUID(int=project)) for n, (user, priority, project) in enumerate(rows)]
+    sequence = list(fair_order(left, users=users, projects=projects, served=served))
+    of_user, of_project = Counter(users), Counter(projects)
+
+    def rank(job: Queued) -> tuple:
+        last = served[job.user].timestamp() if job.user in served else -math.inf
+        return (-job.priority, of_user[job.user], of_project[job.project], last, job.queued_at)
+
+    for job in sequence:
+        assert job == min(left, key=rank)
+        left.remove(job)
+        of_user[job.user] += 1
+        of_project[job.project] += 1
+    assert not left
+
+
 @given(st.integers(1, 30), st.integers(1, 30))
 def test_nobody_waits_for_more_than_one_job_of_each_other(many, few) -> None:
     queue = [waiting(n, "ann") for n in range(many)] + [waiting(100 + n, "ben") for n in range(few)]
-    users = [job.user for job in order(queue)]
+    users = [job.user for job in fair_order(queue)]
     turns = min(many, few)
     for number in range(turns):
         assert set(users[2 * number : 2 * number + 2]) == {"ann", "ben"}
@@ -129,8 +156,6 @@ def test_estimates_follow_earlier_jobs_of_the_kind(world, editor) -> None:
 
 
 def test_work_is_what_the_parameters_ask_for() -> None:
-    from apps.jobs.queue import work
-
     small, large = {"tokens": 1000, "layers": [3]}, {"tokens": 2000, "layers": [3, 7]}
     assert work("trace", large) == 4 * work("trace", small)
     assert work("train", {"tokens": 10, "width": [64]}) == 640
@@ -168,5 +193,22 @@ def test_only_administrators_set_priorities(world, client_of) -> None:
 def test_positions_are_those_of_all_projects(db) -> None:
     projects = [ProjectFactory(), ProjectFactory()]
     jobs = [JobFactory(project=projects[n % 2]) for n in range(4)]
-    rows = {job.pk: job.outlook.position for job in Job.objects.for_display()}
-    assert [rows[job.pk] for job in jobs] == [1, 2, 3, 4]
+    found = forecast(jobs)
+    assert [found[job.pk].position for job in jobs] == [1, 2, 3, 4]
+
+
+def test_the_queue_is_played_through_once_while_it_stays_the_same(world, editor) -> None:
+    """Reading a list again asks for nothing of the other jobs; a change of the queue is seen at once."""
+    ours = [JobFactory(project=world.project) for _ in range(3)]
+    others = JobFactory(priority=1)
+
+    def read() -> tuple[bool, list[int]]:
+        with CaptureQueriesContext(connection) as captured:
+            rows = {row["id"]: row for row in editor.get("/api/v1/jobs").json()["results"]}
+        played = any('"queued_at" ASC' in query["sql"] for query in captured)
+        return played, [rows[str(job.pk)]["queue_position"] for job in ours]
+
+    assert read() == (True, [3, 4, 5])
+    assert read() == (False, [3, 4, 5])
+    services.cancel(actor=world.people["staff"], job=others)
+    assert read() == (True, [2, 3, 4])

@@ -33,7 +33,7 @@ def test_training(world, editor, run_outcome) -> None:
     answer = train(editor, world).json()
     assert (answer["sae"]["state"], answer["sae"]["width"], answer["sae"]["k"]) == ("pending", 128, 8)
     config = get_kind("train").prepare(Job.objects.get(pk=answer["job"]["id"]), Path("/w"))
-    assert config["activations"] == str(world.recording.artifact.folder)
+    assert config["activations"] == str(world.recording.artifact.checkout())
     assert (config["out"], config["resume"]) == ("/w/out", True)
     from microscope.params import TrainParams, decode_params
 
@@ -82,7 +82,7 @@ def test_checkpoints_are_not_part_of_the_artifact(world, editor, run_outcome, fi
     result = {"fingerprint": "abc", "architecture": "topk", "n_latents": 128}
     job = run_outcome(answer["job"]["id"], result=result, files={"sae.json": b"{}"})
     assert [file["path"] for file in job.artifact.files] == ["sae.json"]
-    assert not (job.artifact.folder / "checkpoints").exists()
+    assert not (job.artifact.checkout() / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_training_needs_a_ready_recording(world, editor) -> None:
 def test_evaluation(world, editor, run_outcome) -> None:
     answer = editor.post(f"/api/v1/saes/{world.sae.pk}/evaluate", {"params": {"loss_contexts": 4}}).json()
     config = get_kind("evaluate").prepare(Job.objects.get(pk=answer["job"]["id"]), Path("/w"))
-    assert config["sae_path"] == str(world.sae.artifact.folder)
+    assert config["sae_path"] == str(world.sae.artifact.checkout())
     goals = [{"name": "FVU", "value": None, "limit": 0.15, "better": "lower", "passed": None, "formula": "f"}]
     result = {"metrics": {"fvu": 0.1, "ce_recovered": None}, "goals": goals, "site": "resid_post.2"}
     run_outcome(answer["job"]["id"], result=result, files={"report.html": b"<p>", "report.json": b"{}"})
@@ -145,7 +145,7 @@ def test_failed_evaluation_leaves_the_sae_alone(world, editor, run_outcome) -> N
 
 
 def test_deleting_an_sae_takes_everything_along(world, editor, django_capture_on_commit_callbacks) -> None:
-    folders = [a.folder for a in (world.sae.artifact, world.evaluation.artifact, world.analysis.artifact)]
+    folders = [a.checkout() for a in (world.sae.artifact, world.evaluation.artifact, world.analysis.artifact)]
     assert all(folder.is_dir() for folder in folders)
     with django_capture_on_commit_callbacks(execute=True):
         assert editor.delete(f"/api/v1/saes/{world.sae.pk}").status_code == 204
@@ -181,7 +181,7 @@ def test_new_analysis_replaces_numbers_and_keeps_what_people_wrote(
 ) -> None:
     url = f"/api/v1/features/{world.feature.pk}"
     editor.patch(url, {"label": "Paris", "starred": True})
-    old = world.analysis.artifact.folder
+    old = world.analysis.artifact.checkout()
     changed = b"".join(
         json.dumps(details_line(i, density=0.5, max_activation=99.0)).encode() + b"\n" for i in range(12)
     )
@@ -225,7 +225,7 @@ def test_feature_page_reads_its_line(world, client_of) -> None:
 
 
 def test_feature_whose_file_is_gone(world, editor) -> None:
-    (world.analysis.artifact.folder / "details.jsonl").unlink()
+    (world.analysis.artifact.checkout() / "details.jsonl").unlink()
     assert editor.get(f"/api/v1/features/{world.feature.pk}").status_code == 404
 
 

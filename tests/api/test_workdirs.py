@@ -19,7 +19,7 @@ def test_what_may_go(world) -> None:
     done = JobFactory(project=world.project, state="succeeded", finished_at=timezone.now(), artifact=artifact)
     for job in (world.job, world.failed_job, done):
         leases.workdir(job.pk).mkdir(parents=True)
-    scratch = artifact.place / "checkpoints"
+    scratch = artifact.local_path / "checkpoints"
     scratch.mkdir()
     strange = leases.workdir(world.job.pk).with_name("not-a-job")
     strange.mkdir()

@@ -93,7 +93,7 @@ def _result(job: Any) -> Iterator[str]:
     if Artifact.objects.filter(job=job).count() != int(done and not replaced):
         yield f"is {job.state} and has {Artifact.objects.filter(job=job).count()} artifacts"
     elif done and not replaced:
-        place = job.artifact.place
+        place = job.artifact.local_path
         if not place.is_dir():
             yield "has no files"
         elif storage.list_files(place) != job.artifact.files:

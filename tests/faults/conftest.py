@@ -252,7 +252,7 @@ def wait_final(job: Job, seconds: float = 120.0) -> Job:
 
 def starts(job: Job) -> list[int]:
     """Process ids of every child the finished job had."""
-    return [int(pid) for pid in (job.artifact.folder / "starts.txt").read_text().split()]
+    return [int(pid) for pid in (job.artifact.checkout() / "starts.txt").read_text().split()]
 
 
 def alive(pid: int) -> bool:

@@ -40,7 +40,7 @@ def child_of(job: Job) -> int:
 def succeeded(job: Job, count: int = 10) -> Job:
     job = wait_final(job)
     assert (job.state, job.result.get("number"), job.error_message) == ("succeeded", count, "")
-    assert (job.artifact.folder / "number.txt").read_text() == str(count)
+    assert (job.artifact.checkout() / "number.txt").read_text() == str(count)
     assert Artifact.objects.filter(job=job).count() == 1
     wait_for(lambda: not leases.workdir(job.pk).exists(), what="for the folder to go")
     return job
