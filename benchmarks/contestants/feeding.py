@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.child import Measured, Turn
-from benchmarks.contestants.train_ours import as_trained, fresh_member
+from benchmarks.contestants.train_ours import as_trained, fresh_run
 from microscope.activations import Recording, ShuffledRows
-from microscope.sae.loss import variance
+from microscope.training.objectives import variance
 
 
 def training(
@@ -19,9 +19,9 @@ def training(
 ) -> Turn:
     """Steps on batches read from the store, or with ``stored`` false on one batch in memory."""
     opened = Recording(recording)
-    member = fresh_member(opened, layer=layer, width=width, k=k, batch=batch, bfloat16=True)
-    scale = member.sae.config.scale
-    stream = ShuffledRows(opened, member.source, seed=0, buffer_bytes=buffer).batches(batch)
+    run = fresh_run(opened, layer=layer, width=width, k=k, batch=batch, bfloat16=True)
+    scale = run.sae.config.scale
+    stream = ShuffledRows(opened, run.source, seed=0, buffer_bytes=buffer).batches(batch)
     source: Iterator[torch.Tensor] = stream if stored else itertools.repeat(next(stream))
     number = itertools.count()
 
@@ -33,7 +33,7 @@ def training(
             rows = next(source)
             waited += time.perf_counter() - asked
             u = rows.float().mul_(scale)
-            member.step(next(number), u, u, variance(u))
+            run.step(next(number), u, u, variance(u))
         spent = time.perf_counter() - started
         return Measured(spent, steps * batch, {"waiting, % of the time": 100 * waited / spent})
 

@@ -12,15 +12,15 @@ from benchmarks.child import Measured, Turn, repeated
 from benchmarks.contestants.batches import training_batches
 from microscope.activations import Recording
 from microscope.params import TrainParams
-from microscope.sae.loss import variance
-from microscope.sae.team import ALONE
 from microscope.threads import only_pieces_divided
-from microscope.training.member import Member
+from microscope.training.distributed import SINGLE_PROCESS
+from microscope.training.objectives import variance
+from microscope.training.run import TrainingRun
 
 
-def fresh_member(
+def fresh_run(
     recording: Recording, *, layer: int, width: int, k: int, batch: int, bfloat16: bool
-) -> Member:
+) -> TrainingRun:
     """An SAE at the beginning of a long training run with the default settings."""
     site = recording.site(f"resid_post.{layer}")
     params = TrainParams(
@@ -34,7 +34,9 @@ def fresh_member(
     )
     place = Path(tempfile.gettempdir())  # nothing is written
     device = torch.device("cpu")
-    return Member(params, place, recording, site, site, team=ALONE, device=device, bfloat16=bfloat16)
+    return TrainingRun(
+        params, place, recording, site, site, group=SINGLE_PROCESS, device=device, bfloat16=bfloat16
+    )
 
 
 def topk(
@@ -42,12 +44,12 @@ def topk(
 ) -> Turn:
     """Everything a step does: selection, loss, gradients, Adam, dead latents, with AuxK switched on."""
     source, _ = training_batches(rows, batch)
-    member = fresh_member(Recording(recording), layer=layer, width=width, k=k, batch=batch, bfloat16=bfloat16)
+    run = fresh_run(Recording(recording), layer=layer, width=width, k=k, batch=batch, bfloat16=bfloat16)
     number = itertools.count()
 
     def step() -> None:
         u = next(source)
-        member.step(next(number), u, u, variance(u))
+        run.step(next(number), u, u, variance(u))
 
     return as_trained(repeated(step, steps, batch, loop=True))
 

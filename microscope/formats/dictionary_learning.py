@@ -29,7 +29,7 @@ from microscope.formats.weights import Weights
 from microscope.naming import public_name
 from microscope.params import Site
 from microscope.sae import SparseAutoencoder
-from microscope.sae.gated import GatedSae
+from microscope.sae.architectures.gated import GatedSae
 
 _WEIGHTS, _CONFIG = "ae.pt", "config.json"
 # How it was trained; a norm factor is folded into the biases before anything is saved.

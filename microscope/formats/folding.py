@@ -12,9 +12,9 @@ from torch import Tensor
 
 from microscope.errors import MicroscopeError
 from microscope.sae import SparseAutoencoder
-from microscope.sae.batchtopk import BatchTopKSae
-from microscope.sae.gated import GatedSae
-from microscope.sae.jumprelu import JumpReluSae
+from microscope.sae.architectures.batchtopk import BatchTopKSae
+from microscope.sae.architectures.gated import GatedSae
+from microscope.sae.architectures.jumprelu import JumpReluSae
 
 # Smallest threshold a logarithm can hold; below it JumpReLU is ReLU.
 _TINY = 1e-30

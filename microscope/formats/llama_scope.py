@@ -19,7 +19,7 @@ from microscope.formats.folding import log_thresholds
 from microscope.formats.settings import Settings, names
 from microscope.params import Site
 from microscope.sae import SparseAutoencoder
-from microscope.sae.jumprelu import JumpReluSae
+from microscope.sae.architectures.jumprelu import JumpReluSae
 
 # How it was trained; ``top_k`` was the budget before the winners were replaced by a threshold.
 _DESCRIPTIVE = names(

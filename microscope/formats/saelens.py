@@ -41,11 +41,11 @@ from microscope.models import FAMILIES
 from microscope.naming import public_name
 from microscope.params import Site
 from microscope.sae import SaeConfig, SparseAutoencoder
-from microscope.sae.batchtopk import BatchTopKSae
-from microscope.sae.gated import GatedSae
-from microscope.sae.groupmax import GroupMaxSae
-from microscope.sae.standard import StandardSae
-from microscope.sae.topk import TopKSae
+from microscope.sae.architectures.batchtopk import BatchTopKSae
+from microscope.sae.architectures.gated import GatedSae
+from microscope.sae.architectures.groupmax import GroupMaxSae
+from microscope.sae.architectures.standard import StandardSae
+from microscope.sae.architectures.topk import TopKSae
 
 _CONFIG, _WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _SCALER, _WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
@@ -224,7 +224,7 @@ def write(sae: SparseAutoencoder, folder: Path) -> None:
         "metadata": _metadata(plain),
     }
     match plain:
-        case TopKSae() if not isinstance(plain, BatchTopKSae):
+        case TopKSae():
             config |= {"architecture": "topk", "k": c.k, "rescale_acts_by_decoder_norm": False}
         case GatedSae():
             config["architecture"] = "gated"

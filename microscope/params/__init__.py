@@ -4,6 +4,7 @@ Command-line options, REST validation and browser forms are all generated from t
 parameter is declared once. Nothing here imports torch.
 """
 
+from microscope.params.architectures import ARCHITECTURES, TRAINED, Architecture
 from microscope.params.base import JobParams
 from microscope.params.edits import (
     EDIT_KINDS,
@@ -46,16 +47,19 @@ from microscope.params.targets import (
     verdict,
     verdicts,
 )
-from microscope.params.training import MemberKey, TrainParams
+from microscope.params.training import RunKey, TrainParams
 
 __all__ = [
+    "ARCHITECTURES",
     "EDIT_KINDS",
     "EXPORT_TARGETS",
     "JOB_PARAMS",
     "PRESETS",
     "SITE_KINDS",
+    "TRAINED",
     "WEIGHT_KINDS",
     "AnalyseParams",
+    "Architecture",
     "CertifyParams",
     "CompareParams",
     "Edit",
@@ -72,13 +76,13 @@ __all__ = [
     "InspectParams",
     "JobEvent",
     "JobParams",
-    "MemberKey",
     "ModelTraits",
     "PatchApplyParams",
     "PatchCreateParams",
     "PatchExportParams",
     "Positions",
     "Preset",
+    "RunKey",
     "Site",
     "TraceParams",
     "TrainParams",

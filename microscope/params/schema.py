@@ -39,7 +39,7 @@ class FieldSpec(msgspec.Struct, frozen=True, kw_only=True):
 _TYPE_NAMES: dict[type, str] = {int: "integer", float: "number", bool: "boolean", str: "string"}
 
 
-def field_specs(params: type[JobParams]) -> Iterator[FieldSpec]:
+def field_specs(params: type[msgspec.Struct]) -> Iterator[FieldSpec]:
     """Describe every parameter of a job, in declaration order."""
     hints = typing.get_type_hints(params, include_extras=True)
     for field in msgspec.structs.fields(params):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
 from microscope.errors import MicroscopeError
+from microscope.params.architectures import ARCHITECTURES, ArchitectureName, extra_fields
 from microscope.params.base import JobParams
 from microscope.params.fields import describe as meta
 from microscope.params.presets import PRESETS, Preset, PresetName
@@ -19,8 +20,8 @@ from microscope.params.sites import Site, SiteKind
 _VARIED = ("width", "k", "seed")
 
 
-class MemberKey(NamedTuple):
-    """What tells the SAEs of one run apart."""
+class RunKey(NamedTuple):
+    """What tells the SAEs of one job apart."""
 
     width: int
     k: int
@@ -42,10 +43,7 @@ class TrainParams(JobParams, frozen=True):
     preset: Annotated[PresetName, meta("A measured recipe; what is given beside it overrides it.")] | None = (
         None
     )
-    arch: Annotated[
-        Literal["topk", "batchtopk", "matryoshka", "jumprelu", "gated", "standard"],
-        meta("Architecture of the SAE."),
-    ] = "topk"
+    arch: Annotated[ArchitectureName, meta("Architecture of the SAE.")] = "topk"
     width: Annotated[
         tuple[Annotated[int, Meta(ge=2)], ...],
         meta("Number of latents; 16k means 16384. Several: one SAE each.", unit="latents", min_length=1),
@@ -147,7 +145,7 @@ class TrainParams(JobParams, frozen=True):
                 f"k is {max(self.k)} but the SAE has only {min(self.width)} latents.",
                 "Lower k or raise the width.",
             )
-        if len(set(self.members)) < len(self.members):
+        if len(set(self.runs)) < len(self.runs):
             raise MicroscopeError(
                 "same_sae_twice",
                 "A width, k or seed is given twice, which would train the same SAE twice.",
@@ -179,10 +177,37 @@ class TrainParams(JobParams, frozen=True):
         return Site(self.site_out or self.site, self.layer if self.layer_out is None else self.layer_out)
 
     @property
-    def members(self) -> list[MemberKey]:
-        """The SAEs of the run, in the order of their output folders."""
-        return [MemberKey(*values) for values in itertools.product(self.width, self.k, self.seed)]
+    def runs(self) -> list[RunKey]:
+        """One for every SAE, in the order of their output folders."""
+        return [RunKey(*values) for values in itertools.product(self.width, self.k, self.seed)]
 
-    def alone(self, key: MemberKey) -> TrainParams:
+    def alone(self, key: RunKey) -> TrainParams:
         """The same run for one of its SAEs."""
         return msgspec.structs.replace(self, width=(key.width,), k=(key.k,), seed=(key.seed,))
+
+    @property
+    def of_architecture(self) -> Any:
+        """The architecture's own parameters as it declares them; None where it has none."""
+        declared = ARCHITECTURES.find(self.arch)
+        if declared.parameters is None:
+            return None
+        return declared.parameters(**{f.name: getattr(self, name) for name, f in declared.fields.items()})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All parameters as plain values, without those of other architectures than this one's."""
+        others = {name for key, a in ARCHITECTURES.items() if key != self.arch for name in a.fields}
+        return {k: v for k, v in msgspec.to_builtins(self).items() if k not in others}
+
+
+if not TYPE_CHECKING and (_extra := list(extra_fields())):
+    TrainParams = msgspec.defstruct(
+        "TrainParams",
+        _extra,
+        bases=(TrainParams,),
+        namespace={"__doc__": TrainParams.__doc__},
+        module=__name__,
+        frozen=True,
+        kw_only=True,
+        forbid_unknown_fields=True,
+    )

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from abc import abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from microscope.errors import MicroscopeError
+from microscope.sae.backends import backend_for
 from microscope.sae.config import SaeConfig
-from microscope.sae.kernels import decode
-from microscope.sae.loss import LossContext, StepLoss, auxiliary_loss
 
-# sparsify's encoder starts at this fraction of the decoder, and so does ours (its users' measured best)
-_ENCODER_INIT = 1 / math.sqrt(3)
 # OpenAI's and SAELens's layer norm divide by (spread + this) and multiply by the spread
 _LAYER_NORM_EPS = 1e-5
 # Scaling to a constant norm adds nothing to it; a row of zeros stays one
@@ -39,14 +35,6 @@ class SparseAutoencoder(nn.Module):
     reconstructions are in the model's own units; the scales are applied inside.
     """
 
-    architecture: ClassVar[str]
-    # Parameters that need another learning rate than the rest, as a factor on it.
-    rate_factors: ClassVar[dict[str, float]] = {}
-    # Whether a step does all its large products in pieces (microscope.threads).
-    in_pieces: ClassVar[bool] = False
-    # What Adam's running means of gradients and of their squares keep at every step.
-    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
-
     def __init__(self, config: SaeConfig) -> None:
         super().__init__()
         self.config = config
@@ -57,7 +45,10 @@ class SparseAutoencoder(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         self.W_skip = nn.Parameter(torch.zeros(d_out, d_in)) if config.skip else None
 
-    # --- what it computes -----------------------------------------------------------------------------
+    @classmethod
+    def misfit(cls, config: SaeConfig) -> str | None:
+        """What keeps a configuration from describing such an SAE, as the end of a sentence; None if nothing does."""
+        return None
 
     @abstractmethod
     def activate(self, pre: Tensor) -> Codes:
@@ -116,7 +107,7 @@ class SparseAutoencoder(nn.Module):
         A skip transcoder and an SAE with a per-row norm also need the input rows ``x``. What a transcoder
         writes has a norm of its own, so its input's is not undone.
         """
-        out = decode(codes.values, codes.indices, self.W_dec) + self.b_dec
+        out = backend_for(self.W_dec).decode(codes.values, codes.indices, self.W_dec) + self.b_dec
         undone = self.config.input_norm != "none" and not self.config.is_transcoder
         if self.W_skip is None and not undone:
             return out / self.config.output_scale
@@ -170,69 +161,9 @@ class SparseAutoencoder(nn.Module):
             digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:32]
 
-    # --- how it is trained ----------------------------------------------------------------------------
-
-    @abstractmethod
-    def loss(self, u: Tensor, target: Tensor, context: LossContext) -> StepLoss:
-        """Loss of scaled rows.
-
-        Args:
-            u: ``s·x`` ``[rows, d_in]``.
-            target: what is to be reconstructed, ``s_out·y`` ``[rows, d_out]``; ``u`` itself for an SAE.
-            context: how far the run is and what its settings are.
-        """
-
-    @property
-    def pre_bias(self) -> Tensor | None:
-        """b_dec where it is subtracted from the input."""
-        return self.b_dec if self.config.apply_b_dec else None
-
     def centred(self, u: Tensor) -> Tensor:
         """Scaled rows less the pre-bias."""
         return u - self.b_dec if self.config.apply_b_dec else u
-
-    def offset(self, u: Tensor) -> Tensor:
-        """What the output is without any latent: b_dec, and the skip path of scaled rows."""
-        return self.b_dec if self.W_skip is None else self.b_dec + u @ self.W_skip.T
-
-    def auxiliary(self, u: Tensor, residual: Tensor, context: LossContext) -> Tensor | float:
-        """The weighted AuxK term for a residual ``[rows, d_out]``, or nothing while no latent is dead."""
-        if not context.wants_auxiliary:
-            return 0.0
-        assert context.dead is not None
-        weights = (self.W_enc, self.b_enc, self.W_dec, self.pre_bias)
-        term = auxiliary_loss(u, residual, context.dead, *weights, context.team, context.sink)
-        return context.aux_coefficient * term
-
-    @torch.no_grad()
-    def initialise(self, mean: Tensor, generator: torch.Generator) -> None:
-        """Random unit decoder rows, a shrunken tied encoder, b_dec at the (scaled) mean of the target.
-
-        A transcoder's encoder starts as random directions of its own and its decoder at zero
-        (sparsify), so that it begins by predicting the mean.
-        """
-        rows = torch.randn(self.W_enc.shape, generator=generator)
-        self.W_enc.copy_(rows / rows.norm(dim=1, keepdim=True) * _ENCODER_INIT)
-        if self.config.is_transcoder:
-            self.W_dec.copy_(torch.randn(self.W_dec.shape, generator=generator))
-            self.after_step()
-        else:
-            self.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
-        self.b_dec.copy_(mean)
-
-    def calibrate(self, u: Tensor) -> None:
-        """Adapt a fresh autoencoder to the first batch of scaled rows; most need nothing."""
-
-    @torch.no_grad()
-    def before_step(self) -> None:
-        """Drop the part of W_dec's gradient that would only change row lengths."""
-        assert self.W_dec.grad is not None
-        drop_parallel(self.W_dec.grad, self.W_dec)
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """Give every decoder row unit length."""
-        make_unit(self.W_dec)
 
 
 class IndependentLatents(SparseAutoencoder):
@@ -248,17 +179,6 @@ class IndependentLatents(SparseAutoencoder):
     def feature(self, x: Tensor, index: int) -> Tensor:
         pre = self.pre_activation(self.centred(self.scaled(x)), index)
         return self.rectify(pre[:, None], slice(index, index + 1))[:, 0]
-
-
-def drop_parallel(grad: Tensor, rows: Tensor) -> None:
-    """Take from each gradient its part along its own row of unit length, ``[rows, d]`` both."""
-    along = (grad * rows).sum(1, keepdim=True)
-    grad.addcmul_(along, rows, value=-1)
-
-
-def make_unit(rows: Tensor) -> None:
-    """Give each row unit length."""
-    rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
 
 
 def sparsify(f: Tensor) -> Codes:

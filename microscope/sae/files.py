@@ -19,8 +19,6 @@ from microscope.sae.registry import architecture
 from microscope.staging import staged
 
 WEIGHTS, CONFIG = "sae.safetensors", "sae.json"
-# Exactly k latents win by rank.
-_RANKED = ("topk", "groupmax")
 # A smaller factor, or one larger than its inverse, is zero or infinity in float32.
 _SMALLEST_SCALE = 1e-30
 
@@ -64,8 +62,9 @@ def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> SparseA
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
-    _check(config, tensors, path)
-    sae = architecture(config.architecture)(config)
+    kind = architecture(config.architecture)
+    _check(config, tensors, path, kind)
+    sae = kind(config)
     try:
         sae.load_state_dict(tensors)
     except RuntimeError as error:
@@ -79,7 +78,9 @@ def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> SparseA
     return sae.requires_grad_(False).eval().to(device)
 
 
-def _check(config: SaeConfig, tensors: dict[str, Tensor], path: str | Path) -> None:
+def _check(
+    config: SaeConfig, tensors: dict[str, Tensor], path: str | Path, kind: type[SparseAutoencoder]
+) -> None:
     """Refuse a configuration that describes no SAE, or another than the tensors are, before one is built.
 
     Raises:
@@ -107,11 +108,9 @@ def _check(config: SaeConfig, tensors: dict[str, Tensor], path: str | Path) -> N
         if found != shape or not all(shape):
             said = "is missing" if found is None else f"has the shape {list(found)}"
             raise refuse(f"asks for {name} of the shape {list(shape)}, which {said} in {WEIGHTS}")
-    n = config.n_latents
-    if config.architecture in _RANKED and not 1 <= config.k <= n:
-        raise refuse(f"says that {config.k} of {n} latents are active per token")
-    if config.architecture == "groupmax" and n % config.k:
-        raise refuse(f"divides {n} latents into {config.k} groups of equal size")
+    misfit = kind.misfit(config)
+    if misfit is not None:
+        raise refuse(misfit)
     for name, scale in (("scale", config.scale), ("scale_out", config.scale_out)):
         if scale is not None and not _SMALLEST_SCALE <= scale <= 1 / _SMALLEST_SCALE:
             raise refuse(f"sets {name} to {scale:g}, by which no row can be multiplied")

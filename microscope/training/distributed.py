@@ -11,10 +11,31 @@ import torch.distributed as dist
 from torch import Tensor
 
 from microscope.errors import MicroscopeError
-from microscope.sae.team import ALONE, Team
 
 
-class ProcessTeam(Team):
+class ProcessGroup:
+    """One process that has every batch to itself; the base of those that share it.
+
+    With several, each computes its share of the loss on an equal part of the rows, so that shares and
+    gradients add up to those of the whole batch.
+    """
+
+    rank = 0
+    size = 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, the same on each; without gradient."""
+        return tensor.detach()
+
+    def stack(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, equally shaped, ``[size, …]`` in the order of ranks."""
+        return tensor.detach()[None]
+
+
+SINGLE_PROCESS = ProcessGroup()
+
+
+class TorchrunGroup(ProcessGroup):
     """The processes of one torchrun."""
 
     def __init__(self) -> None:
@@ -33,24 +54,24 @@ class ProcessTeam(Team):
 
 def local_device(name: str) -> str:
     """The device of this process: with several per machine, ``auto`` and ``cuda`` mean one GPU each."""
-    place = os.environ.get("LOCAL_RANK")
-    if place is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
         return name
-    return f"cuda:{place}"
+    return f"cuda:{rank}"
 
 
 @contextlib.contextmanager
-def joined_team(device: torch.device) -> Iterator[Team]:
-    """The team torchrun started, or this process alone; a group that exists already is used and left.
+def joined_group(device: torch.device) -> Iterator[ProcessGroup]:
+    """The process group torchrun started, or this process alone; one that exists already is used and left.
 
     Raises:
         MicroscopeError: ``team_not_formed`` when the others cannot be reached.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     if dist.is_initialized():
-        yield ProcessTeam()
+        yield TorchrunGroup()
         return
     cuda = device.type == "cuda"
     if cuda:
@@ -64,12 +85,12 @@ def joined_team(device: torch.device) -> Iterator[Team]:
             "Start them with `torchrun --nproc-per-node N -m microscope train …`.",
         ) from error
     try:
-        yield ProcessTeam()
+        yield TorchrunGroup()
     finally:
         dist.destroy_process_group()
 
 
-def share_of_batch(rows: Tensor, team: Team) -> Tensor:
+def share_of_batch(rows: Tensor, group: ProcessGroup) -> Tensor:
     """This process's rows of a batch that all processes read."""
-    part = len(rows) // team.size
-    return rows[team.rank * part : (team.rank + 1) * part]
+    part = len(rows) // group.size
+    return rows[group.rank * part : (group.rank + 1) * part]

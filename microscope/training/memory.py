@@ -9,6 +9,7 @@ import torch
 
 from microscope.errors import MicroscopeError
 from microscope.params import TrainParams
+from microscope.training.objectives import objective_class
 
 # Weights, gradients and two moments of Adam.
 _COPIES = 4
@@ -18,17 +19,17 @@ _ROW_COPIES = 6
 _PER_WINNER = 16
 # A product on a CPU is looked at in pieces of this many numbers.
 _PIECE = 2**22
-_DENSE = ("jumprelu", "gated", "standard", "batchtopk", "matryoshka")
 
 
 def needed_bytes(params: TrainParams, d_in: int, d_out: int, device: torch.device) -> int:
     """About what a run needs for all its SAEs; what is shuffled lies in the system's file cache."""
     need = 0
     largest = 0
-    for width, k, _ in params.members:
+    dense = objective_class(params.arch).dense
+    for width, k, _ in params.runs:
         need += _COPIES * 4 * width * (d_in + d_out)
-        whole = params.batch_size * width * 4 * (3 if params.arch in _DENSE else 1)
-        piece = whole if params.arch in _DENSE or device.type != "cpu" else min(whole, _PIECE * 8)
+        whole = params.batch_size * width * 4 * (3 if dense else 1)
+        piece = whole if dense or device.type != "cpu" else min(whole, _PIECE * 8)
         winners = params.batch_size * k * _PER_WINNER * 4
         largest = max(largest, piece + winners)
     return need + largest + params.batch_size * (d_in + d_out) * 4 * _ROW_COPIES
@@ -54,8 +55,8 @@ def too_large(
             and needed_bytes(msgspec.structs.replace(params, batch_size=smaller), d_in, d_out, device) > room
         ):
             smaller //= 2
-    several = len(params.members) > 1
-    what = f"{len(params.members)} SAEs of up to" if several else "An SAE of"
+    several = len(params.runs) > 1
+    what = f"{len(params.runs)} SAEs of up to" if several else "An SAE of"
     remedy = "Train fewer SAEs at once, or narrower ones." if several else "Train a narrower SAE."
     if smaller >= 1 and (several or smaller >= 64):
         remedy = f"A batch fits with --batch-size {smaller}."

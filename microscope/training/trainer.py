@@ -17,18 +17,17 @@ from microscope.errors import MicroscopeError
 from microscope.hardware import has_fast_bfloat16
 from microscope.models import is_out_of_memory
 from microscope.models.precision import resolve_device
-from microscope.params import PRESETS, MemberKey, TrainParams, decode_params
+from microscope.params import PRESETS, RunKey, TrainParams, decode_params
 from microscope.progress import SILENT, Progress
 from microscope.sae import SparseAutoencoder, load_sae, save_sae
-from microscope.sae.loss import variance
-from microscope.sae.team import Team
 from microscope.threads import only_pieces_divided
 from microscope.training.checkpoint import Checkpoints
-from microscope.training.distributed import joined_team, local_device, share_of_batch
+from microscope.training.distributed import ProcessGroup, joined_group, local_device, share_of_batch
 from microscope.training.held_out import held_out_fvu
 from microscope.training.identity import run_identity
-from microscope.training.member import CURVE, Member
 from microscope.training.memory import refuse_what_does_not_fit, too_large
+from microscope.training.objectives import variance
+from microscope.training.run import CURVE, TrainingRun
 
 _REPORT_SECONDS = 0.5
 # Checkpoints may take at most about this share of the time.
@@ -46,16 +45,16 @@ def train(params: TrainParams, progress: Progress = SILENT) -> SparseAutoencoder
     Raises:
         MicroscopeError: as :func:`train_all`, and ``several_saes`` when the parameters name more than one.
     """
-    if len(params.members) > 1:
+    if len(params.runs) > 1:
         raise MicroscopeError(
             "several_saes",
-            f"These parameters describe {len(params.members)} SAEs, and one was asked for.",
+            f"These parameters describe {len(params.runs)} SAEs, and one was asked for.",
             "Call train_all, or give one width, k and seed.",
         )
-    return train_all(params, progress)[params.members[0]]
+    return train_all(params, progress)[params.runs[0]]
 
 
-def train_all(params: TrainParams, progress: Progress = SILENT) -> dict[MemberKey, SparseAutoencoder]:
+def train_all(params: TrainParams, progress: Progress = SILENT) -> dict[RunKey, SparseAutoencoder]:
     """Train an SAE for every combination of width, k and seed on one stream of activations.
 
     A single SAE is saved in ``params.out``, several each in a folder of their own below it, such as
@@ -69,27 +68,32 @@ def train_all(params: TrainParams, progress: Progress = SILENT) -> dict[MemberKe
     """
     recording = Recording(params.activations)
     device = resolve_device(local_device(params.device))
-    with joined_team(device) as team:
-        if params.batch_size % team.size:
+    with joined_group(device) as group:
+        if params.batch_size % group.size:
             raise MicroscopeError(
                 "batch_not_divisible",
-                f"A batch of {params.batch_size} tokens cannot be shared by {team.size} processes equally.",
-                f"Use --batch-size {params.batch_size // team.size * team.size or team.size}.",
+                f"A batch of {params.batch_size} tokens cannot be shared by {group.size} processes equally.",
+                f"Use --batch-size {params.batch_size // group.size * group.size or group.size}.",
             )
-        run = _Run(params, recording, device, team, progress if team.rank == 0 else SILENT)
+        training = _Training(params, recording, device, group, progress if group.rank == 0 else SILENT)
         try:
-            return run.complete()
+            return training.complete()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise too_large(params, run.source.width, run.target.width, device) from error
+            raise too_large(params, training.source.width, training.target.width, device) from error
 
 
-class _Run:
+class _Training:
     def __init__(
-        self, params: TrainParams, recording: Recording, device: torch.device, team: Team, progress: Progress
+        self,
+        params: TrainParams,
+        recording: Recording,
+        device: torch.device,
+        group: ProcessGroup,
+        progress: Progress,
     ) -> None:
-        self.params, self.recording, self.device, self.team = params, recording, device, team
+        self.params, self.recording, self.device, self.group = params, recording, device, group
         self.progress = progress
         self.out = Path(params.out)
         self.source = recording.site(str(params.source))
@@ -102,7 +106,7 @@ class _Run:
         self.step = 0
         self.seconds = 0.0
 
-    def complete(self) -> dict[MemberKey, SparseAutoencoder]:
+    def complete(self) -> dict[RunKey, SparseAutoencoder]:
         params = self.params
         folders = self._folders()
         finished = self._finished(folders)
@@ -117,7 +121,7 @@ class _Run:
             keep_outliers=params.keep_outliers,
             target=self.target if self.target is not self.source else None,
         )
-        self.members = [self._member(key, folder) for key, folder in folders.items()]
+        self.runs = [self._run(key, folder) for key, folder in folders.items()]
         self._begin()
         with (
             self.progress.phase(
@@ -127,22 +131,22 @@ class _Run:
         ):
             self._loop()
         self._finish()
-        return {m.key: m.sae.requires_grad_(False).eval() for m in self.members}
+        return {r.key: r.sae.requires_grad_(False).eval() for r in self.runs}
 
-    def _member(self, key: MemberKey, folder: Path) -> Member:
-        return Member(
+    def _run(self, key: RunKey, folder: Path) -> TrainingRun:
+        return TrainingRun(
             self.params.alone(key),
             folder,
             self.recording,
             self.source,
             self.target,
-            team=self.team,
+            group=self.group,
             device=self.device,
             bfloat16=self.bfloat16,
         )
 
-    def _folders(self) -> dict[MemberKey, Path]:
-        keys = self.params.members
+    def _folders(self) -> dict[RunKey, Path]:
+        keys = self.params.runs
         return {key: self.out if len(keys) == 1 else self.out / str(key) for key in keys}
 
     # --- the loop -----------------------------------------------------------------------------------
@@ -165,45 +169,43 @@ class _Run:
                 self._report(final=finished)
             if finished:
                 return
-            if now - last_saved > pause and self.team.rank == 0:
+            if now - last_saved > pause and self.group.rank == 0:
                 self._save_checkpoint()
                 last_saved = time.monotonic()
                 pause = max(self.params.checkpoint_seconds, (last_saved - now) / _CHECKPOINT_SHARE)
 
     def _threads(self) -> contextlib.AbstractContextManager[None]:
-        pieces = self.device.type == "cpu" and all(member.sae.in_pieces for member in self.members)
+        pieces = self.device.type == "cpu" and all(run.objective.in_pieces for run in self.runs)
         return only_pieces_divided() if pieces else contextlib.nullcontext()
 
     def _step(self, batch: Tensor) -> None:
         if self.device.type == "cuda":
             batch = batch.pin_memory().to(self.device, non_blocking=True)
-        first = self.members[0].sae.config
+        first = self.runs[0].sae.config
         u = batch[:, : first.d_in].float().mul_(first.scale)
         target = u if not first.is_transcoder else batch[:, first.d_in :].float().mul_(first.output_scale)
         if self.step == 0:
-            for member in self.members:
-                member.calibrate(u)
-        mine = share_of_batch(u, self.team)
-        wanted = mine if target is u else share_of_batch(target, self.team)
+            for run in self.runs:
+                run.calibrate(u)
+        mine = share_of_batch(u, self.group)
+        wanted = mine if target is u else share_of_batch(target, self.group)
         total = variance(target)
-        for member in self.members:
-            member.step(self.step, mine, wanted, total)
+        for run in self.runs:
+            run.step(self.step, mine, wanted, total)
 
     def _report(self, *, final: bool) -> None:
         shown: dict[str, float] = {}
-        for member in self.members:
-            metrics = member.measured(self.step)
-            if self.team.rank == 0:
-                member.append_curve(self.step, metrics)
-            several = len(self.members) > 1
-            shown |= (
-                {f"{member.key} {name}": metrics[name] for name in ("fvu", "dead")} if several else metrics
-            )
+        for run in self.runs:
+            metrics = run.measured(self.step)
+            if self.group.rank == 0:
+                run.append_curve(self.step, metrics)
+            several = len(self.runs) > 1
+            shown |= {f"{run.key} {name}": metrics[name] for name in ("fvu", "dead")} if several else metrics
         self.progress.advance(self.step * self.params.batch_size, shown, final=final)
 
     # --- beginning and end --------------------------------------------------------------------------
 
-    def _finished(self, folders: dict[MemberKey, Path]) -> dict[MemberKey, SparseAutoencoder] | None:
+    def _finished(self, folders: dict[RunKey, Path]) -> dict[RunKey, SparseAutoencoder] | None:
         """The SAEs of a run that was complete before it could say so."""
         present = [folder for folder in folders.values() if (folder / "sae.json").exists()]
         if not present:
@@ -220,14 +222,14 @@ class _Run:
         raise MicroscopeError("sae_exists", f"{present[0]} already holds an SAE.", "Choose another --out.")
 
     def _begin(self) -> None:
-        if self.team.rank == 0:
-            for member in self.members:
-                member.folder.mkdir(parents=True, exist_ok=True)
+        if self.group.rank == 0:
+            for run in self.runs:
+                run.folder.mkdir(parents=True, exist_ok=True)
         found = self.checkpoints.newest()
         if found is None:
-            if self.team.rank == 0:
-                for member in self.members:
-                    (member.folder / CURVE).unlink(missing_ok=True)
+            if self.group.rank == 0:
+                for run in self.runs:
+                    (run.folder / CURVE).unlink(missing_ok=True)
                 self._announce()
             return
         if not self.params.resume:
@@ -237,13 +239,13 @@ class _Run:
                 "Continue it with --resume or choose another --out.",
             )
         tensors, state = found
-        for member in self.members:
-            prefix = f"{member.key}/"
-            member.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        for run in self.runs:
+            prefix = f"{run.key}/"
+            run.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         self.step, self.seconds = state["step"], state["seconds"]
-        if self.team.rank == 0:
-            for member in self.members:
-                member.cut_curve(self.step)
+        if self.group.rank == 0:
+            for run in self.runs:
+                run.cut_curve(self.step)
         self.progress.log(f"Continuing from step {self.step} of {self.steps}.")
 
     def _announce(self) -> None:
@@ -256,32 +258,32 @@ class _Run:
 
     def _finish(self) -> None:
         versions = {"torch": importlib.metadata.version("torch")}
-        for member in self.members:
+        for run in self.runs:
             fvu = held_out_fvu(
-                member.sae,
+                run.sae,
                 self.recording,
                 self.source,
                 self.target,
                 device=self.device,
                 max_rows=_HELD_OUT_ROWS,
             )
-            member.sae.config.training = member.record() | {
+            run.sae.config.training = run.record() | {
                 "identity": self.identity,
                 "distinct_tokens": self.rows.rows_per_epoch,
                 "seconds": round(self.seconds, 1),
                 "held_out_fvu": fvu,
-                **self._trouble(member.key, fvu),
+                **self._trouble(run.key, fvu),
                 "context_length": self.recording.manifest.context_length,
                 "prepends_bos": bool(self.recording.manifest.wrapping[0]),
                 "versions": versions,
             }
-            self._tell(member.key, fvu)
-            if self.team.rank == 0:
-                save_sae(member.sae, member.folder)
-        if self.team.rank == 0:
+            self._tell(run.key, fvu)
+            if self.group.rank == 0:
+                save_sae(run.sae, run.folder)
+        if self.group.rank == 0:
             self.checkpoints.remove()
 
-    def _trouble(self, key: MemberKey, fvu: float | None) -> dict[str, str]:
+    def _trouble(self, key: RunKey, fvu: float | None) -> dict[str, str]:
         """What to know before using an SAE that reconstructs worse than the mean does; it is said, and kept.
 
         Raises:
@@ -300,7 +302,7 @@ class _Run:
         self.progress.log(told, "warning")
         return {"warning": told}
 
-    def _tell(self, key: MemberKey, fvu: float | None) -> None:
+    def _tell(self, key: RunKey, fvu: float | None) -> None:
         if fvu is None:
             return
         told = f"{key}: held-out FVU {fvu:.4f} after {self.seconds / 60:.1f} minutes"
@@ -310,7 +312,7 @@ class _Run:
         self.progress.log(told + ".")
 
     def _save_checkpoint(self) -> None:
-        tensors = {f"{m.key}/{name}": tensor for m in self.members for name, tensor in m.state().items()}
+        tensors = {f"{r.key}/{name}": tensor for r in self.runs for name, tensor in r.state().items()}
         self.checkpoints.save(self.step, tensors, {"seconds": self.seconds})
         self.progress.checkpoint(self.step * self.params.batch_size)
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from microscope.sae import SparseAutoencoder
-from microscope.sae.cpu.latents import adam
-from microscope.sae.kernels import LatentGradients
 from microscope.threads import in_pieces
+from microscope.training.adam import adam
+from microscope.training.objectives.sparse import LatentGradients
 
 # So many numbers of each matrix are updated at once: fewer do not pay for their calls, more leave the cache.
 _PIECE = 2**17
@@ -105,7 +105,7 @@ def step_in_pieces(sae: SparseAutoencoder, optimiser: Adam, sink: LatentGradient
     def piece(first: int, last: int) -> None:
         for rows, add in matrices:
             grad = rows.own_gradient(first, last)
-            add(first, last, grad)
+            add(first, last, torch.from_numpy(grad))
             rows.step(first, last, grad)
 
     in_pieces(piece, len(sae.W_dec), max(1, _PIECE // sae.W_dec.shape[1]))

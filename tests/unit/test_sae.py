@@ -17,8 +17,9 @@ from microscope.sae import (
     load_sae,
     save_sae,
 )
-from microscope.sae.kernels import SparseAutoencode, Winners, gather_dot
-from microscope.sae.loss import LossContext
+from microscope.sae.backends import Winners
+from microscope.training.objectives import LossContext, objective_class
+from microscope.training.objectives.sparse import SparseAutoencode
 
 
 def make_sae(
@@ -31,13 +32,6 @@ def make_sae(
         for parameter in sae.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
     return sae
-
-
-def test_gather_dot_equals_einsum():
-    x, weight = torch.randn(9, 6), torch.randn(20, 6)
-    indices = torch.randint(20, (9, 4))
-    got = gather_dot(x, Winners.of_indices(indices), weight).view(9, 4)
-    torch.testing.assert_close(got, torch.einsum("rd,rkd->rk", x, weight[indices]))
 
 
 @pytest.mark.parametrize("ragged", [False, True])
@@ -87,7 +81,7 @@ def test_whole_steps_equal_a_plain_dense_implementation(dead):
     for step in range(4):
         u = torch.randn(30, 12, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
         losses = [
-            sparse.loss(u, u, LossContext(dead=dead, aux_coefficient=0.3)).loss,
+            objective_class("topk")(sparse).loss(u, u, LossContext(dead=dead, aux_coefficient=0.3)).loss,
             dense_loss(dense, u, dead, 0.3),
         ]
         torch.testing.assert_close(*losses, rtol=1e-12, atol=1e-12)

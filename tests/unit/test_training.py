@@ -20,8 +20,8 @@ from microscope.errors import Cancelled, MicroscopeError
 from microscope.params import TrainParams
 from microscope.progress import Progress
 from microscope.sae import load_sae
-from microscope.sae.loss import LossContext
 from microscope.training import train, train_sae
+from microscope.training.objectives import LossContext, objective_class
 from microscope.training.schedule import rate_factor
 
 
@@ -168,7 +168,7 @@ def test_dead_latents_are_revived_by_the_auxiliary_loss(sae_folder, recording, a
         sae.b_enc[hopeless] = 0
     optimiser = torch.optim.Adam(sae.parameters(), lr=1e-2)
     for _ in range(300):
-        loss = sae.loss(u, u, LossContext(dead=hopeless, aux_coefficient=aux))
+        loss = objective_class("topk")(sae).loss(u, u, LossContext(dead=hopeless, aux_coefficient=aux))
         optimiser.zero_grad()
         loss.loss.backward()
         optimiser.step()

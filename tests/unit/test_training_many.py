@@ -19,9 +19,9 @@ import torch
 
 from microscope.activations import Recording, record
 from microscope.errors import Cancelled, MicroscopeError
-from microscope.params import PRESETS, MemberKey, TraceParams, TrainParams, decode_params
+from microscope.params import PRESETS, TRAINED, RunKey, TraceParams, TrainParams, decode_params
 from microscope.progress import Progress
-from microscope.sae import ARCHITECTURES, load_sae, save_sae
+from microscope.sae import load_sae, save_sae
 from microscope.training import train, train_all
 from microscope.training.held_out import held_out_fvu
 
@@ -64,8 +64,8 @@ class _CancelAt(Progress):
 def test_every_combination_is_trained_and_equals_the_sae_trained_alone(tmp_path, recording_folder):
     many = settings(recording_folder, tmp_path / "many", width=(48, 64), k=(4, 6), seed=(0, 3))
     saes = train_all(many)
-    assert set(saes) == {MemberKey(*v) for v in itertools.product((48, 64), (4, 6), (0, 3))}
-    for key in (MemberKey(48, 6, 3), MemberKey(64, 4, 0)):
+    assert set(saes) == {RunKey(*v) for v in itertools.product((48, 64), (4, 6), (0, 3))}
+    for key in (RunKey(48, 6, 3), RunKey(64, 4, 0)):
         alone = train(
             settings(recording_folder, tmp_path / str(key), width=key.width, k=key.k, seed=key.seed)
         )
@@ -76,7 +76,7 @@ def test_every_combination_is_trained_and_equals_the_sae_trained_alone(tmp_path,
             json.loads(s) for s in (tmp_path / "many" / str(key) / "curve.jsonl").read_text().splitlines()
         ]
         assert curve[-1]["step"] == 25
-    seeds = [saes[MemberKey(48, 4, seed)].W_enc for seed in (0, 3)]
+    seeds = [saes[RunKey(48, 4, seed)].W_enc for seed in (0, 3)]
     assert not torch.equal(*seeds)
 
 
@@ -92,7 +92,7 @@ def test_a_run_of_several_resumes_bit_for_bit_from_any_step(tmp_path, recording_
     parts = train_all(settings(recording_folder, tmp_path / "parts", **wide, **often))
     assert all(same_weights(whole[key], parts[key]) for key in whole)
     plain = settings(recording_folder, tmp_path / "plain", **wide | {"aux_coefficient": 0})
-    assert not same_weights(whole[MemberKey(96, 2, 0)], train_all(plain)[MemberKey(96, 2, 0)])
+    assert not same_weights(whole[RunKey(96, 2, 0)], train_all(plain)[RunKey(96, 2, 0)])
     assert not (tmp_path / "parts" / "checkpoints").exists()
 
 
@@ -157,9 +157,9 @@ def test_a_run_that_died_between_saving_two_saes_saves_both(tmp_path, recording_
 
 def test_parameters_describe_several_saes_and_refuse_nonsense():
     good = {"activations": "a", "out": "b", "layer": 1}
-    assert decode_params(TrainParams, good | {"width": 64, "k": [2, 4]}).members == [
-        MemberKey(64, 2, 0),
-        MemberKey(64, 4, 0),
+    assert decode_params(TrainParams, good | {"width": 64, "k": [2, 4]}).runs == [
+        RunKey(64, 2, 0),
+        RunKey(64, 4, 0),
     ]
     for bad, code in (
         ({"k": [2, 2]}, "same_sae_twice"),
@@ -186,10 +186,10 @@ def test_a_preset_fills_in_what_was_not_given_and_is_compared_with_what_came_of_
             self.told.append(message)
 
     given = {"activations": str(recording_folder), "out": str(tmp_path / "x"), "layer": 2, "preset": "k64"}
-    assert decode_params(TrainParams, given).members == [MemberKey(8192, 64, 0)]
+    assert decode_params(TrainParams, given).runs == [RunKey(8192, 64, 0)]
     small = {"width": 64, "k": 6, "tokens": 400, "batch_size": 200, "device": "cpu"}
     params = decode_params(TrainParams, given | small)
-    assert params.members == [MemberKey(64, 6, 0)]
+    assert params.runs == [RunKey(64, 6, 0)]
     assert params.warmup == PRESETS["k64"].values["warmup"]
     listening = Listening()
     fvu = train(params, listening).config.training["held_out_fvu"]
@@ -293,12 +293,12 @@ def test_two_processes_equal_one(tmp_path, recording_folder):
     """torchrun with gloo: weights, thresholds and dead latents as if one process had had the whole batch."""
     shared = {"tokens": 2400, "aux_coefficient": 0.2, "precision": "float32", "dead_after": 400}
     files = []
-    for arch in ARCHITECTURES:
+    for arch in TRAINED:
         params = settings(recording_folder, tmp_path / f"team-{arch}", arch=arch, **shared)
         files.append(tmp_path / f"{arch}.json")
         files[-1].write_bytes(msgspec.json.encode(params))
     run_shared(str(SHARED), *map(str, files))
-    for arch in ARCHITECTURES:
+    for arch in TRAINED:
         alone = train(settings(recording_folder, tmp_path / arch, arch=arch, **shared))
         assert_equal_training(alone, load_sae(tmp_path / f"team-{arch}"))
 
@@ -316,13 +316,13 @@ def test_the_command_line_tells_once_for_all_processes(tmp_path, recording_folde
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, recording_folder, monkeypatch):
     import contextlib
 
-    from microscope.sae.team import Team
+    from microscope.training.distributed import ProcessGroup
 
-    class Three(Team):
+    class Three(ProcessGroup):
         size = 3
 
     monkeypatch.setattr(
-        "microscope.training.trainer.joined_team", lambda device: contextlib.nullcontext(Three())
+        "microscope.training.trainer.joined_group", lambda device: contextlib.nullcontext(Three())
     )
     with pytest.raises(MicroscopeError) as caught:
         train(settings(recording_folder, tmp_path / "x"))

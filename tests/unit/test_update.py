@@ -5,39 +5,43 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microscope.sae import ARCHITECTURES, SaeConfig, SparseAutoencoder, architecture
-from microscope.sae.kernels import LatentGradients
-from microscope.sae.loss import LossContext
+from microscope.params import TRAINED
+from microscope.sae import SaeConfig, SparseAutoencoder, architecture
 from microscope.training import update
+from microscope.training.objectives import LossContext, Objective, objective_class
+from microscope.training.objectives.sparse import LatentGradients
 from microscope.training.update import Adam, step_in_pieces
 
 RATE, BETAS, FACTORS = 1e-2, (0.8, 0.98), {"W_dec": 3.0, "log_threshold": 10.0}
 
 
-def fresh(name: str) -> SparseAutoencoder:
+def fresh(name: str) -> Objective[SparseAutoencoder]:
     config = SaeConfig(architecture=name, d_in=12, n_latents=70, k=4, site="resid_post.1", scale=0.7)
     sae = architecture(name)(config).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
-        sae.after_step()
-    return sae
+    objective = objective_class(name)(sae)
+    objective.after_step()
+    return objective
 
 
-def ours_of(sae: SparseAutoencoder) -> Adam:
-    adam = Adam(sae.named_parameters(), FACTORS, BETAS)
+def ours_of(objective: Objective[SparseAutoencoder]) -> Adam:
+    adam = Adam(objective.sae.named_parameters(), FACTORS, BETAS)
     adam.rate = RATE
     return adam
 
 
-def torchs_of(sae: SparseAutoencoder) -> torch.optim.Adam:
-    groups = [{"params": [p], "lr": RATE * FACTORS.get(name, 1.0)} for name, p in sae.named_parameters()]
+def torchs_of(objective: Objective[SparseAutoencoder]) -> torch.optim.Adam:
+    groups = [
+        {"params": [p], "lr": RATE * FACTORS.get(name, 1.0)} for name, p in objective.sae.named_parameters()
+    ]
     return torch.optim.Adam(groups, betas=BETAS)
 
 
 @pytest.mark.parametrize("pieces", [True, False])
-@pytest.mark.parametrize("name", list(ARCHITECTURES))
+@pytest.mark.parametrize("name", TRAINED)
 def test_steps_equal_steps_of_torchs_adam(name, pieces, monkeypatch):
     """Several steps with and without dead latents, in pieces that do not divide the width, in float64."""
     monkeypatch.setattr(update, "_PIECE", 12 * 16)
@@ -55,7 +59,7 @@ def test_steps_equal_steps_of_torchs_adam(name, pieces, monkeypatch):
             optimiser.zero_grad()
             loss.backward()
         if sink is not None:
-            step_in_pieces(ours, adam, sink)
+            step_in_pieces(ours.sae, adam, sink)
         else:
             ours.before_step()
             adam.step()
@@ -63,7 +67,7 @@ def test_steps_equal_steps_of_torchs_adam(name, pieces, monkeypatch):
         plain.before_step()
         theirs.step()
         plain.after_step()
-    for parameter, q in plain.named_parameters():
+    for parameter, q in plain.sae.named_parameters():
         found = adam.moments[parameter]
         torch.testing.assert_close(found.parameter, q, rtol=1e-9, atol=1e-11, msg=f"{name}.{parameter}")
         for moment in ("step", "exp_avg", "exp_avg_sq"):
@@ -72,11 +76,12 @@ def test_steps_equal_steps_of_torchs_adam(name, pieces, monkeypatch):
 
 
 def test_topk_never_makes_a_full_gradient():
-    sae = fresh("topk")
-    adam = ours_of(sae)
+    objective = fresh("topk")
+    sae, adam = objective.sae, ours_of(objective)
     u = torch.randn(30, 12, dtype=torch.float64)
     sink = LatentGradients()
-    sae.loss(u, u, LossContext(dead=torch.tensor([3, 5]), aux_coefficient=0.1, sink=sink)).loss.backward()
+    context = LossContext(dead=torch.tensor([3, 5]), aux_coefficient=0.1, sink=sink)
+    objective.loss(u, u, context).loss.backward()
     assert sae.W_dec.grad is None
     assert sae.W_enc.grad is None
     before = sae.W_dec.detach().clone()

@@ -22,10 +22,10 @@ from microscope.patching.apply import Saes, edits_by_layer
 from microscope.patching.hooks import deltas_of, writers
 from microscope.patching.program import Adapters, span_of
 from microscope.sae import SparseAutoencoder
-from microscope.sae.batchtopk import BatchTopKSae
-from microscope.sae.gated import GatedSae
-from microscope.sae.jumprelu import JumpReluSae
-from microscope.sae.topk import TopKSae
+from microscope.sae.architectures.batchtopk import BatchTopKSae
+from microscope.sae.architectures.gated import GatedSae
+from microscope.sae.architectures.jumprelu import JumpReluSae
+from microscope.sae.architectures.topk import TopKSae
 
 _LOADER = Path(__file__).with_name("load_patch.py")
 
@@ -90,7 +90,7 @@ def _describe(edit: Edit, sae: SparseAutoencoder, name: str, tensors: dict[str, 
     tensors[described["W"]] = sae.W_enc[rows]
     tensors[described["b"]] = sae.encoder_bias()[rows]
     if _needs_all(sae):
-        described |= {"gate": sae.architecture, "k": sae.config.k}
+        described |= {"gate": sae.config.architecture, "k": sae.config.k}
     else:
         described |= {"gate": "threshold", "gate_rows": f"{prefix}.gate"}
         tensors[described["gate_rows"]] = threshold_form(sae)[:, rows]
@@ -105,7 +105,7 @@ def _describe(edit: Edit, sae: SparseAutoencoder, name: str, tensors: dict[str, 
 
 
 def _needs_all(sae: SparseAutoencoder) -> bool:
-    return isinstance(sae, TopKSae) and not isinstance(sae, BatchTopKSae)
+    return isinstance(sae, TopKSae)
 
 
 def threshold_form(sae: SparseAutoencoder) -> Tensor:

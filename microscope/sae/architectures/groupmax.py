@@ -5,23 +5,22 @@ Imported only (EleutherAI's sparsify trains them).
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
+from microscope.sae.architectures.topk import TopKSae
 from microscope.sae.base import Codes, SparseAutoencoder
-from microscope.sae.kernels import Winners
-from microscope.sae.loss import LossContext
-from microscope.sae.product import product
-from microscope.sae.topk import TopKSae
+from microscope.sae.config import SaeConfig
 
 
 class GroupMaxSae(TopKSae):
     """``f_i = relu(pre_i)`` where ``pre_i`` is the largest of its group of latents/k, else 0."""
 
-    architecture: ClassVar[str] = "groupmax"
-    in_pieces: ClassVar[bool] = False
+    @classmethod
+    def misfit(cls, config: SaeConfig) -> str | None:
+        if (misfit := super().misfit(config)) is None and config.n_latents % config.k:
+            misfit = f"divides {config.n_latents} latents into {config.k} groups of equal size"
+        return misfit
 
     def encode(self, x: Tensor) -> Codes:
         return SparseAutoencoder.encode(self, x)  # not the k largest of all
@@ -40,10 +39,6 @@ class GroupMaxSae(TopKSae):
         pre[:, index - first] = value
         return torch.where(pre.argmax(1) == index - first, value.relu(), 0.0)
 
-    def select(self, centred: Tensor, context: LossContext) -> tuple[Winners, Tensor]:
-        values, indices = self._winners(product(centred, self.W_enc, self.b_enc))
-        return Winners.of_indices(indices), values.reshape(-1)
-
     @property
     def _size(self) -> int:
         """Latents of a group."""
@@ -51,5 +46,5 @@ class GroupMaxSae(TopKSae):
 
     def _winners(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         """Largest pre-activation of each group and which latent has it, ``[rows, k]`` both."""
-        values, place = pre.unflatten(1, (self.config.k, self._size)).max(2)
-        return values, place + torch.arange(self.config.k, device=pre.device) * self._size
+        values, inside = pre.unflatten(1, (self.config.k, self._size)).max(2)
+        return values, inside + torch.arange(self.config.k, device=pre.device) * self._size

@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from microscope.sae.cpu.rounding import rounded_rows
-
 # bfloat16 has 8 significant bits: rounding moves a number by at most this share of the result.
 HALF_ULP = 2.0**-8
 
@@ -24,15 +22,13 @@ class Rounded(NamedTuple):
 @torch.no_grad()
 def rounded(x: Tensor) -> Rounded:
     """Round float32 rows ``[rows, d]`` to bfloat16."""
-    if x.device.type == "cpu":
-        return Rounded(*rounded_rows(x))
-    values = x.detach().bfloat16()
+    values = x.bfloat16()
     return Rounded(
         values, torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(values.float() - x, dim=1)
     )
 
 
-class Doubt:
+class ErrorBound:
     """Bounds on ``|rough − exact|`` before the result's own rounding.
 
     With ``x̃ = x − δx`` and ``w̃ = w − δw`` rounded, ``x·w − x̃·w̃ = δx·w + x̃·δw``, which by Cauchy and Schwarz
@@ -60,7 +56,7 @@ class Doubt:
         return x.lost + x.values.shape[1] * 2.0**-23 * x.norm, x.norm + x.lost
 
     def at_most(self, lost: Tensor, norm: Tensor) -> Tensor:
-        """The largest doubt in each of those rows, ``[rows]``."""
+        """The largest bound in each of those rows, ``[rows]``."""
         weight, weight_lost, bias_lost = self._most
         return lost * weight + norm * weight_lost + bias_lost
 
@@ -69,5 +65,5 @@ class Doubt:
 
         ``lost`` and ``norm`` are those of the pairs' rows; all are ``[pairs]``.
         """
-        doubt = lost * self.weight[latent] + norm * self.weight_lost[latent] + self.bias_lost[latent]
-        return doubt + HALF_ULP * value.abs()
+        bound = lost * self.weight[latent] + norm * self.weight_lost[latent] + self.bias_lost[latent]
+        return bound + HALF_ULP * value.abs()

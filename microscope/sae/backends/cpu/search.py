@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microscope.sae.cpu.compiled import compiled
-from microscope.sae.doubt import HALF_ULP, Doubt, rounded
-from microscope.sae.product import Bfloat16Product, product
+from microscope.sae.backends.cpu.compiled import compiled
+from microscope.sae.backends.cpu.product import Bfloat16Product, product
+from microscope.sae.backends.cpu.rounding import rounded_rows
+from microscope.sae.backends.error_bound import HALF_ULP, ErrorBound
 from microscope.threads import in_pieces
 
 # Rows that are looked at while they are in the cache, at most, and about how many entries.
@@ -25,16 +26,16 @@ _HALF_ULP = np.float32(HALF_ULP)
 _INFINITE_16, _INFINITE_32 = np.int16(0x7F80), np.int32(0x7F800000)
 
 
-class Pairs(NamedTuple):
+class Entries(NamedTuple):
     """Entries of a matrix, ordered by row: each array is ``[pairs]``."""
 
     row: np.ndarray
     latent: np.ndarray
     value: np.ndarray
 
-    def where(self, chosen: np.ndarray) -> Pairs:
+    def where(self, chosen: np.ndarray) -> Entries:
         """Some of them, by mask."""
-        return Pairs(self.row[chosen], self.latent[chosen], self.value[chosen])
+        return Entries(self.row[chosen], self.latent[chosen], self.value[chosen])
 
 
 def piece_rows(latents: int) -> int:
@@ -70,17 +71,17 @@ def best_of_matrix(pre: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
 
 
 def best_of_rounded_rows(
-    centred: Tensor, weight: Tensor, bias: Tensor, k: int, rough: Bfloat16Product, doubt: Doubt
+    centred: Tensor, weight: Tensor, bias: Tensor, k: int, rough: Bfloat16Product, bound: ErrorBound
 ) -> tuple[Tensor, Tensor] | None:
     """As :func:`best_of_rows`, looked for in a bfloat16 product and decided in float32."""
     values, latents = _empty(len(centred), k)
     exact = (weight.detach().contiguous().numpy(), bias.detach().numpy())
-    of_latents = (doubt.weight.numpy(), doubt.weight_lost.numpy(), doubt.bias_lost.numpy())
+    of_latents = (bound.weight.numpy(), bound.weight_lost.numpy(), bound.bias_lost.numpy())
 
     def piece(first: int, last: int) -> bool:
-        x = rounded(centred[first:last])
-        lost, norm = doubt.of_rows(x)
-        slack = 2 * doubt.at_most(lost, norm)
+        x = rounded_rows(centred[first:last])
+        lost, norm = bound.of_rows(x)
+        slack = 2 * bound.at_most(lost, norm)
         return _best_of_rounded(
             rough(x.values).view(torch.int16).numpy(),
             k,
@@ -115,7 +116,7 @@ def block_maxima(pre: Tensor, k: int) -> np.ndarray | None:
     return _floats(maxima)
 
 
-def reaching(pre: Tensor, cut: np.ndarray) -> Pairs:
+def reaching(pre: Tensor, cut: np.ndarray) -> Entries:
     """All entries of a float32 or bfloat16 matrix that reach their row's cut, float32 ``[rows]``."""
     narrow = pre.dtype == torch.bfloat16
     bits = pre.view(torch.int16 if narrow else torch.int32).numpy()
@@ -130,7 +131,7 @@ def reaching(pre: Tensor, cut: np.ndarray) -> Pairs:
 
     columns = zip(*in_pieces(piece, len(pre), piece_rows(pre.shape[1])), strict=True)
     row, latent, found = (np.concatenate(column) for column in columns)
-    return Pairs(row, latent, _floats(found))
+    return Entries(row, latent, _floats(found))
 
 
 def _empty(rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -311,7 +312,7 @@ def _best_of_rounded(
 
     What can win lies less than the slack below the rounded k-th. Of those, the k best by the rounded value are
     computed first: the smallest of them bounds from below what wins, and of the others only those are computed
-    whose doubt reaches up to there.
+    whose error bound reaches up to there.
     """
     rows, n = bits.shape
     keys, reached = np.empty(n, np.int16), np.zeros(n + 8, np.uint8)
@@ -346,17 +347,17 @@ def _best_of_rounded(
                 others[second] = where[i]
                 second += 1
         _dots(x[r], weight, bias, likely, first, found)
-        bound = found[0]
+        lowest = found[0]
         for i in range(first):
-            bound = min(bound, found[i])
+            lowest = min(lowest, found[i])
         extra = 0
         for i in range(second):
             at = others[i]
             key = np.int32(keys[at])
             word[0] = (key ^ ((key >> 15) & 0x7FFF)) << 16
             value = number[0]
-            doubt = x_lost[r] * w_norm[at] + x_norm[r] * w_lost[at] + b_lost[at] + _HALF_ULP * abs(value)
-            if value + doubt >= bound:
+            error = x_lost[r] * w_norm[at] + x_norm[r] * w_lost[at] + b_lost[at] + _HALF_ULP * abs(value)
+            if value + error >= lowest:
                 others[extra] = at
                 extra += 1
         _dots(x[r], weight, bias, others, extra, found[first:])

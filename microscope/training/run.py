@@ -1,4 +1,4 @@
-"""One SAE of a run: its weights, its optimiser, its dead latents, its curve."""
+"""The training of one SAE: its weights, its optimiser, its dead latents, its curve."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from torch import Tensor
 from microscope.activations import Recording, SiteRecord
 from microscope.activations.manifest import STATISTICS
 from microscope.errors import MicroscopeError
-from microscope.params import MemberKey, TrainParams
+from microscope.params import RunKey, TrainParams
 from microscope.sae import SaeConfig, SparseAutoencoder, TokenFilter, architecture
-from microscope.sae.kernels import LatentGradients
-from microscope.sae.loss import LossContext
-from microscope.sae.team import Team
+from microscope.sae.backends import backend_for
+from microscope.training.distributed import ProcessGroup
+from microscope.training.objectives import LossContext, Objective, objective_class
+from microscope.training.objectives.sparse import LatentGradients
 from microscope.training.schedule import default_learning_rate, rate_factor
 from microscope.training.update import Adam, step_in_pieces
 
@@ -30,7 +31,7 @@ _DEAD_EVERY = 8
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-class Member:
+class TrainingRun:
     """An SAE while it is trained.
 
     Args:
@@ -39,7 +40,7 @@ class Member:
         recording: what it is trained on.
         source: the site it reads.
         target: the site it reconstructs; ``source`` itself unless it is a transcoder.
-        team: the processes that share the batches.
+        group: the processes that share the batches.
         device: where its weights are.
         bfloat16: whether the search for winners begins in that precision.
     """
@@ -52,21 +53,23 @@ class Member:
         source: SiteRecord,
         target: SiteRecord,
         *,
-        team: Team,
+        group: ProcessGroup,
         device: torch.device,
         bfloat16: bool,
     ) -> None:
         self.params, self.folder, self.recording = params, folder, recording
         self.source, self.target = source, target
-        self.key: MemberKey = params.members[0]
-        self.team, self.device, self.bfloat16 = team, device, bfloat16
+        self.key: RunKey = params.runs[0]
+        self.group, self.device, self.bfloat16 = group, device, bfloat16
         self.steps = max(1, params.tokens // params.batch_size)
         self.peak_rate = params.lr or default_learning_rate(self.key.width, params.batch_size)
         self.dead_after = params.dead_after or max(params.batch_size, params.tokens // 20)
         # What is reported does not depend on when AuxK begins to look after a latent.
         self._last_tenth = max(params.batch_size, params.tokens // 10)
-        self.sae = self._initial().to(device)
-        self.optimiser = Adam(self.sae.named_parameters(), self.sae.rate_factors, self.sae.betas)
+        self.sae, self.objective = self._initial()
+        objective = self.objective
+        self.optimiser = Adam(self.sae.named_parameters(), objective.rate_factors, objective.betas)
+        self._in_pieces = group.size == 1 and backend_for(self.sae.W_enc).piecewise_gradients
         self.silent_for = torch.zeros(self.key.width, dtype=torch.long, device=device)
         self._dead = torch.zeros(self.key.width, dtype=torch.bool, device=device)
         self._dead_list: Tensor | None = None
@@ -75,7 +78,7 @@ class Member:
 
     def calibrate(self, u: Tensor) -> None:
         """Adapt the fresh SAE to the whole first batch of scaled rows."""
-        self.sae.calibrate(u)
+        self.objective.calibrate(u)
 
     def step(self, number: int, u: Tensor, target: Tensor, total: Tensor) -> None:
         """One step on this process's part of a batch.
@@ -86,7 +89,7 @@ class Member:
             target: what to reconstruct, scaled ``[rows, d_out]``.
             total: Σ‖t−t̄‖² of the whole batch.
         """
-        params, sae, team = self.params, self.sae, self.team
+        params, objective, group = self.params, self.objective, self.group
         if number % _DEAD_EVERY == 0:
             self._dead = self.silent_for > self.dead_after
             self._dead_list = None
@@ -94,32 +97,32 @@ class Member:
             self._dead_list = self._dead.nonzero()[:, 0]
         factor = rate_factor(number, self.steps, params.warmup, params.decay)
         self.optimiser.rate = self.peak_rate * factor
-        # gradients that a team adds up, or a device computes in one go, are made in full
-        sink = LatentGradients() if team.size == 1 and self.device.type == "cpu" else None
+        # gradients that processes add up, or a device computes in one go, are made in full
+        sink = LatentGradients() if self._in_pieces else None
         context = LossContext(
             progress=number / self.steps,
             dead=self._dead_list,
             aux_coefficient=params.aux_coefficient,
             bfloat16=self.bfloat16,
-            team=team,
+            group=group,
             total=total,
             sink=sink,
         )
-        loss = sae.loss(u, target, context)
+        loss = objective.loss(u, target, context)
         self.optimiser.zero_grad()
         loss.loss.backward()
-        for parameter in sae.parameters():
-            if team.size > 1:
+        for parameter in self.sae.parameters():
+            if group.size > 1:
                 assert parameter.grad is not None
-                parameter.grad = team.sum(parameter.grad)
-        shares = team.sum(torch.cat((loss.fvu[None], loss.l0[None], loss.fired)))
+                parameter.grad = group.sum(parameter.grad)
+        shares = group.sum(torch.cat((loss.fvu[None], loss.l0[None], loss.fired)))
         if sink is None:
-            sae.before_step()
+            objective.before_step()
             self.optimiser.step()
-            sae.after_step()
+            objective.after_step()
         else:
-            step_in_pieces(sae, self.optimiser, sink)
-        self.silent_for = torch.where(shares[2:] > 0, 0, self.silent_for + len(u) * team.size)
+            step_in_pieces(self.sae, self.optimiser, sink)
+        self.silent_for = torch.where(shares[2:] > 0, 0, self.silent_for + len(u) * group.size)
         self._sums = self._sums + shares[:2]
         self._counted += 1
 
@@ -178,7 +181,7 @@ class Member:
 
     # --- beginning and end --------------------------------------------------------------------------
 
-    def _initial(self) -> SparseAutoencoder:
+    def _initial(self) -> tuple[SparseAutoencoder, Objective[Any]]:
         """A fresh autoencoder whose inputs and targets are scaled to a mean square norm of d."""
         params, manifest, source, target = self.params, self.recording.manifest, self.source, self.target
         transcoder = target is not source
@@ -202,16 +205,17 @@ class Member:
             recording=manifest.fingerprint,
         )
         sae = architecture(params.arch)(config)
+        objective = objective_class(params.arch)(sae, params.of_architecture)
         generator = torch.Generator().manual_seed(self.key.seed)
         mean = load_file(self.recording.folder / STATISTICS)[f"{target.site}.mean"]
-        sae.initialise(mean.float() * config.output_scale, generator)
-        return sae
+        objective.initialise(mean.float() * config.output_scale, generator)
+        return sae.to(self.device), objective
 
     def record(self) -> dict[str, Any]:
         """What is kept in the SAE about its training."""
-        params = msgspec.to_builtins(self.params)
-        for place in ("out", "activations", "resume"):
-            params.pop(place)
+        params = self.params.settings
+        for name in ("out", "activations", "resume"):
+            params.pop(name)
         key = self.key._asdict()
         return {
             "params": params | key | {"lr": self.peak_rate, "dead_after": self.dead_after},
@@ -220,5 +224,5 @@ class Member:
             "encoder_precision": "bfloat16 search, decided in float32" if self.bfloat16 else "float32",
             "dead_share": self.dead_share,
             "device": str(self.device),
-            "processes": self.team.size,
+            "processes": self.group.size,
         }

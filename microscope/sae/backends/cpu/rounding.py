@@ -6,14 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microscope.sae.cpu.compiled import compiled
+from microscope.sae.backends.cpu.compiled import compiled
+from microscope.sae.backends.error_bound import Rounded
 from microscope.threads import in_pieces
 
 _ROWS = 512
 
 
-def rounded_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Float32 rows ``[rows, d]`` in bfloat16, their norms, and the norms of what rounding took: ``[rows]``."""
+def rounded_rows(x: Tensor) -> Rounded:
+    """Round float32 rows ``[rows, d]`` to bfloat16."""
     values = x.detach().contiguous().numpy()
     bits = np.empty(values.shape, np.int16)
     norm, lost = np.empty(len(values), np.float32), np.empty(len(values), np.float32)
@@ -23,7 +24,9 @@ def rounded_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         _round(some, some.view(np.int32), bits[first:last], norm[first:last], lost[first:last])
 
     in_pieces(piece, len(values), _ROWS)
-    return torch.from_numpy(bits).view(torch.bfloat16), torch.from_numpy(norm), torch.from_numpy(lost)
+    return Rounded(
+        torch.from_numpy(bits).view(torch.bfloat16), torch.from_numpy(norm), torch.from_numpy(lost)
+    )
 
 
 @compiled

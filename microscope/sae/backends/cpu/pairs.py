@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microscope.sae.cpu.compiled import compiled
+from microscope.sae.backends.cpu.compiled import compiled
 from microscope.threads import in_pieces
 
 _PAIRS, _ROWS = 8192, 256
@@ -29,20 +29,7 @@ def dots(x: Tensor, weight: Tensor, row: Tensor, latent: Tensor) -> Tensor:
 def fit(
     active: Tensor, latent: Tensor, offsets: Tensor, weight: Tensor, base: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Reconstruct rows from their pairs, and send the error back to the pairs.
-
-    Args:
-        active: activations ``[pairs]``.
-        latent: ``[pairs]``.
-        offsets: where each row's pairs begin, ``[rows]``.
-        weight: ``[latents, d]``.
-        base: what is added to every row, ``[d]`` or ``[rows, d]``.
-        target: ``[rows, d]``.
-
-    Returns:
-        ``error = Σ active·weight[latent] + base − target`` of each row, and ``error[row]·weight[latent]`` of
-        each pair that is active, 0 of the others.
-    """
+    """:meth:`Backend.fit`, with each row's first pair in ``offsets``."""
     error, back = torch.empty_like(target, memory_format=torch.contiguous_format), torch.empty_like(active)
     begins = np.append(_plain(offsets), len(latent))
     rows_base = base[None] if base.dim() == 1 else base

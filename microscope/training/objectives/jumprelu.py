@@ -1,58 +1,39 @@
-"""JumpReLU: each latent has its own threshold, trained through straight-through estimators
-(Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+"""JumpReLU: thresholds are trained through straight-through estimators (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from microscope.sae.config import SaeConfig
-from microscope.sae.kernels import SparseGradients, Winners, decode_pairs, firing_counts, gather_dot
-from microscope.sae.loss import LossContext, StepLoss
-from microscope.sae.penalty import PenalisedSae
+from microscope.sae.architectures.jumprelu import INITIAL_THRESHOLD, JumpReluSae
+from microscope.sae.backends import Winners, backend_for
+from microscope.training.objectives.base import LossContext, StepLoss
+from microscope.training.objectives.penalised import PenalisedObjective
+from microscope.training.objectives.sparse import firing_counts
 
-_INITIAL_THRESHOLD = 0.1
 # Width of the rectangle that stands in for the step's derivative, in units of the scaled activations.
-_BANDWIDTH = 0.1
+BANDWIDTH = 0.1
 
 
-class JumpReluSae(PenalisedSae):
-    """``f = pre · [pre > θ]`` with one positive threshold per latent, kept as its logarithm in float32."""
-
-    architecture: ClassVar[str] = "jumprelu"
+class JumpReluObjective(PenalisedObjective[JumpReluSae]):
     # Adam moves a logarithm by one learning rate a step: too slow to follow the growing encoder rows.
     rate_factors: ClassVar[dict[str, float]] = {"log_threshold": 10.0}
-
-    def __init__(self, config: SaeConfig) -> None:
-        super().__init__(config)
-        self.log_threshold = nn.Parameter(torch.full((config.n_latents,), math.log(_INITIAL_THRESHOLD)))
-
-    @property
-    def threshold(self) -> Tensor:
-        """θ, ``[latents]``."""
-        return self.log_threshold.exp()
-
-    def rectify(self, pre: Tensor, latents: slice) -> Tensor:
-        return torch.where(pre > self.log_threshold[latents].exp(), pre, 0.0)
 
     @torch.no_grad()
     def calibrate(self, u: Tensor) -> None:
         """Begin with thresholds that a few times k latents pass."""
-        self.log_threshold.fill_(float(self.starting_cut(u).clamp_min(_INITIAL_THRESHOLD).log()))
+        self.sae.log_threshold.fill_(float(self.starting_cut(u).clamp_min(INITIAL_THRESHOLD).log()))
 
     def loss(self, u: Tensor, target: Tensor, context: LossContext) -> StepLoss:
         """Fraction of variance unexplained + coefficient · L0 / d, plus AuxK."""
-        out, l0, fired = _JumpRelu.apply(
-            u, self.W_enc, self.b_enc, self.W_dec, self.pre_bias, self.log_threshold, context.rows(u)
-        )
+        out, l0, fired = _JumpRelu.apply(u, *self.weights, self.sae.log_threshold, context.rows(u))
         error = out + self.offset(u) - target
         fvu = error.square().sum() / context.variance(target)
-        penalty = l0 / self.config.d_in
+        penalty = l0 / self.sae.config.d_in
         loss = fvu + self.coefficient() * penalty + self.auxiliary(u, -error, context)
-        self.steer(context.team.sum(l0))
+        self.steer(context.group.sum(l0))
         return StepLoss(loss, fvu.detach(), l0.detach(), fired)
 
 
@@ -79,7 +60,7 @@ class _JumpRelu(torch.autograd.Function):
         centred = u if b_pre is None else u - b_pre
         pre = torch.addmm(b_enc, centred, w_enc.T)
         threshold = log_threshold.exp()
-        row, latent = (pre > threshold - _BANDWIDTH / 2).nonzero(as_tuple=True)
+        row, latent = (pre > threshold - BANDWIDTH / 2).nonzero(as_tuple=True)
         near = Winners.of_pairs(row, latent, len(u))
         value, cut = pre[row, latent], threshold[latent]
         active = torch.where(value > cut, value, 0.0)
@@ -87,28 +68,28 @@ class _JumpRelu(torch.autograd.Function):
         ctx.near, ctx.rows = near, rows
         ctx.save_for_backward(centred, w_enc, w_dec, active, value, cut)
         ctx.mark_non_differentiable(fired)
-        return decode_pairs(active, near, w_dec), fired.sum() / rows, fired
+        return backend_for(u).decode_pairs(active, near, w_dec), fired.sum() / rows, fired
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_l0: Tensor, _fired: Tensor) -> tuple[Tensor | None, ...]:
         centred, w_enc, w_dec, active, value, cut = ctx.saved_tensors
         near: Winners = ctx.near
-        through = gather_dot(grad.contiguous(), near, w_dec)  # dL/df of every near pair
+        grad, backend = grad.contiguous(), backend_for(grad)
+        through = backend.dots(grad, near, w_dec)  # dL/df of every near pair
         gate = through * (active > 0)
-        band = ((value - cut).abs() < _BANDWIDTH / 2).to(value.dtype) / _BANDWIDTH
+        band = ((value - cut).abs() < BANDWIDTH / 2).to(value.dtype) / BANDWIDTH
         # df/dθ = −θ·band and dL0/dθ = −band; dθ/dlogθ = θ
         for_threshold = -band * cut * (cut * through + grad_l0 / ctx.rows)
-        sums = SparseGradients(near, w_enc.shape[0])
-        gate_sorted = sums.sorted(gate)
-        g_bias = sums.vector(gate_sorted)
+        sums = backend.sums(near, len(w_enc))
+        g_bias = sums.vector(gate)
         g_pre = -(g_bias @ w_enc) if ctx.needs_input_grad[4] else None
-        g_u = decode_pairs(gate, near, w_enc) if ctx.needs_input_grad[0] else None
+        g_u = backend.decode_pairs(gate, near, w_enc) if ctx.needs_input_grad[0] else None
         return (
             g_u,
-            sums.matrix(gate_sorted, centred),
+            sums.matrix(gate, centred),
             g_bias,
-            sums.matrix(sums.sorted(active), grad.contiguous()),
+            sums.matrix(active, grad),
             g_pre,
-            sums.vector(sums.sorted(for_threshold)),
+            sums.vector(for_threshold),
             None,
         )

@@ -1,0 +1,1 @@
+"""What an SAE of each architecture computes: one file each, named in :mod:`microscope.params.architectures`."""
