@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -37,6 +39,25 @@ def make(
         if name == "jumprelu":
             sae.log_threshold.copy_(torch.randn(48, generator=generator) * 0.3 - 1)
     return sae
+
+
+def test_using_saes_imports_nothing_of_training(tmp_path):
+    """In a process of its own: every architecture made, saved, loaded and used by whatever uses one."""
+    script = f"""
+import sys, torch
+import microscope.evaluation, microscope.features, microscope.formats, microscope.live, microscope.patching
+from microscope.params import ARCHITECTURES
+from microscope.sae import SaeConfig, architecture, load_sae, save_sae
+for name in ARCHITECTURES:
+    config = SaeConfig(architecture=name, d_in=6, n_latents=12, k=3, site="resid_post.1")
+    save_sae(architecture(name)(config), {str(tmp_path)!r} + "/" + name)
+    sae = load_sae({str(tmp_path)!r} + "/" + name)
+    sae(torch.randn(1500, 6))
+    sae.feature(torch.randn(4, 6), 2)
+print(*(m for m in sys.modules if m.startswith("microscope.training")))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def rows(count: int, d: int, seed: int = 9) -> torch.Tensor:
