@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from microscope import protocol as p
 from microscope.params import Edit, EditPlan, FeatureRef
-from worker import protocol as p
 
 PROMPT = "the state of union is strong and people ask congress"
 
 
 class Client:
-    """The bare protocol."""
+    """The bare protocol: every request has the next number, and is about session ``s`` unless another is named."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -21,23 +21,30 @@ class Client:
     @classmethod
     async def connect(cls, address: str) -> Client:
         client = cls(*await asyncio.open_unix_connection(address))
-        reply = await client.ask(p.Hello(id=0))
+        reply = await client.ask(p.Hello())
         assert isinstance(reply, p.Welcome)
         return client
 
-    def send(self, message: p.Request) -> None:
-        self.writer.write(p.encode(message))
+    def send(self, message: p.ResidentRequest, session: str = "s") -> int:
+        """Send a request; its number."""
+        self.number += 1
+        self.writer.write(p.encode_request(self.number, message, session))
+        return self.number
 
-    async def receive(self) -> p.AnyReply:
+    async def frame(self) -> p.ReplyFrame:
+        """The next reply, with the number of its request."""
         return p.decode_reply(await asyncio.wait_for(p.read_frame(self.reader), 20))
 
-    async def ask(self, message: p.Request) -> p.AnyReply:
-        self.send(message)
+    async def receive(self) -> p.ResidentReply:
+        return (await self.frame()).message
+
+    async def ask(self, message: p.ResidentRequest, session: str = "s") -> p.ResidentReply:
+        self.send(message, session)
         return await self.receive()
 
     async def attach(self, sae, folder: Path) -> None:
-        reply = await self.ask(p.AttachSae(id=1, sae=sae.config.fingerprint, path=str(folder)))
-        assert isinstance(reply, p.Attached), reply
+        reply = await self.ask(p.AttachSae(sae=sae.config.fingerprint, path=str(folder)))
+        assert isinstance(reply, p.SaeAttached), reply
 
 
 def add(sae, strength: float, index: int = 3) -> EditPlan:

@@ -25,8 +25,8 @@ from apps.live import services
 from apps.live.models import ResidentWorker
 from apps.live.resident_client import ResidentClient, ResidentError, ResidentLost
 from apps.registry.models import LanguageModel
+from microscope import protocol as p
 from workbench.pulse import pulse
-from worker import protocol as p
 from worker.environment import child_environment, names_the_hub
 
 log = structlog.get_logger(__name__)
@@ -180,7 +180,7 @@ class ResidentProcess:
                     if client is None or client.closed:
                         client = await ResidentClient.connect(address)
                     async with asyncio.timeout(PING_SECONDS):
-                        status = await client.request(p.Ping(id=0), p.Status)
+                        status = await client.request(p.ReadStatus(), p.Status)
                     answered = time.monotonic()
                     if not await self._note(status):
                         return

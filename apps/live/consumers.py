@@ -16,12 +16,13 @@ from apps.jobs.summary import EventSummary, JobSummary, summaries, summarise_eve
 from apps.live import messages as m
 from apps.live.resident_client import pool
 from apps.live.seats import keeper, leave_seat, take_seat
-from apps.live.services import Places, Resident, live_places, resident_of, visible_model
+from apps.live.services import Paths, Resident, live_paths, resident_of, visible_model
 from apps.live.session import LiveSession
 from apps.live.sockets import FORBIDDEN, NOT_FOUND, SEAT_LOST, TOO_MANY, Socket
 from apps.projects.models import Project
 from apps.projects.quotas import QuotaExceeded
 from apps.registry.models import LanguageModel
+from microscope import protocol as p
 
 SNAPSHOT_FINISHED = 50
 MAX_EVENTS = 2000
@@ -31,7 +32,7 @@ MAX_SUBSCRIPTIONS = 50
 class UnknownRoute(Socket):
     """Any other path: told so and closed."""
 
-    requests = m.Ping
+    requests = p.Ping
 
     async def admit(self) -> int | None:
         """Nobody."""
@@ -44,7 +45,7 @@ class LiveConsumer(Socket):
     ``?page=<uuid>`` names the page, so that it gets its place back at once when it connects again.
     """
 
-    requests = m.LiveRequest
+    requests = p.LiveRequest
     session: LiveSession | None = None
     seat: UUID | None = None
 
@@ -80,7 +81,7 @@ class LiveConsumer(Socket):
             say=self.say,
             spawn=self.spawn,
             look=self._look,
-            read_places=self._read_places,
+            read_paths=self._read_paths,
         )
         # Joined before looking, so that no change falls in between.
         await self.join(resident_group(self.model_id))
@@ -91,18 +92,18 @@ class LiveConsumer(Socket):
         """Dispatch; nothing here waits for the model."""
         assert self.session is not None
         match message:
-            case m.Open():
+            case p.Open():
                 self.session.open(message)
-            case m.Apply():
+            case p.Apply():
                 TOGGLES.inc()
                 self.session.apply(message)
-            case m.ReadFeatures():
+            case p.ReadFeatures():
                 self.session.read_features(message)
-            case m.ReadPositions():
+            case p.ReadPositions():
                 self.session.read_positions(message)
-            case m.Generate():
+            case p.Generate():
                 self.session.generate(message)
-            case m.StopGeneration():
+            case p.StopGeneration():
                 self.session.stop_generation()
 
     async def leave(self) -> None:
@@ -145,8 +146,8 @@ class LiveConsumer(Socket):
         return resident_of(LanguageModel.objects.get(pk=self.model_id))
 
     @database_sync_to_async  # type: ignore[untyped-decorator]
-    def _read_places(self) -> Places:
-        return live_places(LanguageModel.objects.get(pk=self.model_id))
+    def _read_paths(self) -> Paths:
+        return live_paths(LanguageModel.objects.get(pk=self.model_id))
 
 
 class JobsConsumer(Socket):

@@ -13,11 +13,12 @@ from uuid import UUID
 import structlog
 
 from apps.core.errors import MicroscopeError
-from worker import protocol as p
+from microscope import protocol as p
 
 log = structlog.get_logger(__name__)
 
-R = TypeVar("R", bound=p.Reply)
+R = TypeVar("R", bound=p.Message)
+OnQueued = Callable[[p.Queued], None]
 CONNECT_SECONDS = 10.0  # the machine may be busy
 
 
@@ -35,13 +36,13 @@ class ResidentClient:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         self._ids = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[p.Reply]] = {}
+        self._waiting: dict[int, asyncio.Future[p.ResidentReply]] = {}
         self._on_loss: set[Callable[[], None]] = set()
-        self._on_attached: set[Callable[[p.AttachEnded], None]] = set()
+        self._on_attached: set[Callable[[p.Attached], None]] = set()
         self._reading: asyncio.Task[None] | None = None
         self.closed = False
-        self._on_queued: dict[int, Callable[[int], None]] = {}
-        self._streams: dict[int, asyncio.Queue[p.Reply | ResidentLost]] = {}
+        self._on_queued: dict[int, OnQueued] = {}
+        self._streams: dict[int, asyncio.Queue[p.ResidentReply | ResidentLost]] = {}
         self.attached: set[str] = set()
         self.attached_adapters: set[str] = set()
         self.info: p.ModelInfo
@@ -54,13 +55,13 @@ class ResidentClient:
             ResidentLost: nobody answers there.
             ResidentError: the worker refuses us.
         """
-        kind, _, place = address.partition(":")
+        kind, _, target = address.partition(":")
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 if kind == "unix":
-                    reader, writer = await asyncio.open_unix_connection(place)
+                    reader, writer = await asyncio.open_unix_connection(target)
                 else:
-                    host, _, port = place.rpartition(":")
+                    host, _, port = target.rpartition(":")
                     reader, writer = await asyncio.open_connection(host, int(port))
         except (OSError, ValueError, TimeoutError) as error:
             raise ResidentLost(str(error)) from error
@@ -68,7 +69,7 @@ class ResidentClient:
         client._reading = asyncio.create_task(client._read())
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                hello = p.Hello(id=0, token=os.environ.get("WORKBENCH_RESIDENT_TOKEN", ""))
+                hello = p.Hello(token=os.environ.get("WORKBENCH_RESIDENT_TOKEN", ""))
                 client.info = (await client.request(hello, p.Welcome)).model
         except TimeoutError as error:
             client.close()
@@ -79,35 +80,43 @@ class ResidentClient:
         return client
 
     def post(
-        self, request: p.Request, on_queued: Callable[[int], None] | None = None
-    ) -> asyncio.Future[p.Reply]:
+        self, request: p.ResidentRequest, session: str = "", on_queued: OnQueued | None = None
+    ) -> asyncio.Future[p.ResidentReply]:
         """Send now and return the future of the reply. Requests arrive in the order they were posted.
 
         Args:
-            on_queued: called with the number of turns that come first, while the request waits.
+            session: the name of the session it is about.
+            on_queued: called while the request waits for the turns of others.
 
         Raises:
             ResidentLost: the connection is closed.
         """
-        if self.closed:
-            raise ResidentLost("the connection is closed")
-        request.id = next(self._ids)
-        future: asyncio.Future[p.Reply] = asyncio.get_running_loop().create_future()
-        frame, number = p.encode(request), request.id
+        number = self._send(request, session)
+        future: asyncio.Future[p.ResidentReply] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         if on_queued is not None:
             self._on_queued[number] = on_queued
-        # However it ends, also by somebody who no longer wants to know.
+        # However it ends, also when the caller was cancelled.
         future.add_done_callback(lambda _: self._forget(number))
-        self._writer.write(frame)
         return future
+
+    def _send(self, request: p.ResidentRequest, session: str) -> int:
+        if self.closed:
+            raise ResidentLost("the connection is closed")
+        number = next(self._ids)
+        self._writer.write(p.encode_request(number, request, session))
+        return number
 
     def _forget(self, number: int) -> None:
         self._waiting.pop(number, None)
         self._on_queued.pop(number, None)
 
     async def request(
-        self, request: p.Request, expect: type[R], on_queued: Callable[[int], None] | None = None
+        self,
+        request: p.ResidentRequest,
+        expect: type[R],
+        session: str = "",
+        on_queued: OnQueued | None = None,
     ) -> R:
         """Send and wait for the reply.
 
@@ -115,38 +124,34 @@ class ResidentClient:
             ResidentLost: the worker died.
             ResidentError: the worker refused.
         """
-        return checked(await self.post(request, on_queued), expect)
+        return checked(await self.post(request, session, on_queued), expect)
 
     async def attach(self, sae: str, path: str) -> None:
         """Make sure the worker has the SAE."""
         if sae not in self.attached:
-            await self.request(p.AttachSae(id=0, sae=sae, path=path), p.Attached)
+            await self.request(p.AttachSae(sae=sae, path=path), p.SaeAttached)
             self.attached.add(sae)
 
     async def attach_adapter(self, adapter: str, path: str) -> None:
         """Make sure the worker has the adapter."""
         if adapter not in self.attached_adapters:
-            await self.request(p.AttachAdapter(id=0, adapter=adapter, path=path), p.AdapterAttached)
+            await self.request(p.AttachAdapter(adapter=adapter, path=path), p.AdapterAttached)
             self.attached_adapters.add(adapter)
 
-    def generate(self, request: p.Generate) -> AsyncIterator[p.Generated | p.GenerationEnded]:
+    def generate(self, request: p.Generate, session: str) -> AsyncIterator[p.Generated | p.GenerationEnded]:
         """Send now, so that a plan sent later is applied later; yields every token, and at last the end.
 
         Raises:
             ResidentLost: the worker died.
             ResidentError: the worker refused, or gave up.
         """
-        if self.closed:
-            raise ResidentLost("the connection is closed")
-        request.id = next(self._ids)
-        answers: asyncio.Queue[p.Reply | ResidentLost] = asyncio.Queue()
-        frame = p.encode(request)
-        self._streams[request.id] = answers
-        self._writer.write(frame)
-        return self._tokens(request.id, answers)
+        number = self._send(request, session)
+        answers: asyncio.Queue[p.ResidentReply | ResidentLost] = asyncio.Queue()
+        self._streams[number] = answers
+        return self._tokens(number, answers)
 
     async def _tokens(
-        self, request: int, answers: asyncio.Queue[p.Reply | ResidentLost]
+        self, number: int, answers: asyncio.Queue[p.ResidentReply | ResidentLost]
     ) -> AsyncIterator[p.Generated | p.GenerationEnded]:
         try:
             while True:
@@ -158,9 +163,9 @@ class ResidentClient:
                     return
                 yield checked(reply, p.Generated)
         finally:
-            self._streams.pop(request, None)
+            self._streams.pop(number, None)
 
-    def on_attached(self, call: Callable[[p.AttachEnded], None]) -> Callable[[], None]:
+    def on_attached(self, call: Callable[[p.Attached], None]) -> Callable[[], None]:
         """Call something whenever an SAE that took long to read is there, or failed; returns how to take that back."""
         self._on_attached.add(call)
         return lambda: self._on_attached.discard(call)
@@ -180,22 +185,23 @@ class ResidentClient:
         reason = "the connection ended"
         try:
             while True:
-                reply = p.decode_reply(await p.read_frame(self._reader))
+                frame = p.decode_reply(await p.read_frame(self._reader))
+                number, reply = frame.id, frame.message
                 if isinstance(reply, p.Queued):
-                    if (told := self._on_queued.get(reply.id)) is not None:
-                        told(reply.ahead)
+                    if (on_queued := self._on_queued.get(number)) is not None:
+                        on_queued(reply)
                     continue
-                if isinstance(reply, p.AttachEnded):
+                if isinstance(reply, p.Attached):
                     for call in tuple(self._on_attached):
                         call(reply)
                     continue
-                stream = self._streams.get(reply.id)
+                stream = self._streams.get(number)
                 if stream is not None:
                     stream.put_nowait(reply)
-                    if not isinstance(reply, p.Generated):  # the end, whoever still listens
-                        del self._streams[reply.id]
+                    if not isinstance(reply, p.Generated):  # the end, even if nobody iterates any more
+                        del self._streams[number]
                     continue
-                future = self._waiting.get(reply.id)
+                future = self._waiting.get(number)
                 if future is not None and not future.done():
                     future.set_result(reply)
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -215,7 +221,7 @@ class ResidentClient:
         for future in list(self._waiting.values()):
             if not future.done():
                 future.set_exception(ResidentLost(reason))
-                future.exception()  # whoever waits still gets it; nobody waiting is no defect
+                future.exception()  # marks it as retrieved: nobody may be waiting any more
         self._waiting.clear()
         for stream in self._streams.values():
             stream.put_nowait(ResidentLost(reason))
@@ -224,7 +230,7 @@ class ResidentClient:
             call()
 
 
-def checked(reply: p.Reply, expect: type[R]) -> R:
+def checked(reply: p.Message, expect: type[R]) -> R:
     """The reply as the expected type.
 
     Raises:

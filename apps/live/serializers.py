@@ -8,18 +8,17 @@ from rest_framework import serializers
 
 from apps.core.structs import StructField
 from apps.core.views import VisibleField
-from apps.live.messages import MAX_PROMPT
 from apps.patches.models import Patch
 from apps.registry.models import LanguageModel
 from microscope.params import EditPlan
-from worker.protocol import PromptToken, Receipt, Timings, TokenShift
+from microscope.protocol import MAX_PROMPT_CHARACTERS, PromptToken, Receipt, Timings, TokenShift
 
 
 class InferenceRequestSerializer(serializers.Serializer[Any]):
     """A question. Without ``patches`` and ``plan``, all patches of the model that are switched on apply."""
 
     model = VisibleField(LanguageModel)
-    prompt = serializers.CharField(max_length=MAX_PROMPT, trim_whitespace=False)
+    prompt = serializers.CharField(max_length=MAX_PROMPT_CHARACTERS, trim_whitespace=False)
     patches = serializers.ListField(child=VisibleField(Patch), required=False, max_length=64)
     plan = StructField(EditPlan, required=False)
     top = serializers.IntegerField(min_value=1, max_value=200, default=10)

@@ -17,7 +17,6 @@ from apps.core import clock
 from apps.core.errors import NotVisible, Refused, unknown_reference
 from apps.core.ids import uuid7
 from apps.core.publish import publish_on_commit, resident_group
-from apps.live.messages import ResidentState
 from apps.live.models import ResidentWorker
 from apps.live.resident_client import ResidentClient, ResidentLost, checked
 from apps.patches.models import Patch
@@ -27,8 +26,8 @@ from apps.projects.policies import Action, require
 from apps.registry.models import LanguageModel, ResultState
 from apps.saes.models import Sae
 from apps.saes.readiness import sae_not_ready
+from microscope import protocol as p
 from microscope.params import EditPlan
-from worker import protocol as p
 
 T = TypeVar("T")
 # How long after its last sign of life another host may take over a model.
@@ -37,17 +36,17 @@ CLAIM_LASTS = timedelta(seconds=30)
 ATTACH_SECONDS = 2.0
 
 
-class SaePlace(NamedTuple):
-    """Where an SAE is and what edits of it must respect."""
+class SaePath(NamedTuple):
+    """The folder of an SAE, and how many features edits of it may name."""
 
     path: str
     width: int
 
 
-class Places(NamedTuple):
+class Paths(NamedTuple):
     """What a session may use, by fingerprint: SAEs, and the folders of adapters."""
 
-    saes: dict[str, SaePlace]
+    saes: dict[str, SaePath]
     adapters: dict[str, str]
 
 
@@ -55,7 +54,7 @@ class Resident(NamedTuple):
     """A resident worker as a socket needs to know it."""
 
     address: str
-    state: ResidentState
+    state: p.ResidentState
 
 
 _ADVICE = {
@@ -133,23 +132,23 @@ def resident_of(model: LanguageModel) -> Resident:
     if row is None:
         code, message, hint = _ADVICE["starting" if model.wanted_loaded else "absent"]
         state = "starting" if model.wanted_loaded else "stopped"
-        return Resident("", ResidentState(state=state, code=code, message=message, hint=hint))
+        return Resident("", p.ResidentState(state=state, code=code, message=message, hint=hint))
     code, message, hint = row.error_code, row.error_message, row.error_hint
     if not code and row.state in _ADVICE:
         code, message, hint = _ADVICE[row.state]
     info = None
     if row.state == ResidentWorker.State.READY:
         info = msgspec.convert(row.info, type=p.ModelInfo)
-    shown = ResidentState(
+    shown = p.ResidentState(
         state=row.state, code=code, message=message, hint=hint, memory_bytes=row.memory_bytes, model=info
     )
     return Resident(row.address if row.state == ResidentWorker.State.READY else "", shown)
 
 
-def live_places(model: LanguageModel) -> Places:
+def live_paths(model: LanguageModel) -> Paths:
     """What a live session of the model may use."""
     saes = {
-        fingerprint: SaePlace(str(sae.artifact.checkout()), sae.width)
+        fingerprint: SaePath(str(sae.artifact.checkout()), sae.width)
         for fingerprint, sae in sae_map(model).items()
         if sae.artifact is not None
     }
@@ -158,7 +157,7 @@ def live_places(model: LanguageModel) -> Places:
         for fingerprint, adapter in adapter_map(model).items()
         if adapter.artifact is not None
     }
-    return Places(saes, adapters)
+    return Paths(saes, adapters)
 
 
 def ready_address(model: LanguageModel) -> str:
@@ -174,7 +173,7 @@ def ready_address(model: LanguageModel) -> str:
     return resident.address
 
 
-def attach_sae(*, actor: Any, sae: Sae) -> p.Attached | p.Attaching:
+def attach_sae(*, actor: Any, sae: Sae) -> p.SaeAttached | p.Attaching:
     """Have the worker of the SAE's model load it now, instead of at its first use.
 
     A large one takes longer than a request should: then it is still attaching, the live sockets of the model are told
@@ -188,12 +187,12 @@ def attach_sae(*, actor: Any, sae: Sae) -> p.Attached | p.Attaching:
         raise sae_not_ready(sae)
     address, folder = ready_address(sae.model), str(sae.artifact.checkout())
 
-    async def ask() -> p.Attached | p.Attaching:
+    async def ask() -> p.SaeAttached | p.Attaching:
         client = await ResidentClient.connect(address)
-        question = p.AttachSae(id=0, sae=sae.fingerprint, path=folder, patience=ATTACH_SECONDS)
+        question = p.AttachSae(sae=sae.fingerprint, path=folder, wait_seconds=ATTACH_SECONDS)
         try:
-            reply = await client.request(question, p.Reply)
-            return reply if isinstance(reply, p.Attaching) else checked(reply, p.Attached)
+            reply = await client.request(question, p.Message)
+            return reply if isinstance(reply, p.Attaching) else checked(reply, p.SaeAttached)
         finally:
             client.close()
 
@@ -204,7 +203,7 @@ class Inference(NamedTuple):
     """The answer to a one-shot question."""
 
     opened: p.Opened
-    result: p.Result
+    result: p.Computed
     applied: list[Patch]
     skipped: list[Patch]
 
@@ -241,22 +240,18 @@ def infer(
     whole = EditPlan(edits=(*edits, *(plan.edits if plan is not None else ())))
     check_plan(whole, model)
     address = ready_address(model)
-    places = live_places(model)
+    paths = live_paths(model)
 
     async def ask() -> Inference:
         client = await ResidentClient.connect(address)
         try:
             for fingerprint in whole.saes():
-                await client.attach(fingerprint, places.saes[fingerprint].path)
+                await client.attach(fingerprint, paths.saes[fingerprint].path)
             for fingerprint in whole.adapters():
-                await client.attach_adapter(fingerprint, places.adapters[fingerprint])
+                await client.attach_adapter(fingerprint, paths.adapters[fingerprint])
             session = uuid7().hex
-            opened = await client.request(
-                p.OpenSession(id=0, session=session, prompt=prompt, top=top), p.Opened
-            )
-            result = await client.request(
-                p.Apply(id=0, session=session, rev=1, plan=whole, top=top), p.Result
-            )
+            opened = await client.request(p.Open(prompt=prompt, top=top), p.Opened, session)
+            result = await client.request(p.Apply(rev=1, plan=whole, top=top), p.Computed, session)
             return Inference(opened, result, applied, [patch for patch in chosen if not patch.enabled])
         finally:
             client.close()

@@ -21,7 +21,7 @@ from django.utils import timezone
 from apps.accounts.models import ApiToken, User
 from apps.core.errors import MicroscopeError
 from apps.core.publish import user_group
-from apps.live.messages import Failure, Message, Ping, Pong
+from microscope.protocol import Failure, Message, Ping, Pong
 
 log = structlog.get_logger(__name__)
 

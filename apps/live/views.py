@@ -14,7 +14,7 @@ from rest_framework.views import APIView
 from apps.live import services
 from apps.live.serializers import AttachedSerializer, InferenceRequestSerializer, InferenceSerializer
 from apps.saes.models import Sae
-from worker.protocol import Attached
+from microscope.protocol import SaeAttached
 
 
 class InferenceView(APIView):
@@ -63,7 +63,7 @@ class AttachView(APIView):
         rows = Sae.objects.visible_to(request.user).select_related("artifact", "model")
         sae = get_object_or_404(rows, pk=pk)
         found = services.attach_sae(actor=request.user, sae=sae)
-        attached = isinstance(found, Attached)
+        attached = isinstance(found, SaeAttached)
         shown = {
             "state": "attached" if attached else "attaching",
             "sae": sae.fingerprint,

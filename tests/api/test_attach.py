@@ -11,12 +11,12 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from apps.live import messages as m
 from apps.live import services
 from apps.live.models import ResidentWorker
 from apps.live.resident_client import ClientPool, ResidentClient
-from apps.live.services import Places, Resident, SaePlace
+from apps.live.services import Paths, Resident, SaePath
 from apps.live.session import LiveSession
+from microscope import protocol as p
 from microscope.live import ResidentModel
 from microscope.models import load_model
 from microscope.sae import save_sae
@@ -55,7 +55,7 @@ class Worker:
         for client in self.clients:
             client.close()
         async with asyncio.timeout(10):
-            while self.server._peers:
+            while self.server.connections:
                 await asyncio.sleep(0.01)
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
@@ -84,9 +84,9 @@ def worker(world, tmp_path, monkeypatch) -> Iterator[Worker]:
 class Listener:
     """A live session in another window, on the worker's loop."""
 
-    def __init__(self, worker: Worker, places: Places) -> None:
-        self.heard: list[m.Message] = []
-        self._places, self._worker, self._tasks = places, worker, set()
+    def __init__(self, worker: Worker, places: Paths) -> None:
+        self.heard: list[p.Message] = []
+        self._paths, self._worker, self._tasks = places, worker, set()
         asyncio.run_coroutine_threadsafe(self._start(), worker.loop).result(10)
 
     async def _start(self) -> None:
@@ -97,30 +97,30 @@ class Listener:
             say=self._say,
             spawn=lambda work: self._tasks.add(asyncio.ensure_future(work)),
             look=self._look,
-            read_places=self._read_places,
+            read_paths=self._read_paths,
         )
         await self.session.show_state()
         self._worker.clients.append(await pool.get(model, self._worker.address))
 
-    async def _say(self, message: m.Message) -> None:
+    async def _say(self, message: p.Message) -> None:
         self.heard.append(message)
 
     async def _look(self) -> Resident:
-        return Resident(self._worker.address, m.ResidentState(state="ready"))
+        return Resident(self._worker.address, p.ResidentState(state="ready"))
 
-    async def _read_places(self) -> Places:
-        return self._places
+    async def _read_paths(self) -> Paths:
+        return self._paths
 
     @property
-    def attached(self) -> list[m.Message]:
-        return [message for message in self.heard if isinstance(message, m.Attached)]
+    def attached(self) -> list[p.Message]:
+        return [message for message in self.heard if isinstance(message, p.Attached)]
 
 
 def test_a_large_sae_is_attached_after_the_answer(world, client_of, worker) -> None:
     sae, viewer = world.sae, client_of("viewer")
     folder = str(sae.artifact.checkout())
-    here = Listener(worker, Places({sae.fingerprint: SaePlace(folder, sae.width)}, {}))
-    elsewhere = Listener(worker, Places({}, {}))  # another project's, on the same worker
+    here = Listener(worker, Paths({sae.fingerprint: SaePath(folder, sae.width)}, {}))
+    elsewhere = Listener(worker, Paths({}, {}))  # another project's, on the same worker
     for _ in range(2):
         answer = viewer.post(f"/api/v1/saes/{sae.pk}/attach")
         assert answer.status_code == 202
@@ -133,7 +133,7 @@ def test_a_large_sae_is_attached_after_the_answer(world, client_of, worker) -> N
     assert here.attached == []
     worker.may_read.set()
     wait_for(lambda: here.attached, 10, "for the announcement")
-    assert here.attached == [m.Attached(sae=sae.fingerprint)]
+    assert here.attached == [p.Attached(sae=sae.fingerprint)]
     assert elsewhere.attached == []
     answer = viewer.post(f"/api/v1/saes/{sae.pk}/attach")
     assert (answer.status_code, answer.json()["state"]) == (200, "attached")
@@ -145,7 +145,7 @@ def test_a_large_sae_that_is_damaged_is_told_and_told_again(world, client_of, wo
     folder = sae.artifact.checkout()
     for file in folder.glob("*.safetensors"):
         file.write_bytes(b"\0" * 100)
-    here = Listener(worker, Places({sae.fingerprint: SaePlace(str(folder), sae.width)}, {}))
+    here = Listener(worker, Paths({sae.fingerprint: SaePath(str(folder), sae.width)}, {}))
     assert viewer.post(f"/api/v1/saes/{sae.pk}/attach").status_code == 202
     worker.may_read.set()
     wait_for(lambda: here.attached, 10, "for the announcement")

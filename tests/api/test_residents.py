@@ -17,7 +17,7 @@ from apps.audit.models import AuditEvent
 from apps.live import services
 from apps.live.models import ResidentWorker
 from apps.live.resident_client import ResidentClient
-from worker import protocol as p
+from microscope import protocol as p
 from worker import residents
 from worker.residents import ResidentProcess, Wanted
 
@@ -79,7 +79,7 @@ async def test_an_idle_model_leaves_memory_and_says_why(world, settings, monkeyp
     await store(model_id=model.pk, state=State.READY, host="h", address="unix:x")
     process = ResidentProcess(Wanted(model.pk, model.reference, "", "auto", None), "h")
     for idle, wanted in ((599.0, True), (601.0, False)):
-        status = p.Status(id=1, sessions=1, cache_bytes=0, rss_bytes=5, queued=0, saes=[], idle_seconds=idle)
+        status = p.Status(sessions=1, cache_bytes=0, rss_bytes=5, queued=0, saes=[], idle_seconds=idle)
         assert await process._note(status)
         await model.arefresh_from_db()
         assert model.wanted_loaded is wanted
@@ -122,7 +122,7 @@ async def test_two_agents_share_a_model_between_hosts_and_a_killed_one_comes_bac
         assert (row.host, row.address[:14]) == ("one", "tcp:127.0.0.1:")
         assert not two._running
         client = await ResidentClient.connect(row.address)
-        assert (await client.request(p.Ping(id=0), p.Status)).sessions == 0
+        assert (await client.request(p.ReadStatus(), p.Status)).sessions == 0
         lost = asyncio.Event()
         client.on_loss(lost.set)
         os.kill(row.pid, signal.SIGKILL)

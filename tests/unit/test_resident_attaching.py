@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 
+from microscope import protocol as p
 from microscope.live import ResidentModel
 from microscope.params import EditPlan
 from tests.resident_talk import PROMPT, Client, add
-from worker import protocol as p
 from worker.resident.server import ResidentServer
 
 
@@ -24,24 +24,24 @@ async def test_nobody_waits_while_an_autoencoder_is_read(llama, sae, sae_folder,
     listening, address = await ResidentServer(resident).listen(f"unix:{tmp_path}/r.sock")
     async with listening:
         waits, works = [await Client.connect(address.removeprefix("unix:")) for _ in range(2)]
-        waits.send(p.AttachSae(id=1, sae=sae.config.fingerprint, path=str(sae_folder)))
+        waits.send(p.AttachSae(sae=sae.config.fingerprint, path=str(sae_folder)))
         try:
-            assert isinstance(await works.ask(p.OpenSession(id=2, session="s", prompt=PROMPT)), p.Opened)
-            off = await works.ask(p.Apply(id=3, session="s", rev=1, plan=EditPlan()))
-            assert isinstance(off, p.Result)
+            assert isinstance(await works.ask(p.Open(prompt=PROMPT)), p.Opened)
+            off = await works.ask(p.Apply(rev=1, plan=EditPlan()))
+            assert isinstance(off, p.Computed)
         finally:
             gate.set()
-        assert isinstance(await waits.receive(), p.Attached)
-        on = await works.ask(p.Apply(id=4, session="s", rev=2, plan=add(sae, 5.0)))
-        assert isinstance(on, p.Result)
+        assert isinstance(await waits.receive(), p.SaeAttached)
+        on = await works.ask(p.Apply(rev=2, plan=add(sae, 5.0)))
+        assert isinstance(on, p.Computed)
         for client in (waits, works):
             client.writer.close()
 
 
-async def test_an_autoencoder_is_read_on_when_who_asked_runs_out_of_patience(
+async def test_an_autoencoder_is_read_on_when_the_request_is_answered_before(
     llama, sae, sae_folder, tmp_path, monkeypatch
 ):
-    """Read once for all who ask, whoever hangs up; everybody hears of the end, and who asks again of a failure."""
+    """Read once for all, also when a connection ends; every connection hears of the end, and a later request of a failure."""
     resident, gate, reads = ResidentModel(llama), threading.Event(), []
     read = resident.read_sae
 
@@ -53,35 +53,37 @@ async def test_an_autoencoder_is_read_on_when_who_asked_runs_out_of_patience(
     monkeypatch.setattr(resident, "read_sae", slowly)
     listening, address = await ResidentServer(resident).listen(f"unix:{tmp_path}/r.sock")
 
-    def asks(number: int, patience: float | None, name: str = sae.config.fingerprint) -> p.AttachSae:
-        return p.AttachSae(id=number, sae=name, path=str(sae_folder), patience=patience)
+    def asks(wait_seconds: float | None, name: str = sae.config.fingerprint) -> p.AttachSae:
+        return p.AttachSae(sae=name, path=str(sae_folder), wait_seconds=wait_seconds)
 
     async with listening:
         leaves, stays, listens = [await Client.connect(address.removeprefix("unix:")) for _ in range(3)]
-        assert await leaves.ask(asks(1, 0.05)) == p.Attaching(id=1, sae=sae.config.fingerprint)
+        assert await leaves.ask(asks(0.05)) == p.Attaching(sae=sae.config.fingerprint)
         leaves.writer.close()
-        assert isinstance(await stays.ask(asks(2, 0.05)), p.Attaching)
-        stays.send(asks(3, None))
+        assert isinstance(await stays.ask(asks(0.05)), p.Attaching)
+        again = stays.send(asks(None))
         await asyncio.sleep(0.05)
         gate.set()
-        replies = [await stays.receive() for _ in range(2)]
-        [there] = [reply for reply in replies if isinstance(reply, p.Attached)]
-        assert (there.id, there.sae, there.site) == (3, sae.config.fingerprint, sae.config.site)
-        ended = p.AttachEnded(id=0, sae=sae.config.fingerprint)
-        assert ended in replies
+        there = p.SaeAttached(
+            sae=sae.config.fingerprint, site=sae.config.site, n_latents=sae.config.n_latents
+        )
+        ended = p.Attached(sae=sae.config.fingerprint)
+        replies = [await stays.frame() for _ in range(2)]
+        assert {reply.id: reply.message for reply in replies} == {again: there, 0: ended}
         assert await listens.receive() == ended
         assert len(reads) == 1
-        assert isinstance(await listens.ask(asks(4, 5.0)), p.Attached)  # in time: nothing is announced
+        assert isinstance(await listens.ask(asks(5.0)), p.SaeAttached)  # in time: nothing is announced
 
         gate.clear()
-        assert isinstance(await stays.ask(asks(5, 0.05, "0" * 32)), p.Attaching)
+        assert isinstance(await stays.ask(asks(0.05, "0" * 32)), p.Attaching)
         gate.set()
         for client in (stays, listens):
-            failed = await client.receive()
-            assert isinstance(failed, p.AttachEnded)
-            assert (failed.id, failed.sae, failed.code) == (0, "0" * 32, "wrong_sae")
+            reply = await client.frame()
+            failed = reply.message
+            assert isinstance(failed, p.Attached)
+            assert (reply.id, failed.sae, failed.code) == (0, "0" * 32, "wrong_sae")
         count = len(reads)
-        again = await listens.ask(asks(6, 5.0, "0" * 32))
+        again = await listens.ask(asks(5.0, "0" * 32))
         assert isinstance(again, p.Failure)
         assert (again.code, len(reads)) == ("wrong_sae", count)
         for client in (stays, listens):

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from apps.live.resident_client import ResidentClient
+from microscope import protocol as p
 from microscope.live import ResidentModel
 from microscope.params import EditPlan
 from microscope.patching.apply import EditEffect
 from tests.resident_talk import PROMPT, Client, add
-from worker import protocol as p
-from worker.resident import server as server_module
+from worker.resident import connection as connection_module
 from worker.resident.server import ResidentServer
 
 PATIENCE = 60
@@ -81,18 +81,18 @@ async def test_health_and_answers_are_read_by_the_compute_thread_alone(
             noted(owner, name)
     client = await Client.connect(place(address))
     await client.attach(sae, sae_folder)
-    await client.ask(p.OpenSession(id=2, session="s", prompt=PROMPT))
-    result = await client.ask(p.Apply(id=3, session="s", rev=1, plan=add(sae, 5.0)))
-    assert isinstance(result, p.Result)
+    await client.ask(p.Open(prompt=PROMPT))
+    result = await client.ask(p.Apply(rev=1, plan=add(sae, 5.0)))
+    assert isinstance(result, p.Computed)
     assert result.receipt.edits[0].positions
     assert result.timings.compute > 0
     assert result.timings.queued >= 0
     async with held(server):
-        status = await client.ask(p.Ping(id=4))  # at once, although somebody computes
+        status = await client.ask(p.ReadStatus())  # at once, although somebody computes
     assert isinstance(status, p.Status)
     assert status.sessions == 1
     assert status.saes == [sae.config.fingerprint]
-    assert status.cache_bytes == server._resident._sessions[next(iter(server._resident._sessions))]._measure()
+    assert status.cache_bytes == server.resident._sessions[next(iter(server.resident._sessions))]._measure()
     assert readers == {name: {"compute"} for name in readers}
     assert len(readers) == 6
     client.writer.close()
@@ -101,22 +101,26 @@ async def test_health_and_answers_are_read_by_the_compute_thread_alone(
 async def test_what_waits_when_its_session_is_closed_is_answered(served, sae) -> None:
     server, address = served
     client = await Client.connect(place(address))
-    await client.ask(p.OpenSession(id=1, session="s", prompt=PROMPT))
+    await client.ask(p.Open(prompt=PROMPT))
     async with held(server):
-        client.send(p.Apply(id=2, session="s", rev=1, plan=EditPlan()))
-        client.send(p.ReadPositions(id=3, session="s", plan=EditPlan()))
-        client.send(p.Generate(id=4, session="s", plan=EditPlan()))
-        client.send(p.CloseSession(id=5, session="s"))
+        waiting = (
+            p.Apply(rev=1, plan=EditPlan()),
+            p.ReadPositions(plan=EditPlan()),
+            p.Generate(run=1, plan=EditPlan()),
+        )
+        asked = [client.send(request) for request in waiting]
+        client.send(p.CloseSession())
         replies = {}
         async with asyncio.timeout(PATIENCE):
-            while not {2, 3, 4} <= replies.keys():
-                reply = await client.receive()
-                if not isinstance(reply, p.Queued):
-                    replies[reply.id] = reply
-    assert replies[2] == p.Superseded(id=2, session="s", rev=1)
-    assert isinstance(replies[3], p.Failure)
-    assert replies[3].code == "no_session"
-    assert replies[4] == p.GenerationEnded(id=4, session="s", reason="stopped")
+            while not set(asked) <= replies.keys():
+                reply = await client.frame()
+                if not isinstance(reply.message, p.Queued):
+                    replies[reply.id] = reply.message
+    applied, read, generated = (replies[number] for number in asked)
+    assert applied == p.Superseded(rev=1)
+    assert isinstance(read, p.Failure)
+    assert read.code == "no_session"
+    assert generated == p.GenerationEnded(run=1, reason="stopped")
     client.writer.close()
 
 
@@ -124,14 +128,13 @@ async def test_pages_that_leave_while_their_prompt_opens_leave_nothing(served, l
     """All pages of a portal share one connection, so the end of a page is not the end of its sessions."""
     from uuid import uuid4
 
-    from apps.live import messages as m
     from apps.live.resident_client import ClientPool
-    from apps.live.services import Places, Resident
+    from apps.live.services import Paths, Resident
     from apps.live.session import LiveSession
 
     server, address = served
     pool, said = ClientPool(), []
-    ready = Resident(address, m.ResidentState(state="ready"))
+    ready = Resident(address, p.ResidentState(state="ready"))
     model = uuid4()
 
     async def visit(leave_after: float | None) -> None:
@@ -149,16 +152,16 @@ async def test_pages_that_leave_while_their_prompt_opens_leave_nothing(served, l
         async def look():
             return ready
 
-        async def read_places():
-            return Places({}, {})
+        async def read_paths():
+            return Paths({}, {})
 
         session = LiveSession(
-            model_id=model, pool=pool, say=say, spawn=spawn, look=look, read_places=read_places
+            model_id=model, pool=pool, say=say, spawn=spawn, look=look, read_paths=read_paths
         )
         await session.show_state()
-        session.open(m.Open(prompt=PROMPT))
+        session.open(p.Open(prompt=PROMPT))
         if leave_after is None:
-            await until(lambda: any(isinstance(message, m.Opened) for message in said))
+            await until(lambda: any(isinstance(message, p.Opened) for message in said))
         else:
             await asyncio.sleep(leave_after)
         for task in tuple(tasks):
@@ -168,12 +171,12 @@ async def test_pages_that_leave_while_their_prompt_opens_leave_nothing(served, l
     async with held(server):
         for number in range(20):
             await visit(0.0 if number % 2 else 0.01)
-        assert len(server._turns) <= 20  # each prompt is only to be forgotten
+        assert len(server.queue) <= 20  # each prompt is only to be forgotten
     for number in range(10):
         await visit(0.001 * number)
-    await until(lambda: not len(server._turns) and server._vitals.sessions == 0)
+    await until(lambda: not len(server.queue) and server.status().sessions == 0)
     await visit(None)
-    await until(lambda: server._vitals.sessions == 0)
+    await until(lambda: server.status().sessions == 0)
     (_, client), *_ = pool._clients.values()
     await until(lambda: not client._waiting and not client._on_queued)
     client.close()
@@ -183,10 +186,8 @@ async def test_a_second_prompt_gives_up_the_first(served) -> None:
     server, address = served
     client = await ResidentClient.connect(address)
     async with held(server):
-        first = asyncio.create_task(
-            client.request(p.OpenSession(id=0, session="a", prompt=PROMPT), p.Opened, lambda ahead: None)
-        )
-        await until(lambda: len(server._turns))
+        first = asyncio.create_task(client.request(p.Open(prompt=PROMPT), p.Opened, "a", lambda queued: None))
+        await until(lambda: len(server.queue))
         first.cancel()
         await asyncio.wait({first})
         assert not client._waiting
@@ -197,48 +198,48 @@ async def test_a_second_prompt_gives_up_the_first(served) -> None:
 async def test_a_text_nobody_waits_for_any_more_is_forgotten(served) -> None:
     _, address = served
     client = await ResidentClient.connect(address)
-    await client.request(p.OpenSession(id=0, session="s", prompt=PROMPT), p.Opened)
-    client.generate(p.Generate(id=0, session="s", plan=EditPlan(), max_tokens=3))  # never iterated
+    await client.request(p.Open(prompt=PROMPT), p.Opened, "s")
+    client.generate(p.Generate(run=1, plan=EditPlan(), max_tokens=3), "s")  # never iterated
     await until(lambda: not client._streams)
     client.close()
 
 
 async def test_who_never_reads_is_dropped_and_others_are_served(served, sae, sae_folder, monkeypatch) -> None:
     server, address = served
-    monkeypatch.setattr(server_module, "_MAX_UNSENT", 2**18)
-    monkeypatch.setattr(server_module, "_MAX_PENDING", 50)
+    monkeypatch.setattr(connection_module, "MAX_UNSENT", 2**18)
+    monkeypatch.setattr(connection_module, "MAX_PENDING", 50)
     other, greedy = [await Client.connect(place(address)) for _ in range(2)]
     await other.attach(sae, sae_folder)
-    await greedy.ask(p.OpenSession(id=1, session="s", prompt=PROMPT))
-    asked = p.encode(p.ReadFeatures(id=2, session="s", sae=sae.config.fingerprint, indices=tuple(range(96))))
+    await greedy.ask(p.Open(prompt=PROMPT))
+    asked = p.encode_request(2, p.ReadFeatures(sae=sae.config.fingerprint, indices=tuple(range(96))), "s")
     greedy.reader._transport.pause_reading()  # type: ignore[attr-defined]
     greedy.writer.write(asked * 600)
     most = 0
     async with asyncio.timeout(PATIENCE):
-        while len(server._peers) > 1:
-            status = await other.ask(p.Ping(id=3))
+        while len(server.connections) > 1:
+            status = await other.ask(p.ReadStatus())
             assert isinstance(status, p.Status)
-            most = max(most, *(len(peer._tasks) for peer in server._peers))
+            most = max(most, *(peer.pending for peer in server.connections))
     assert most <= 50
     greedy.writer.transport.abort()
-    await until(lambda: server._vitals.sessions == 0)
+    await until(lambda: server.status().sessions == 0)
     other.writer.close()
 
 
 async def test_who_takes_nothing_for_long_is_dropped(served, monkeypatch) -> None:
     """However little it left unread: what it holds is for those who are still there."""
     server, address = served
-    monkeypatch.setattr(server_module, "_STALL_SECONDS", 0.5)
+    monkeypatch.setattr(connection_module, "STALL_SECONDS", 0.5)
     silent = await Client.connect(place(address))
-    await silent.ask(p.OpenSession(id=1, session="s", prompt=PROMPT))
+    await silent.ask(p.Open(prompt=PROMPT))
     silent.reader._transport.pause_reading()  # type: ignore[attr-defined]
-    peer = next(iter(server._peers))
+    peer = next(iter(server.connections))
     peer._writer.transport.set_write_buffer_limits(0)
     async with asyncio.timeout(PATIENCE):
-        while server._peers:
-            silent.writer.write(p.encode(p.Ping(id=3)) * 500)
+        while server.connections:
+            silent.writer.write(p.encode_request(3, p.ReadStatus()) * 500)
             await asyncio.sleep(0.05)
-    await until(lambda: server._vitals.sessions == 0)
+    await until(lambda: server.status().sessions == 0)
     silent.writer.transport.abort()
 
 
@@ -246,19 +247,20 @@ async def test_an_answer_no_frame_can_hold_is_a_refusal(served, sae, sae_folder,
     _, address = served
     client = await Client.connect(place(address))
     await client.attach(sae, sae_folder)
-    await client.ask(p.OpenSession(id=1, session="s", prompt=PROMPT))
+    await client.ask(p.Open(prompt=PROMPT))
     monkeypatch.setattr(p, "MAX_FRAME_BYTES", 2000)
     many = tuple(range(96))
-    reply = await client.ask(p.ReadFeatures(id=2, session="s", sae=sae.config.fingerprint, indices=many))
-    assert isinstance(reply, p.Failure)
-    assert (reply.id, reply.code) == (2, "answer_too_large")
-    assert isinstance(await client.ask(p.Ping(id=3)), p.Status)
+    number = client.send(p.ReadFeatures(sae=sae.config.fingerprint, indices=many))
+    reply = await client.frame()
+    assert isinstance(reply.message, p.Failure)
+    assert (reply.id, reply.message.code) == (number, "answer_too_large")
+    assert isinstance(await client.ask(p.ReadStatus()), p.Status)
     client.writer.close()
 
 
 async def test_who_does_not_introduce_themselves_is_dropped(served, monkeypatch) -> None:
     server, address = served
-    monkeypatch.setattr(server_module, "_HELLO_SECONDS", 0.2)
+    monkeypatch.setattr(connection_module, "HELLO_SECONDS", 0.2)
     for opening in (
         b"",
         b"\x00\x00",
@@ -272,22 +274,23 @@ async def test_who_does_not_introduce_themselves_is_dropped(served, monkeypatch)
         writer.close()
     for token in ("wrong", "falsch wie Ä", "\U0001f511"):
         client = Client(*await asyncio.open_unix_connection(place(address)))
-        reply = await client.ask(p.Hello(id=0, token=token))
+        reply = await client.ask(p.Hello(token=token))
         assert isinstance(reply, p.Failure)
         assert reply.code == "not_authorised"
         assert await asyncio.wait_for(client.reader.read(), PATIENCE) == b""
         client.writer.close()
-    await until(lambda: not server._peers)
+    await until(lambda: not server.connections)
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        b"\x82\xa4type\xa4ping\xa2id\xcf\xff\xff\xff\xff\xff\xff\xff\xff",  # a number beyond 63 bits
-        b"\x83\xa4type\xa4ping\xa2id\x01\xa4more\x91" + b"\x91" * 20_000,  # deep
-        b"\x82\xa4type\xa4ping\xa2id",  # cut off
-        b"\x82\xa4type\xa4ping\xa2id\x01\x00",  # something behind
-        b"\x82\xa4type\xa4\xff\xfe\xfd\xfc\xa2id\x01",  # no UTF-8
+        b"\x93\xcf\xff\xff\xff\xff\xff\xff\xff\xff\xa0\x81\xa4type\xabread_status",  # a number beyond 63 bits
+        b"\x93\x01\xa0\x82\xa4type\xabread_status\xa4more\x91" + b"\x91" * 20_000,  # deep
+        b"\x93\x01\xa0\x81\xa4type",  # cut off
+        b"\x93\x01\xa0\x81\xa4type\xabread_status\x00",  # something behind
+        b"\x94\x01\xa0\x81\xa4type\xabread_status\x00",  # one element too many
+        b"\x93\x01\xa4\xff\xfe\xfd\xfc\x81\xa4type\xabread_status",  # no UTF-8
         b"",
         b"\xdd\xff\xff\xff\xff",  # an array of four thousand million
         b"\xc6\xff\xff\xff\xff",
@@ -300,14 +303,11 @@ async def test_malformed_frames_are_answered_and_forgotten(served, body: bytes) 
     reply = await client.receive()
     assert isinstance(reply, p.Failure)
     assert reply.code == "bad_message"
-    assert isinstance(await client.ask(p.Ping(id=9)), p.Status)
-    for bad in (
-        p.OpenSession(id=2, session="s", prompt="a", top=0),
-        p.OpenSession(id=2, session="s", prompt="a", top=-5),
-    ):
-        reply = await client.ask(bad)
+    assert isinstance(await client.ask(p.ReadStatus()), p.Status)
+    for top in (0, -5):
+        reply = await client.ask(p.Open(prompt="a", top=top))
         assert isinstance(reply, p.Failure)
-        assert reply.code == "bad_message"
+        assert reply.code == "bad_top"
     client.writer.close()
 
 
@@ -342,12 +342,10 @@ async def test_room_is_made_before_an_autoencoder_is_read(
         client = await Client.connect(place(address))
         await client.attach(sae, sae_folder)
         await client.attach(other, other_folder)
-        await client.ask(p.OpenSession(id=2, session="s", prompt=PROMPT))
+        await client.ask(p.Open(prompt=PROMPT))
         for _ in range(2):
             for rev, one in enumerate((sae, other)):
-                assert isinstance(
-                    await client.ask(p.Apply(id=3, session="s", rev=rev, plan=add(one, 5.0))), p.Result
-                )
+                assert isinstance(await client.ask(p.Apply(rev=rev, plan=add(one, 5.0))), p.Computed)
         client.writer.close()
     assert len(held_while_reading) > 2
     assert set(held_while_reading) == {0}

@@ -1,4 +1,4 @@
-"""Whose work comes next."""
+"""A fair queue: sessions take turns on the one compute thread."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 class Work:
     """One call for the compute thread.
 
-    ``rev`` is set for work that a newer revision of the same session makes pointless; ``done`` receives
-    the result, the exception, or :class:`Overtaken`.
+    ``rev`` is set for work that a newer revision of the same session replaces; ``done`` receives the
+    result, the exception, or :class:`Superseded`.
     """
 
     call: Callable[[], Any]
@@ -24,12 +24,12 @@ class Work:
     queued_at: float = field(default_factory=time.perf_counter)
 
 
-class Overtaken(Exception):
+class Superseded(Exception):
     """A newer revision arrived before this one was computed."""
 
 
-class Turns:
-    """Sessions take turns, one piece of work each, so that nobody's slider starves another's.
+class FairQueue:
+    """Sessions take turns, one piece of work each, so that one busy session cannot starve the others.
 
     Within a session order is kept, except that a revision still waiting is dropped when a newer comes.
     """
@@ -48,18 +48,18 @@ class Turns:
             for waiting in [w for w in queue if w.rev is not None and w.rev < work.rev]:
                 queue.remove(waiting)
                 if not waiting.done.done():
-                    waiting.done.set_exception(Overtaken())
+                    waiting.done.set_exception(Superseded())
         queue.append(work)
         self._ready.set()
 
     def ahead(self, work: Work) -> int:
         """How many pieces of work end before this one begins, with the one that runs; 0 once it runs itself."""
-        for place, (_, queue) in enumerate(self._queues.items()):
+        for position, (_, queue) in enumerate(self._queues.items()):
             if work in queue:
                 # Everybody has a turn for each of the session's own, and those in front one more.
                 before = queue.index(work)
-                others = (q for number, q in enumerate(self._queues.values()) if number != place)
-                rounds = (min(len(q), before + (n < place)) for n, q in enumerate(others))
+                others = (q for number, q in enumerate(self._queues.values()) if number != position)
+                rounds = (min(len(q), before + (n < position)) for n, q in enumerate(others))
                 return 1 + before + sum(rounds)
         return 0
 
