@@ -1,4 +1,4 @@
-"""Celery's beat, with a pulse."""
+"""Celery's beat, with a heartbeat."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from celery.beat import PersistentScheduler
 from django.conf import settings
 
-from workbench.pulse import pulse
+from apps.core import heartbeat
 
 
 class Scheduler(PersistentScheduler):  # type: ignore[misc]
@@ -19,5 +19,5 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]
         """Send what is due; returns the seconds until it should be called again."""
         seconds: float = super().tick(*args, **kwargs)
         with contextlib.suppress(OSError):  # on a full disk the schedule goes on
-            pulse(Path(settings.WORKBENCH_RUN_DIR), "beat")
+            heartbeat.beat(Path(settings.WORKBENCH_RUN_DIR), "beat")
         return seconds

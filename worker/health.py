@@ -10,23 +10,23 @@ import os
 import sys
 from pathlib import Path
 
-from workbench.pulse import PATIENCE, age
+from apps.core.heartbeat import MAX_AGE_SECONDS, age
 
 ROLES = ("compute", "agent", "beat")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Look at the role's pulse and say what is there."""
+    """Look at the role's heartbeat and say what is there."""
     parser = argparse.ArgumentParser(prog="python -m worker.health", description=__doc__)
     parser.add_argument("role", choices=ROLES)
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("WORKBENCH_DATA_DIR") or "var"))
-    parser.add_argument("--patience", type=float, default=PATIENCE, metavar="SECONDS")
+    parser.add_argument("--max-age", "--patience", type=float, default=MAX_AGE_SECONDS, metavar="SECONDS")
     options = parser.parse_args(arguments)
     seconds = age(options.data_dir / "run", options.role)
     if seconds is None:
-        print(f"{options.role} has never shown a sign of life in {options.data_dir}.")
-    elif seconds > options.patience:
-        print(f"{options.role} showed its last sign of life {seconds:.0f} s ago.")
+        print(f"{options.role} has sent no heartbeat yet in {options.data_dir}.")
+    elif seconds > options.max_age:
+        print(f"{options.role} sent its last heartbeat {seconds:.0f} s ago.")
     else:
         print(f"{options.role} works.")
         return 0

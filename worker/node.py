@@ -1,4 +1,4 @@
-"""This worker process as the portal knows it: a row with a pulse, which also looks after lost jobs."""
+"""This worker process as the portal knows it: a row with a heartbeat, which also looks after lost jobs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ import structlog
 from django.conf import settings
 from django.db import connection
 
-from apps.core import clock
+from apps.core import clock, heartbeat
 from apps.jobs import leases
 from apps.jobs.models import Job, WorkerNode
 from apps.jobs.states import LEASED
-from workbench.pulse import pulse
 from worker.outbox import Outbox
 
 log = structlog.get_logger(__name__)
@@ -58,7 +57,7 @@ class Node:
         self.row: WorkerNode | None = None
 
     def start(self) -> WorkerNode:
-        """Register, take back jobs of dead workers of this host, and start the pulse."""
+        """Register, take back jobs of dead workers of this host, and start the heartbeat."""
         pid = os.getpid()
         self.row = WorkerNode.objects.create(
             host=socket.gethostname(),
@@ -88,13 +87,13 @@ class Node:
             try:
                 assert self.row is not None
                 WorkerNode.objects.filter(pk=self.row.pk).update(heartbeat_at=clock.now())
-                pulse(Path(settings.WORKBENCH_RUN_DIR), "compute")
+                heartbeat.beat(Path(settings.WORKBENCH_RUN_DIR), "compute")
                 if time.monotonic() - looked >= settings.WORKBENCH_REAP_SECONDS:
                     looked = time.monotonic()
                     leases.reap()
                     self._remind()
-            except Exception as error:  # a locked database or a dead broker must not end the pulse
-                log.warning("pulse_failed", error=str(error))
+            except Exception as error:  # a locked database or a dead broker must not end the heartbeat
+                log.warning("heartbeat_failed", error=str(error))
         connection.close()
 
     def _remind(self) -> None:

@@ -21,12 +21,12 @@ from django.conf import settings
 from django.db import DatabaseError
 from django.utils import timezone
 
+from apps.core import heartbeat
 from apps.live import services
 from apps.live.models import ResidentWorker
 from apps.live.resident_client import ResidentClient, ResidentError, ResidentLost
 from apps.registry.models import LanguageModel
 from microscope import protocol as p
-from workbench.pulse import pulse
 from worker.environment import child_environment, names_the_hub
 
 log = structlog.get_logger(__name__)
@@ -195,8 +195,8 @@ class ResidentProcess:
                 client.close()
 
     async def _note(self, status: p.Status) -> bool:
-        """Store a sign of life and ask to be stopped when idle; False when the model is another host's by now."""
-        mine = await sync_to_async(services.set_vitals)(
+        """Store a heartbeat and ask to be stopped when idle; False when the model is another host's by now."""
+        mine = await sync_to_async(services.record_heartbeat)(
             model_id=self.wanted.model_id, host=self._host, memory_bytes=status.rss_bytes
         )
         minutes = settings.WORKBENCH_RESIDENT_IDLE_MINUTES
@@ -309,7 +309,7 @@ class Residents:
         if time.monotonic() - self._kept_at > PING_SECONDS:
             self._kept_at = time.monotonic()
             with contextlib.suppress(OSError):  # on a full disk models stay where they are
-                pulse(Path(settings.WORKBENCH_RUN_DIR), "agent")
+                heartbeat.beat(Path(settings.WORKBENCH_RUN_DIR), "agent")
             at_work = [model_id for model_id, running in self._running.items() if not running.over]
             with contextlib.suppress(DatabaseError):  # said again in a moment
                 await sync_to_async(services.keep_claims)(model_ids=at_work, host=self._host)

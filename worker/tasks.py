@@ -11,10 +11,10 @@ from celery import signals
 from django.core.management import call_command
 
 from apps.core import clock
+from apps.core.broker import app
 from apps.jobs import leases
 from apps.jobs.announce import RUN_JOB
 from apps.jobs.models import WorkerNode
-from workbench.celery import app
 from worker.node import Node
 from worker.supervise import Supervision, clean_workdirs
 

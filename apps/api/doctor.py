@@ -15,10 +15,10 @@ from django.db import connection
 from apps.api.operations import pending_migrations
 from apps.api.state import disk_space
 from apps.artifacts.models import Artifact
+from apps.core.broker import check_broker
 from apps.core.errors import MicroscopeError
 from apps.jobs.models import Job, WorkerNode
 from apps.jobs.states import State
-from workbench.celery import app
 
 LOW_BYTES = 5 * 2**30
 LOOKED_AT = 50
@@ -83,8 +83,7 @@ def _migrations() -> Iterator[Finding]:
 
 def _broker() -> Iterator[Finding]:
     try:
-        with app.connection_for_write(connect_timeout=2) as broker:
-            broker.ensure_connection(max_retries=1, interval_start=0, timeout=2)
+        check_broker(seconds=2)
     except Exception as error:
         yield Finding(
             "broker",

@@ -17,11 +17,11 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from apps.api.lineage import Lineage, lineage
+from apps.core.broker import check_broker
 from apps.core.structs import StructSerializer
 from apps.jobs.models import Job, WorkerNode
 from apps.jobs.states import State
 from apps.projects.models import Project
-from workbench.celery import app
 
 log = structlog.get_logger(__name__)
 
@@ -71,8 +71,7 @@ class HealthView(APIView):
             log.error("health_database", error=str(error))
             database = False
         try:
-            with app.connection_for_write(connect_timeout=1) as broker_connection:
-                broker_connection.ensure_connection(max_retries=1, interval_start=0, timeout=1)
+            check_broker(seconds=1)
         except Exception as error:
             log.warning("health_broker", error=str(error))
             broker = False

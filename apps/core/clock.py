@@ -1,7 +1,7 @@
 """One clock for all hosts: the database's.
 
 A worker, a web process and a model host may each be minutes off. What one of them writes and another judges (leases,
-signs of life, times of expiry, what is due) is therefore written and judged by the time of the database they share.
+heartbeats, times of expiry, what is due) is therefore written and judged by the time of the database they share.
 With SQLite they are processes of one machine, whose clock is the database's.
 """
 

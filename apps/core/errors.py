@@ -11,13 +11,10 @@ from django.db import DataError, IntegrityError, transaction
 from django.db.models import ProtectedError
 from django.http import HttpRequest, JsonResponse
 
-from microscope.params import schema as _params
-
-# The class lives in microscope.errors; microscope.params is the one door through which the portal reaches it.
-MicroscopeError = _params.MicroscopeError  # type: ignore[attr-defined]
+from microscope.errors import MicroscopeError as MicroscopeError
 
 
-class Refused(MicroscopeError):  # type: ignore[misc, valid-type]
+class Refused(MicroscopeError):
     """A request the portal understands and does not carry out.
 
     Args:

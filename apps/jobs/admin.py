@@ -176,7 +176,7 @@ class PipelineAdmin(ReadOnlyAdmin):
 
 @admin.register(WorkerNode)
 class WorkerNodeAdmin(RecordAdmin):
-    """Compute workers, their last sign of life, and what they do."""
+    """Compute workers, their last heartbeat, and what they do."""
 
     list_display = ("__str__", "alive_shown", "heartbeat_at", "busy_with", "started", "version")
     list_filter = ("host",)

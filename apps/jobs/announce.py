@@ -10,10 +10,10 @@ import msgspec
 import structlog
 from django.db import transaction
 
+from apps.core.broker import app
 from apps.core.publish import job_group, project_jobs_group, publish
 from apps.jobs.models import Job, JobEvent
 from apps.jobs.summary import JobSummary, summaries, summarise_event
-from workbench.celery import app
 
 log = structlog.get_logger(__name__)
 

@@ -26,7 +26,7 @@ class ResidentLost(Exception):
     """The worker is gone, or cannot be reached."""
 
 
-class ResidentError(MicroscopeError):  # type: ignore[misc, valid-type]
+class ResidentError(MicroscopeError):
     """The worker refused a request."""
 
 

@@ -30,7 +30,7 @@ from microscope import protocol as p
 from microscope.params import EditPlan
 
 T = TypeVar("T")
-# How long after its last sign of life another host may take over a model.
+# How long after its last heartbeat another host may take over a model.
 CLAIM_LASTS = timedelta(seconds=30)
 # How long a request waits for an SAE to be read.
 ATTACH_SECONDS = 2.0
@@ -107,8 +107,8 @@ def set_resident(*, model_id: UUID, state: str, host: str, **values: Any) -> boo
     return True
 
 
-def set_vitals(*, model_id: UUID, host: str, memory_bytes: int) -> bool:
-    """Store the regular sign of life of a ready worker; False when another host holds the model by now."""
+def record_heartbeat(*, model_id: UUID, host: str, memory_bytes: int) -> bool:
+    """Store that a ready worker answers; False when another host holds the model by now."""
     mine = ResidentWorker.objects.filter(model_id=model_id, host=host, state=ResidentWorker.State.READY)
     return mine.update(memory_bytes=memory_bytes, heartbeat_at=clock.now()) == 1
 

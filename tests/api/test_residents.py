@@ -31,7 +31,7 @@ def test_one_host_at_a_time_holds_a_model(world) -> None:
     assert services.claim_resident(model_id=model, host="one"), "again by its own agent"
     assert not services.claim_resident(model_id=model, host="two")
     assert not services.set_resident(model_id=model, state=State.FAILED, host="two")
-    assert not services.set_vitals(model_id=model, host="two", memory_bytes=1)
+    assert not services.record_heartbeat(model_id=model, host="two", memory_bytes=1)
     row = ResidentWorker.objects.get(model_id=model)
     assert (row.host, row.state) == ("one", State.STARTING)
     long_ago = timezone.now() - services.CLAIM_LASTS - timedelta(seconds=1)
@@ -64,7 +64,7 @@ def test_a_model_that_is_gone_is_claimed_by_nobody(world) -> None:
 
 @pytest.mark.django_db(transaction=True)
 async def test_an_idle_model_leaves_memory_and_says_why(world, settings, monkeypatch) -> None:
-    """The agent sees in the sign of life how long nobody asked; stopping then tells people the reason."""
+    """The agent sees in the heartbeat how long nobody asked; stopping then tells people the reason."""
     settings.WORKBENCH_RESIDENT_IDLE_MINUTES = 10
     model = world.model
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
-from workbench.settings.env import Env, broker_url, database_config, generated_secret, reference_table
+from workbench.settings.env import Env, broker_url, database_config, generated_secret
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def test_secrets_from_files_and_never_shown(tmp_path) -> None:
     (tmp_path / "secret").write_text("hush\n")
     env = Env({"KEY_FILE": str(tmp_path / "secret")})
     assert env.secret("KEY", "hunter2", "A key.") == "hush"
-    assert "hunter2" not in reference_table(env)
+    assert "hunter2" not in env.reference_table()
     with pytest.raises(ImproperlyConfigured):
         Env({"KEY_FILE": "/nowhere"}).secret("KEY", "", "")
 

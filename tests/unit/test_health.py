@@ -1,4 +1,4 @@
-"""Signs of life, and what is said when there are none."""
+"""Heartbeats, and what is said when there are none."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import time
 
 import pytest
 
-from workbench import pulse
+from apps.core import heartbeat
 from worker import health
 
 
-def test_a_pulse_is_fresh_then_stale(tmp_path, capsys) -> None:
+def test_a_heartbeat_is_fresh_then_stale(tmp_path, capsys) -> None:
     def look(role: str) -> tuple[int, str]:
         status = health.main([role, "--data-dir", str(tmp_path)])
         return status, capsys.readouterr().out
 
-    assert look("compute") == (1, f"compute has never shown a sign of life in {tmp_path}.\n")
-    pulse.pulse(tmp_path / "run", "compute")
+    assert look("compute") == (1, f"compute has sent no heartbeat yet in {tmp_path}.\n")
+    heartbeat.beat(tmp_path / "run", "compute")
     assert look("compute") == (0, "compute works.\n")
     assert look("beat")[0] == 1, "every role has its own"
-    long_ago = time.time() - pulse.PATIENCE - 100
-    os.utime(pulse.file_of(tmp_path / "run", "compute"), (long_ago, long_ago))
+    long_ago = time.time() - heartbeat.MAX_AGE_SECONDS - 100
+    os.utime(heartbeat.file_of(tmp_path / "run", "compute"), (long_ago, long_ago))
     status, text = look("compute")
-    assert (status, text.startswith("compute showed its last sign of life 16")) == (1, True)
-    pulse.pulse(tmp_path / "run", "compute")
+    assert (status, text.startswith("compute sent its last heartbeat 16")) == (1, True)
+    heartbeat.beat(tmp_path / "run", "compute")
     assert look("compute")[0] == 0
 
 

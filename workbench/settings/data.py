@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from workbench.settings.env import artifact_storage, database_config, env
-from workbench.settings.places import WORKBENCH_DATA_DIR
+from workbench.settings.paths import WORKBENCH_DATA_DIR
 
 DATABASES = {
     "default": database_config(

@@ -39,6 +39,14 @@ class Env:
         self._environ = os.environ if environ is None else environ
         self.variables: dict[str, Variable] = {}
 
+    def reference_table(self) -> str:
+        """All variables read so far as a Markdown table."""
+        lines = ["| variable | type | default | meaning |", "|---|---|---|---|"]
+        for variable in sorted(self.variables.values(), key=lambda v: v.name):
+            default = f"`{variable.default}`" if variable.default else "–"
+            lines.append(f"| `{variable.name}` | {variable.type} | {default} | {variable.description} |")
+        return "\n".join(lines)
+
     def _read(
         self, name: str, kind: str, default: T, description: str, parse: Callable[[str], T], shown: str | None
     ) -> T:
@@ -253,12 +261,3 @@ def generated_secret(path: Path) -> str:
         finally:
             draft.unlink()
     return path.read_text(encoding="utf-8").strip()
-
-
-def reference_table(env: Env) -> str:
-    """All variables read so far as a Markdown table."""
-    lines = ["| variable | type | default | meaning |", "|---|---|---|---|"]
-    for variable in sorted(env.variables.values(), key=lambda v: v.name):
-        default = f"`{variable.default}`" if variable.default else "–"
-        lines.append(f"| `{variable.name}` | {variable.type} | {default} | {variable.description} |")
-    return "\n".join(lines)

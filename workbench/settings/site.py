@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from workbench.settings.env import env
-from workbench.settings.places import BASE_DIR, WORKBENCH_FRONTEND_DIR
+from workbench.settings.paths import BASE_DIR, WORKBENCH_FRONTEND_DIR
 
 DEBUG = env.flag("WORKBENCH_DEBUG", False, "Show tracebacks in the browser; never on a shared machine.")
 SECRET_KEY = env.secret(

@@ -34,6 +34,10 @@ class Generating:
     begun: Work
     ended: str = ""
 
+    def over(self) -> bool:
+        """Whether no further token is wanted."""
+        return self.ended != ""
+
 
 class Connection:
     """Reads requests until the peer leaves. The names of its sessions are its own, and they end with it."""
@@ -127,13 +131,19 @@ class Connection:
             case p.Open() as request:
                 self._halt(session, "stopped")
                 self._sessions.add(session)
-                return submit(session, lambda: self._open(session, frame.session, request))
+                return submit(session, functools.partial(self._open, session, frame.session, request))
             case p.Apply() as request:
-                return submit(session, lambda: self._apply(session, frame.session, request), request.rev)
+                return submit(
+                    session, functools.partial(self._apply, session, frame.session, request), request.rev
+                )
             case p.ReadFeatures() as request:
-                return submit(session, lambda: self._read_features(session, frame.session, request))
+                return submit(
+                    session, functools.partial(self._read_features, session, frame.session, request)
+                )
             case p.ReadPositions() as request:
-                return submit(session, lambda: self._read_positions(session, frame.session, request))
+                return submit(
+                    session, functools.partial(self._read_positions, session, frame.session, request)
+                )
             case p.StopGeneration():
                 self._halt(session, "stopped")
                 return submit(session, functools.partial(self._resident.stop_generation, session))
@@ -173,7 +183,7 @@ class Connection:
 
     def _halt(self, session: str, reason: str) -> None:
         running = self._generating.pop(session, None)
-        if running is not None and not running.ended:
+        if running is not None and not running.over():
             running.ended = reason
 
     def _begin(self, session: str, request: p.Generate) -> Generating:
@@ -200,9 +210,9 @@ class Connection:
         next_tokens = functools.partial(self._resident.next_tokens, session)
         try:
             await running.begun.done
-            while not running.ended:
+            while not running.over():
                 step = await self._server.submit(session, next_tokens).done
-                if running.ended:
+                if running.over():
                     break
                 running.ended = step.ended
                 await self._send(number, answers.generated(name, request.run, step))

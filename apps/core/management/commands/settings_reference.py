@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand
-
-from workbench.settings import base
-from workbench.settings.env import reference_table
 
 INTRODUCTION = (
     "Every environment variable the portal reads, written by `python manage.py settings_reference`. "
@@ -23,4 +21,4 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Write the table to standard output."""
-        self.stdout.write(f"# Settings\n\n{INTRODUCTION}\n\n{reference_table(base.env)}")
+        self.stdout.write(f"# Settings\n\n{INTRODUCTION}\n\n{settings.ENVIRONMENT.reference_table()}")

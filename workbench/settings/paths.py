@@ -1,4 +1,4 @@
-"""Where things are."""
+"""Paths of folders."""
 
 from __future__ import annotations
 

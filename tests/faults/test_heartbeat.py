@@ -15,8 +15,8 @@ from worker.health import ROLES
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers"), pytest.mark.timeout(1800)]
 
 
-def healthy(lab: Lab, role: str, patience: float) -> bool:
-    command = [sys.executable, "-m", "worker.health", role, "--patience", str(patience)]
+def healthy(lab: Lab, role: str, max_age: float) -> bool:
+    command = [sys.executable, "-m", "worker.health", role, "--max-age", str(max_age)]
     return (
         subprocess.run(command, cwd=ROOT, env=lab.site.environment, stdout=subprocess.DEVNULL).returncode == 0
     )

@@ -1,4 +1,4 @@
-"""Signs of life of the processes no request reaches: each touches a file as long as it does its work.
+"""Heartbeats of the processes no request reaches: each touches a file as long as it does its work.
 
 Read by ``python -m worker.health``, which must be quick and therefore knows neither Django nor its settings.
 """
@@ -9,17 +9,17 @@ import socket
 import time
 from pathlib import Path
 
-# A process that has not got around for so long does not work.
-PATIENCE = 60.0
+# A process whose last heartbeat is older does not work.
+MAX_AGE_SECONDS = 60.0
 
 
 def file_of(run_dir: Path, role: str) -> Path:
     """The file of a role on this host; the folder may be shared by several."""
-    return run_dir / f"pulse-{role}-{socket.gethostname()}"
+    return run_dir / f"heartbeat-{role}-{socket.gethostname()}"
 
 
-def pulse(run_dir: Path, role: str) -> None:
-    """Note that the process has just gone around.
+def beat(run_dir: Path, role: str) -> None:
+    """Note that the process has just done a round of its work.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -33,7 +33,7 @@ def pulse(run_dir: Path, role: str) -> None:
 
 
 def age(run_dir: Path, role: str) -> float | None:
-    """Seconds since the last sign of life; None when there was none."""
+    """Seconds since the last heartbeat; None when there was none."""
     try:
         return time.time() - file_of(run_dir, role).stat().st_mtime
     except FileNotFoundError:
