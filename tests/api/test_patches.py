@@ -144,22 +144,22 @@ def test_delete_is_remembered(world, editor) -> None:
 
 
 def test_live_sessions_know_only_their_own_ready_saes(world, foreign) -> None:
-    from apps.live.services import live_places
+    from apps.live.services import live_paths
     from tests.factories import SaeFactory
 
     SaeFactory(recording=world.recording, name="unfinished", state="pending", artifact=None)
-    assert set(live_places(world.model).saes) == {world.sae.fingerprint}
-    assert set(live_places(foreign.model).saes) == {foreign.sae.fingerprint}
+    assert set(live_paths(world.model).saes) == {world.sae.fingerprint}
+    assert set(live_paths(foreign.model).saes) == {foreign.sae.fingerprint}
 
 
 def test_live_sessions_know_only_their_own_ready_adapters(world, foreign) -> None:
-    from apps.live.services import live_places
+    from apps.live.services import live_paths
     from tests.factories import AdapterFactory
 
-    known = set(live_places(world.model).adapters)
+    known = set(live_paths(world.model).adapters)
     mine, theirs = AdapterFactory(model=world.model), AdapterFactory(model=foreign.model)
     AdapterFactory(model=world.model, state="pending", artifact=None)
-    places = live_places(world.model).adapters
+    paths = live_paths(world.model).adapters
     assert set(places) == known | {mine.fingerprint}
     assert theirs.fingerprint not in places
     assert places[mine.fingerprint] == str(mine.artifact.checkout())
