@@ -160,6 +160,6 @@ def test_live_sessions_know_only_their_own_ready_adapters(world, foreign) -> Non
     mine, theirs = AdapterFactory(model=world.model), AdapterFactory(model=foreign.model)
     AdapterFactory(model=world.model, state="pending", artifact=None)
     paths = live_paths(world.model).adapters
-    assert set(places) == known | {mine.fingerprint}
-    assert theirs.fingerprint not in places
-    assert places[mine.fingerprint] == str(mine.artifact.checkout())
+    assert set(paths) == known | {mine.fingerprint}
+    assert theirs.fingerprint not in paths
+    assert paths[mine.fingerprint] == str(mine.artifact.checkout())

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers")]
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "a long enough password"
-DOORS = ("params", "errors", "processes")  # of microscope
+DOORS = ("params", "protocol", "errors", "processes")  # of microscope
 HEAVY = ("torch", "transformers", "peft", "numpy", "pyarrow", "safetensors", "datasets", "huggingface_hub")
 
 
@@ -125,7 +125,14 @@ def strangers(modules: list[str]) -> list[str]:
 
 
 def test_strangers_are_noticed() -> None:
-    known = ["microscope", "microscope.params.jobs", "microscope.errors", "torchlight", "django"]
+    known = [
+        "microscope",
+        "microscope.params.jobs",
+        "microscope.protocol.live",
+        "microscope.errors",
+        "torchlight",
+        "django",
+    ]
     assert strangers(known) == []
     assert strangers([*known, "torch._C", "microscope.sae", "numpy"]) == [
         "torch._C",
