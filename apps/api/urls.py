@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from collections.abc import Iterator
 
-from django.apps import apps
+from django.apps import AppConfig, apps
 from django.urls import URLPattern, URLResolver, include, path
+from django.utils.module_loading import module_has_submodule
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 
 from apps.api.pipelines import PipelineViewSet
 from apps.api.views import HealthView, LineageView
+from apps.core.extensions import extensions
 from apps.core.views import Routes
 
 
-def _app_routes() -> list[URLPattern | URLResolver]:
-    names = [config.name for config in apps.get_app_configs() if config.name.startswith("apps.")]
-    return [
-        path("", include(f"{name}.urls"))
-        for name in names
-        if name != "apps.api" and find_spec(f"{name}.urls")
-    ]
+def _has_routes(config: AppConfig) -> bool:
+    return config.module is not None and module_has_submodule(config.module, "urls")
+
+
+def _app_routes() -> Iterator[URLPattern | URLResolver]:
+    for config in apps.get_app_configs():
+        if config.name.startswith("apps.") and config.name != "apps.api" and _has_routes(config):
+            yield path("", include(f"{config.name}.urls"))
+    for extension in filter(_has_routes, extensions()):
+        with extension.named():
+            yield path(f"{extension.label}/", include((f"{extension.name}.urls", extension.label)))
 
 
 routes = Routes()

@@ -18,7 +18,7 @@ from apps.core.errors import Refused
 from apps.jobs.kinds import OUT, JobKind, engine_command, never
 from apps.jobs.models import Job
 from apps.projects.models import Project
-from apps.registry.file_kinds import laid_out, room_for
+from apps.registry.kinds import laid_out, room_for
 from microscope.params.bundles import PackParams, UnpackParams
 
 _LISTING = "listing.json"
@@ -82,3 +82,6 @@ IMPORT_PROJECT = JobKind(
     takes_in=True,
     computes=never,
 )
+
+
+KINDS = (EXPORT_PROJECT, IMPORT_PROJECT)

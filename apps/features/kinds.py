@@ -78,3 +78,6 @@ ANALYSE = JobKind(
     clone=clone_sae_job("analyse", "Analyse features of"),
     hub=True,
 )
+
+
+KINDS = (ANALYSE,)

@@ -10,7 +10,8 @@ class JobsConfig(AppConfig):
     verbose_name = "Jobs"
 
     def ready(self) -> None:
-        """Let quotas measure what is used."""
-        from apps.jobs import usage
+        """Find every app's kinds of jobs, and let quotas measure what is used."""
+        from apps.jobs import kinds, usage
 
+        kinds.discover()
         usage.register()

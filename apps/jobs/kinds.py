@@ -1,17 +1,24 @@
-"""Kinds of jobs. The app that owns a kind's result registers it; jobs know none of them."""
+"""Kinds of jobs. The app that owns a kind's result lists it under ``KINDS`` in its module ``kinds``; jobs know none of
+them.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from django.apps import apps
 from django.conf import settings
+from django.utils.module_loading import module_has_submodule
 
 from apps.core.errors import Refused
+from apps.core.extensions import Extension
 from microscope.params import FieldSpec, JobParams, decode_params, field_specs
 
 if TYPE_CHECKING:
@@ -31,7 +38,7 @@ def _nothing(job: Job) -> None:
 
 
 def always(config: Mapping[str, Any]) -> bool:
-    """Whatever the configuration."""
+    """Under every configuration."""
     return True
 
 
@@ -129,20 +136,47 @@ class JobKind:
 _kinds: dict[str, JobKind] = {}
 
 
+def discover() -> None:
+    """Make the kinds of all installed apps known.
+
+    Raises:
+        BrokenExtension: those of another package's app cannot be used.
+    """
+    for config in apps.get_app_configs():
+        if config.module is not None and module_has_submodule(config.module, "kinds"):
+            with config.named() if isinstance(config, Extension) else contextlib.nullcontext():
+                for kind in getattr(import_module(f"{config.name}.kinds"), "KINDS", ()):
+                    register(kind)
+
+
 def register(kind: JobKind) -> None:
-    """Make a kind known; done once per kind when its app starts."""
+    """Make a kind known; once."""
     if kind.name in _kinds:
         raise ValueError(f"the job kind {kind.name} is registered twice")
     _kinds[kind.name] = kind
 
 
 def get_kind(name: str) -> JobKind:
-    """The kind of that name.
+    """The kind of that name; one that does nothing when the package it came with is gone."""
+    return _kinds.get(name) or _gone(name)
 
-    Raises:
-        KeyError: nobody registered it.
-    """
-    return _kinds[name]
+
+def _gone(name: str) -> JobKind:
+    def refuse(job: Job, workdir: Path) -> dict[str, Any]:
+        raise Refused(
+            "unknown_job_kind",
+            f"No installed package has jobs of the kind '{name}'.",
+            "Install the one it came with.",
+        )
+
+    return JobKind(
+        name=name,
+        title=name,
+        params_type=JobParams,
+        command=lambda: engine_command(name),
+        prepare=refuse,
+        on_success=lambda job, result, digest: None,
+    )
 
 
 def all_kinds() -> list[JobKind]:

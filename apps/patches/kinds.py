@@ -17,8 +17,7 @@ from apps.jobs.kinds import OUT, CloneRequest, JobKind, engine_command
 from apps.jobs.models import Job
 from apps.patches.models import Adapter, Certificate, Export, Gate
 from apps.patches.plans import adapter_map, sae_map
-from apps.registry.file_kinds import laid_out
-from apps.registry.kinds import model_place, rounded_model_place, set_state
+from apps.registry.kinds import laid_out, model_place, rounded_model_place, set_state
 from apps.registry.models import LanguageModel, Recording, ResultState
 from microscope.params import CertifyParams, EditPlan, ImportAdapterParams, PatchExportParams
 
@@ -254,3 +253,6 @@ IMPORT_ADAPTER = JobKind(
     takes_in=True,
     hub=True,
 )
+
+
+KINDS = (EXPORT_PATCH, CERTIFY_EXPORT, IMPORT_ADAPTER)

@@ -8,13 +8,3 @@ class SaesConfig(AppConfig):
 
     name = "apps.saes"
     verbose_name = "SAEs"
-
-    def ready(self) -> None:
-        """Register the kinds of jobs whose results live here."""
-        from apps.jobs.kinds import register
-        from apps.saes.kinds import EVALUATE, EXPORT, IMPORT, TRAIN
-
-        register(TRAIN)
-        register(EVALUATE)
-        register(IMPORT)
-        register(EXPORT)

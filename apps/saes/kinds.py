@@ -11,8 +11,7 @@ from apps.artifacts.models import Artifact
 from apps.core.errors import Refused
 from apps.jobs.kinds import OUT, CloneRequest, JobKind, engine_command
 from apps.jobs.models import Job
-from apps.registry.file_kinds import laid_out
-from apps.registry.kinds import model_place, rounded_model_place, set_state
+from apps.registry.kinds import laid_out, model_place, rounded_model_place, set_state
 from apps.registry.models import ResultState
 from apps.registry.readiness import recording_not_ready
 from apps.saes.models import Evaluation, Sae
@@ -245,3 +244,6 @@ EXPORT = JobKind(
     artifact=Artifact.Kind.EXPORT,
     clone=_clone_export,
 )
+
+
+KINDS = (TRAIN, EVALUATE, IMPORT, EXPORT)

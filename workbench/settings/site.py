@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
+from apps.core import extensions
 from workbench.settings.env import env
 from workbench.settings.paths import BASE_DIR, WORKBENCH_FRONTEND_DIR
 
@@ -81,6 +82,7 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
     "drf_standardized_errors",
     "channels",
+    *extensions.installed(),
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",

@@ -44,3 +44,4 @@ PROBE = JobKind(
     computes=lambda config: not config["light"],
     hub=True,
 )
+KINDS = (PROBE,)
