@@ -9,6 +9,7 @@ from microscope.formats import dictionary_learning, gemma_scope, llama_scope, pi
 from microscope.formats.base import Format, Hints
 from microscope.models.places import remember_place
 from microscope.naming import named_model
+from microscope.params import architectures
 from microscope.sae import SparseAutoencoder, load_sae, save_sae
 from microscope.sae.files import CONFIG
 
@@ -134,6 +135,13 @@ def write_sae(sae: SparseAutoencoder, path: str | Path, *, format: str) -> Path:
     chosen = _named(format)
     if chosen.write is None:
         raise MicroscopeError("cannot_export", f"{chosen.title} is read, not written.")
+    package = architectures().find(sae.config.architecture).package
+    if package and chosen is not NATIVE:
+        raise MicroscopeError(
+            "cannot_export",
+            f"{chosen.title} does not know the architecture '{sae.config.architecture}' of {package}.",
+            "Export it natively.",
+        )
     chosen.write(sae, Path(path))
     return Path(path)
 

@@ -4,7 +4,10 @@ Command-line options, REST validation and browser forms are all generated from t
 parameter is declared once. Nothing here imports torch.
 """
 
-from microscope.params.architectures import ARCHITECTURES, TRAINED, Architecture
+from typing import TYPE_CHECKING
+
+from microscope.lazy import on_first_use
+from microscope.params.architectures import Architecture, architectures, trained_architectures
 from microscope.params.base import JobParams
 from microscope.params.edits import (
     EDIT_KINDS,
@@ -18,16 +21,6 @@ from microscope.params.edits import (
     validate_plan,
 )
 from microscope.params.events import ExitCode, JobEvent
-from microscope.params.jobs import (
-    JOB_PARAMS,
-    AnalyseParams,
-    CompareParams,
-    EvaluateParams,
-    ExportParams,
-    ImportParams,
-    InspectParams,
-    TraceParams,
-)
 from microscope.params.patches import (
     CertifyParams,
     ImportAdapterParams,
@@ -47,16 +40,26 @@ from microscope.params.targets import (
     verdict,
     verdicts,
 )
-from microscope.params.training import RunKey, TrainParams
+
+if TYPE_CHECKING:
+    from microscope.params.jobs import (
+        JOB_PARAMS,
+        AnalyseParams,
+        CompareParams,
+        EvaluateParams,
+        ExportParams,
+        ImportParams,
+        InspectParams,
+        TraceParams,
+    )
+    from microscope.params.training import RunKey, TrainParams
 
 __all__ = [
-    "ARCHITECTURES",
     "EDIT_KINDS",
     "EXPORT_TARGETS",
     "JOB_PARAMS",
     "PRESETS",
     "SITE_KINDS",
-    "TRAINED",
     "WEIGHT_KINDS",
     "AnalyseParams",
     "Architecture",
@@ -87,12 +90,32 @@ __all__ = [
     "TraceParams",
     "TrainParams",
     "Verdict",
+    "architectures",
     "decode_params",
     "field_specs",
     "json_schema",
     "plan_fingerprint",
     "realisation",
+    "trained_architectures",
     "validate_plan",
     "verdict",
     "verdicts",
 ]
+
+# What packages add to training's parameters is looked for when those are needed, not when a package is imported
+# that takes its own declaration's class from here.
+_TRAINING = dict.fromkeys(("RunKey", "TrainParams"), "microscope.params.training")
+_JOBS = dict.fromkeys(
+    (
+        "JOB_PARAMS",
+        "AnalyseParams",
+        "CompareParams",
+        "EvaluateParams",
+        "ExportParams",
+        "ImportParams",
+        "InspectParams",
+        "TraceParams",
+    ),
+    "microscope.params.jobs",
+)
+__getattr__ = on_first_use(__name__, _TRAINING | _JOBS)

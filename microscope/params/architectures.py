@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import types
 import typing
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -29,14 +30,18 @@ class Architecture(Declaration, frozen=True, kw_only=True):
     objective: str | None = None
     parameters: Any = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.name in RESERVED:
             raise ValueError(f"'{self.name}' is how other parameters of training begin")
         if self.parameters is None:
             return
         if not (isinstance(self.parameters, type) and issubclass(self.parameters, msgspec.Struct)):
             raise TypeError(f"its parameters are {self.parameters!r}, not a msgspec.Struct")
-        for spec in field_specs(self.parameters):
+        try:
+            specs = list(field_specs(self.parameters))
+        except KeyError as error:
+            raise TypeError(f"a parameter has the type {error}, which no form shows") from error
+        for spec in specs:
             if spec.required:
                 raise ValueError(f"its parameter '{spec.name}' has no default")
 
@@ -58,39 +63,38 @@ def _built_in(name: str, description: str, model: str, objective: str | None = N
     )
 
 
-ARCHITECTURES: Registry[Architecture] = Registry(
-    "architecture",
-    "microscope.architectures",
-    Architecture,
-    [
-        _built_in("topk", "The k largest pre-activations of each token.", "TopKSae", "TopKObjective"),
-        _built_in("batchtopk", "k winners per token on average.", "BatchTopKSae", "BatchTopKObjective"),
-        _built_in(
-            "matryoshka",
-            "Nested prefixes that each reconstruct.",
-            "MatryoshkaSae",
-            "MatryoshkaObjective",
-        ),
-        _built_in("jumprelu", "A learned threshold per latent.", "JumpReluSae", "JumpReluObjective"),
-        _built_in("gated", "One half gates, the other measures.", "GatedSae", "GatedObjective"),
-        _built_in("standard", "ReLU with an L1 penalty.", "StandardSae", "StandardObjective"),
-        # sparsify trains it; here it is only computed, edited and exported
-        _built_in("groupmax", "The largest of each of k groups of latents.", "GroupMaxSae"),
-    ],
+BUILT_IN = (
+    _built_in("topk", "The k largest pre-activations of each token.", "TopKSae", "TopKObjective"),
+    _built_in("batchtopk", "k winners per token on average.", "BatchTopKSae", "BatchTopKObjective"),
+    _built_in(
+        "matryoshka",
+        "Nested prefixes that each reconstruct.",
+        "MatryoshkaSae",
+        "MatryoshkaObjective",
+    ),
+    _built_in("jumprelu", "A learned threshold per latent.", "JumpReluSae", "JumpReluObjective"),
+    _built_in("gated", "One half gates, the other measures.", "GatedSae", "GatedObjective"),
+    _built_in("standard", "ReLU with an L1 penalty.", "StandardSae", "StandardObjective"),
+    # sparsify trains it; here it is only computed, edited and exported
+    _built_in("groupmax", "The largest of each of k groups of latents.", "GroupMaxSae"),
 )
 
-# Those that can be trained.
-TRAINED = tuple(name for name, declared in ARCHITECTURES.items() if declared.objective is not None)
 
-if TYPE_CHECKING:
-    ArchitectureName = str
-else:
-    ArchitectureName = Literal[TRAINED]
+@functools.cache
+def architectures() -> Registry[Architecture]:
+    """Every architecture by name."""
+    return Registry("architecture", "microscope.architectures", Architecture, BUILT_IN)
+
+
+@functools.cache
+def trained_architectures() -> tuple[str, ...]:
+    """The names of those that can be trained."""
+    return tuple(name for name, declared in architectures().items() if declared.objective is not None)
 
 
 def extra_fields() -> Iterator[tuple[str, Any, Any]]:
     """The parameters of training that installed architectures add: names, annotated types and defaults."""
-    for architecture in ARCHITECTURES.values():
+    for architecture in architectures().values():
         for name, field in architecture.fields.items():
             default = field.default
             if default is msgspec.NODEFAULT:

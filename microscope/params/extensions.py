@@ -31,6 +31,9 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     package: str = ""
 
+    def check(self) -> None:
+        """Raise an exception that says what is missing, where something is."""
+
 
 D = TypeVar("D", bound=Declaration)
 
@@ -50,6 +53,8 @@ class Registry(Mapping[str, D], Generic[D]):
     def __init__(self, what: str, group: str, kind: type[D], built_in: Iterable[D]) -> None:
         self._what, self._group, self._kind = what, group, kind
         self._known = {declaration.name: declaration for declaration in built_in}
+        for declaration in self._known.values():
+            declaration.check()
         self.refused: dict[str, MicroscopeError] = {}
         found = importlib.metadata.entry_points(group=group)
         for point in sorted(found, key=lambda point: (_package(point), point.name)):
@@ -89,7 +94,9 @@ class Registry(Mapping[str, D], Generic[D]):
             raise TypeError(f"{point.value} is {declared!r:.60}, not a {self._kind.__name__}")
         declared = msgspec.structs.replace(declared, package=_package(point))
         # a struct made in Python is not validated by itself
-        declared = msgspec.convert(msgspec.structs.asdict(declared), type=self._kind)
+        values = {f.name: getattr(declared, f.name) for f in msgspec.structs.fields(self._kind)}
+        msgspec.convert(values, type=self._kind)
+        declared.check()
         if declared.name != point.name or not declared.name.isidentifier():
             raise ValueError(f"it calls itself '{declared.name}', which must be its entry point's plain name")
         if declared.name in self._known:

@@ -10,12 +10,16 @@ import msgspec
 from msgspec import Meta
 
 from microscope.errors import MicroscopeError
-from microscope.params.architectures import ARCHITECTURES, ArchitectureName, extra_fields
+from microscope.params.architectures import architectures, extra_fields, trained_architectures
 from microscope.params.base import JobParams
 from microscope.params.fields import describe as meta
 from microscope.params.presets import PRESETS, Preset, PresetName
 from microscope.params.sites import Site, SiteKind
 
+if TYPE_CHECKING:
+    ArchitectureName = str
+else:
+    ArchitectureName = Literal[trained_architectures()]
 # One SAE is trained for every combination of these.
 _VARIED = ("width", "k", "seed")
 
@@ -188,7 +192,7 @@ class TrainParams(JobParams, frozen=True):
     @property
     def of_architecture(self) -> Any:
         """The architecture's own parameters as it declares them; None where it has none."""
-        declared = ARCHITECTURES.find(self.arch)
+        declared = architectures().find(self.arch)
         if declared.parameters is None:
             return None
         return declared.parameters(**{f.name: getattr(self, name) for name, f in declared.fields.items()})
@@ -196,7 +200,7 @@ class TrainParams(JobParams, frozen=True):
     @property
     def settings(self) -> dict[str, Any]:
         """All parameters as plain values, without those of other architectures than this one's."""
-        others = {name for key, a in ARCHITECTURES.items() if key != self.arch for name in a.fields}
+        others = {name for key, a in architectures().items() if key != self.arch for name in a.fields}
         return {k: v for k, v in msgspec.to_builtins(self).items() if k not in others}
 
 

@@ -62,6 +62,13 @@ class SparseAutoencoder(nn.Module):
     def feature(self, x: Tensor, index: int) -> Tensor:
         """Activation of one latent on raw rows, ``[rows]``: what :meth:`encode` finds, up to rounding, for less."""
 
+    def threshold_form(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """m, c and θ of ``f = relu(m·pre + c)`` where ``pre > θ``, else 0: one number or ``[latents]`` each.
+
+        None where no thresholds say which latents are active; exports to other programs then refuse the SAE.
+        """
+        return None
+
     def pre_activations(self, x: Tensor) -> Tensor:
         """``W_enc·(u − a·b_dec) + b_enc`` of raw rows: ``[rows, latents]`` in float32."""
         return torch.addmm(self.b_enc, self.centred(self.scaled(x)), self.W_enc.T)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from microscope.params.architectures import ARCHITECTURES
+from microscope.params.architectures import architectures
 from microscope.params.extensions import implementation
 from microscope.sae.base import SparseAutoencoder
 
@@ -13,6 +13,6 @@ def architecture(name: str) -> type[SparseAutoencoder]:
     Raises:
         MicroscopeError: ``unknown_architecture``, or ``bad_extension`` where another package's cannot be loaded.
     """
-    declared = ARCHITECTURES.find(name)
+    declared = architectures().find(name)
     found: type[SparseAutoencoder] = implementation(declared, declared.model)
     return found

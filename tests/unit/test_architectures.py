@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from microscope.errors import Cancelled
-from microscope.params import TRAINED, TrainParams
+from microscope.params import TrainParams, trained_architectures
 from microscope.progress import Progress
 from microscope.sae import SaeConfig, SparseAutoencoder, architecture, load_sae
 from microscope.training import train
 from microscope.training.objectives import LossContext, objective_class
 from microscope.training.objectives.jumprelu import BANDWIDTH
 
-NAMES = TRAINED
+NAMES = trained_architectures()
 
 
 def make(
@@ -46,9 +46,9 @@ def test_using_saes_imports_nothing_of_training(tmp_path):
     script = f"""
 import sys, torch
 import microscope.evaluation, microscope.features, microscope.formats, microscope.live, microscope.patching
-from microscope.params import ARCHITECTURES
+from microscope.params import architectures
 from microscope.sae import SaeConfig, architecture, load_sae, save_sae
-for name in ARCHITECTURES:
+for name in architectures():
     config = SaeConfig(architecture=name, d_in=6, n_latents=12, k=3, site="resid_post.1")
     save_sae(architecture(name)(config), {str(tmp_path)!r} + "/" + name)
     sae = load_sae({str(tmp_path)!r} + "/" + name)

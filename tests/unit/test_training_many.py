@@ -19,7 +19,7 @@ import torch
 
 from microscope.activations import Recording, record
 from microscope.errors import Cancelled, MicroscopeError
-from microscope.params import PRESETS, TRAINED, RunKey, TraceParams, TrainParams, decode_params
+from microscope.params import PRESETS, RunKey, TraceParams, TrainParams, decode_params, trained_architectures
 from microscope.progress import Progress
 from microscope.sae import load_sae, save_sae
 from microscope.training import train, train_all
@@ -293,12 +293,12 @@ def test_two_processes_equal_one(tmp_path, recording_folder):
     """torchrun with gloo: weights, thresholds and dead latents as if one process had had the whole batch."""
     shared = {"tokens": 2400, "aux_coefficient": 0.2, "precision": "float32", "dead_after": 400}
     files = []
-    for arch in TRAINED:
+    for arch in trained_architectures():
         params = settings(recording_folder, tmp_path / f"team-{arch}", arch=arch, **shared)
         files.append(tmp_path / f"{arch}.json")
         files[-1].write_bytes(msgspec.json.encode(params))
     run_shared(str(SHARED), *map(str, files))
-    for arch in TRAINED:
+    for arch in trained_architectures():
         alone = train(settings(recording_folder, tmp_path / arch, arch=arch, **shared))
         assert_equal_training(alone, load_sae(tmp_path / f"team-{arch}"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microscope.params import TRAINED
+from microscope.params import trained_architectures
 from microscope.sae import SaeConfig, SparseAutoencoder, architecture
 from microscope.training import update
 from microscope.training.objectives import LossContext, Objective, objective_class
@@ -41,7 +41,7 @@ def torchs_of(objective: Objective[SparseAutoencoder]) -> torch.optim.Adam:
 
 
 @pytest.mark.parametrize("pieces", [True, False])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", trained_architectures())
 def test_steps_equal_steps_of_torchs_adam(name, pieces, monkeypatch):
     """Several steps with and without dead latents, in pieces that do not divide the width, in float64."""
     monkeypatch.setattr(update, "_PIECE", 12 * 16)

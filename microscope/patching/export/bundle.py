@@ -16,15 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel
 from microscope.params import Edit, EditPlan
 from microscope.patching.apply import Saes, edits_by_layer
 from microscope.patching.hooks import deltas_of, writers
 from microscope.patching.program import Adapters, span_of
 from microscope.sae import SparseAutoencoder
-from microscope.sae.architectures.batchtopk import BatchTopKSae
-from microscope.sae.architectures.gated import GatedSae
-from microscope.sae.architectures.jumprelu import JumpReluSae
 from microscope.sae.architectures.topk import TopKSae
 
 _LOADER = Path(__file__).with_name("load_patch.py")
@@ -109,14 +107,16 @@ def _needs_all(sae: SparseAutoencoder) -> bool:
 
 
 def threshold_form(sae: SparseAutoencoder) -> Tensor:
-    """Rows m, c, θ ``[3, latents]`` of ``f = relu(m·pre + c)`` where ``pre > θ``, else 0."""
-    n = sae.config.n_latents
-    m, c, cut = torch.ones(n), torch.zeros(n), torch.zeros(n)
-    if isinstance(sae, BatchTopKSae):
-        cut = sae.cut.detach().cpu().expand(n)
-    elif isinstance(sae, JumpReluSae):
-        cut = sae.threshold.detach().cpu()
-    elif isinstance(sae, GatedSae):
-        m = sae.r_mag.detach().exp().cpu()
-        c = sae.b_mag.detach().cpu() - m * sae.b_enc.detach().cpu()
-    return torch.stack([m, c, cut])
+    """Rows m, c, θ ``[3, latents]`` of ``f = relu(m·pre + c)`` where ``pre > θ``, else 0.
+
+    Raises:
+        MicroscopeError: ``cannot_export`` for an SAE that has no such form.
+    """
+    form = sae.threshold_form()
+    if form is None:
+        raise MicroscopeError(
+            "cannot_export",
+            f"A bundle cannot compute features of the architecture '{sae.config.architecture}'.",
+            "Its class needs a threshold_form; edits that only need decoder directions can be exported.",
+        )
+    return torch.stack([row.detach().cpu().expand(sae.config.n_latents) for row in form])

@@ -28,6 +28,9 @@ class BatchTopKSae(IndependentLatents):
     def rectify(self, pre: Tensor, latents: slice) -> Tensor:
         return torch.where(pre > self.cut, pre, 0.0).relu()
 
+    def threshold_form(self) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ones(1), torch.zeros(1), self.cut
+
     @property
     def cut(self) -> Tensor:
         """The threshold, unbiased."""

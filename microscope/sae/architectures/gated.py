@@ -20,3 +20,7 @@ class GatedSae(PenalisedSae):
     def rectify(self, pre: Tensor, latents: slice) -> Tensor:
         magnitude = self.r_mag[latents].exp() * (pre - self.b_enc[latents]) + self.b_mag[latents]
         return torch.where(pre > 0, magnitude.relu(), 0.0)
+
+    def threshold_form(self) -> tuple[Tensor, Tensor, Tensor]:
+        m = self.r_mag.exp()
+        return m, self.b_mag - m * self.b_enc, torch.zeros(1)

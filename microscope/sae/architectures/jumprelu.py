@@ -27,3 +27,6 @@ class JumpReluSae(PenalisedSae):
 
     def rectify(self, pre: Tensor, latents: slice) -> Tensor:
         return torch.where(pre > self.log_threshold[latents].exp(), pre, 0.0)
+
+    def threshold_form(self) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ones(1), torch.zeros(1), self.threshold

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from microscope.sae.architectures.penalised import PenalisedSae
@@ -12,3 +13,6 @@ class StandardSae(PenalisedSae):
 
     def rectify(self, pre: Tensor, latents: slice) -> Tensor:
         return pre.relu()
+
+    def threshold_form(self) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ones(1), torch.zeros(1), torch.zeros(1)
