@@ -33,7 +33,7 @@ def with_modules(plan: EditPlan, model: LanguageModel) -> EditPlan:
     known = adapter_map(model) if plan.adapters() else {}
 
     def spelt(edit: Edit) -> Edit:
-        if edit.kind != "lora" or edit.modules or edit.adapter not in known:
+        if edit.modules or edit.adapter not in known:
             return edit
         modules = known[edit.adapter].summary.get("modules", ())
         return msgspec.structs.replace(edit, modules=tuple(modules))

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 from microscope.lazy import on_first_use
 from microscope.params.architectures import Architecture, architectures, trained_architectures
 from microscope.params.base import JobParams
+from microscope.params.edit_kinds import EditKind, Slider, edit_kinds, kind_of
 from microscope.params.edits import (
-    EDIT_KINDS,
-    WEIGHT_KINDS,
     Edit,
-    EditKind,
     EditPlan,
     FeatureRef,
     Positions,
@@ -55,12 +53,10 @@ if TYPE_CHECKING:
     from microscope.params.training import RunKey, TrainParams
 
 __all__ = [
-    "EDIT_KINDS",
     "EXPORT_TARGETS",
     "JOB_PARAMS",
     "PRESETS",
     "SITE_KINDS",
-    "WEIGHT_KINDS",
     "AnalyseParams",
     "Architecture",
     "CertifyParams",
@@ -87,13 +83,16 @@ __all__ = [
     "Preset",
     "RunKey",
     "Site",
+    "Slider",
     "TraceParams",
     "TrainParams",
     "Verdict",
     "architectures",
     "decode_params",
+    "edit_kinds",
     "field_specs",
     "json_schema",
+    "kind_of",
     "plan_fingerprint",
     "realisation",
     "trained_architectures",

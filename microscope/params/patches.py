@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from microscope.params.base import JobParams
-from microscope.params.edits import EditKind, Unit
+from microscope.params.edits import KindName, Unit
 from microscope.params.fields import describe
 from microscope.params.precisions import Dtype
 from microscope.params.targets import ExportTarget
@@ -17,7 +17,7 @@ class PatchCreateParams(JobParams, frozen=True):
     sae_path: Annotated[str, describe("SAE folder or its sae.safetensors.", place=True)]
     out: Annotated[str, describe("Patch file to write; an existing one gets the edit added.", place=True)]
     feature: Annotated[int, describe("Which feature; a splice takes the whole SAE.", ge=0)] | None = None
-    kind: Annotated[EditKind, describe("What to do to the feature.")] = "ablate"
+    kind: Annotated[KindName, describe("What to do to the feature.")] = "ablate"
     strength: Annotated[
         float, describe("Factor for scale and project, amount for add; ablate ignores it.")
     ] = 0.0

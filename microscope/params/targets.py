@@ -8,13 +8,12 @@ positions, or projecting one site of the stream only, has no equal in weights an
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import msgspec
 
-from microscope.params.edits import WEIGHT_KINDS, Edit, EditPlan, Positions
-from microscope.params.sites import Site
+from microscope.params.edit_kinds import kind_of
+from microscope.params.edits import Edit, EditPlan, Positions
 
 ExportTarget = Literal["peft", "merged", "control_vector", "gguf_lora", "bundle"]
 EXPORT_TARGETS: tuple[ExportTarget, ...] = get_args(ExportTarget)
@@ -103,27 +102,14 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     loaders: tuple[str, ...] = ()
 
 
-def weight_form(edit: Edit) -> WeightForm:
-    """Which kind of change of weights an edit is; ``fitted`` when it is none."""
-    if edit.kind == "add":
-        return "bias"
-    if edit.kind == "ablate_everywhere":
-        return "everywhere"
-    return "delta" if edit.kind == "lora" else "fitted"
-
-
 def acts_everywhere(edit: Edit) -> bool:
     """True when no position is spared, which is the only thing weights can do."""
-    return edit.kind in WEIGHT_KINDS or edit.positions == Positions(include_sinks=True)
+    return kind_of(edit).acts != "site" or edit.positions == Positions(include_sinks=True)
 
 
 def realisation(edit: Edit, traits: ModelTraits, target: ExportTarget) -> WeightForm:
     """How a target that can hold an edit at all holds it."""
-    form = weight_form(edit)
-    if form != "bias":
-        return form
-    held = target == "control_vector" or (target == "merged" and traits.model_type in BIASED_MLP_TYPES)
-    return "bias" if held else "fitted"
+    return kind_of(edit).form_in(traits, target)
 
 
 def verdicts(plan: EditPlan, traits: ModelTraits) -> tuple[Verdict, ...]:
@@ -135,11 +121,13 @@ def verdict(plan: EditPlan, traits: ModelTraits, target: ExportTarget) -> Verdic
     """What ``target`` can hold of a plan: the worst of its edits decides."""
     edits = plan.active()
     if not edits:
-        grade, reason, hint = _no("The patch changes nothing, so there is nothing to export.")
+        grade, reason, hint = not_possible("The patch changes nothing, so there is nothing to export.")
     elif traits.model_type in ENCODER_TYPES:
-        grade, reason, hint = _no("Encoders predict no next token; patches of them are not exported.")
+        grade, reason, hint = not_possible(
+            "Encoders predict no next token; patches of them are not exported."
+        )
     else:
-        found = [_JUDGES[target](edit, traits) for edit in edits]
+        found = [_judged(edit, traits, target) for edit in edits]
         grade, reason, hint = max(found, key=lambda judged: _ORDER[judged[0]])
     return Verdict(
         target=target,
@@ -154,146 +142,32 @@ def verdict(plan: EditPlan, traits: ModelTraits, target: ExportTarget) -> Verdic
 _ORDER: dict[Grade, int] = {"exact": 0, "approximate": 1, "not_possible": 2}
 
 
-def _no(reason: str, hint: str = "") -> Judged:
+def _judged(edit: Edit, traits: ModelTraits, target: ExportTarget) -> Judged:
+    if target == "bundle":
+        return "exact", "The rows of the edits and a short loader compute the edits as they are.", ""
+    if target == "peft" and traits.model_type in CONV1D_TYPES:
+        return not_possible(
+            "GPT-2 keeps its weights transposed and has biases; servers refuse or misread adapters for it.",
+            "Use the merged checkpoint.",
+        )
+    return kind_of(edit).judge(edit, traits, target)
+
+
+def not_possible(reason: str, hint: str = "") -> Judged:
+    """The verdict that a target cannot hold an edit."""
     return "not_possible", reason, hint
 
 
-_MASKED: Judged = (
+MASKED: Judged = (
     "approximate",
     "The patch spares some tokens (special ones, attention sinks or positions); weights act on every token.",
     "Let the edit act on all positions, sinks included: then what you try is what ships.",
 )
-_FITTED: dict[str, Judged] = {
-    "project": (
-        "approximate",
-        "Projecting the stream at one layer has no equal in weights; a low-rank update is fitted to it.",
-        "“Ablate everywhere” is exact in weights, and runs live with the same meaning.",
-    ),
-    "splice": (
-        "approximate",
-        "An SAE's reconstruction is no change of weights; a low-rank update is fitted to it.",
-        "The runtime bundle is exact.",
-    ),
-}
-_GATED: Judged = (
-    "approximate",
-    "The edit acts only where its feature fires, which weights cannot decide; a low-rank update is fitted to it.",
-    "The runtime bundle is exact.",
-)
-_SANDWICH: Judged = (
+NO_CONSTANT: Judged = (
     "not_possible",
-    "This family normalises what a module writes before adding it: projected weights would not stay projected.",
-    "The runtime bundle is exact.",
+    "A control vector only adds a constant to the stream.",
+    "Use a PEFT directory or the bundle.",
 )
-
-
-def _fitted(edit: Edit) -> Judged:
-    return _FITTED.get(edit.kind, _GATED)
-
-
-def _bundle(edit: Edit, traits: ModelTraits) -> Judged:
-    return "exact", "The rows of the edits and a short loader compute the edits as they are.", ""
-
-
-def _merged(edit: Edit, traits: ModelTraits) -> Judged:
-    form = weight_form(edit)
-    if form == "delta":
-        untied = " The embedding is untied from the head if that is changed." if traits.tied else ""
-        return "exact", f"The low-rank update is added to the weights.{untied}", ""
-    if form == "fitted":
-        return _fitted(edit)
-    if form == "everywhere" and traits.model_type in SANDWICH_TYPES:
-        return _SANDWICH
-    if form == "bias" and traits.model_type not in BIASED_MLP_TYPES:
-        return (
-            "approximate",
-            "This architecture has no place for a bias; a low-rank update that is nearly constant is fitted.",
-            "The control vector holds a constant exactly.",
-        )
-    if not acts_everywhere(edit):
-        return _MASKED
-    if form == "bias":
-        return "exact", "A constant is a bias of the block's MLP.", ""
-    untied = " The embedding is untied from the head first." if traits.tied else ""
-    return "exact", f"Every module that writes to the stream is projected.{untied}", ""
-
-
-def _peft(edit: Edit, traits: ModelTraits) -> Judged:
-    if traits.model_type in CONV1D_TYPES:
-        return _no(
-            "GPT-2 keeps its weights transposed and has biases; servers refuse or misread adapters for it.",
-            "Use the merged checkpoint.",
-        )
-    return _adapter(edit, traits)
-
-
-def _adapter(edit: Edit, traits: ModelTraits) -> Judged:
-    form = weight_form(edit)
-    if form == "delta":
-        return "exact", "The low-rank update is the adapter.", ""
-    if form == "bias":
-        return (
-            "approximate",
-            "An adapter without biases holds no constant; a low-rank update that is nearly constant is fitted.",
-            "The control vector or the merged checkpoint holds a constant exactly.",
-        )
-    if form == "fitted":
-        return _fitted(edit)
-    if traits.model_type in SANDWICH_TYPES:
-        return _SANDWICH
-    if traits.writer_bias:
-        return _no(
-            "The output projections have biases, which an adapter cannot project.",
-            "Use the merged checkpoint.",
-        )
-    if traits.tied:
-        return _no(
-            "The embedding is also the head: an adapter on it would change both when merged.",
-            "Use the merged checkpoint, which unties them.",
-        )
-    if not acts_everywhere(edit):
-        return _MASKED
-    return (
-        "exact",
-        "Every module that writes to the stream has a rank-one adapter, the embedding too.",
-        "vLLM refuses adapters on embeddings of some families; the merged checkpoint loads there.",
-    )
-
-
-def _gguf_lora(edit: Edit, traits: ModelTraits) -> Judged:
-    if weight_form(edit) == "everywhere":
-        return _no(
-            "It needs an adapter on the embedding, which llama.cpp handles apart.",
-            "Merge first, then convert the merged checkpoint.",
-        )
-    unsafe = [path for path in edit.modules if not gguf_module(path)]
-    if unsafe:
-        return _no(
-            f"llama.cpp stores {unsafe[0]} permuted, or under no name of its own.",
-            "Merge first, then convert the merged checkpoint.",
-        )
-    return _adapter(edit, traits)
-
-
-def _control_vector(edit: Edit, traits: ModelTraits) -> Judged:
-    if weight_form(edit) != "bias":
-        return _no(
-            "A control vector only adds a constant to the stream.", "Use a PEFT directory or the bundle."
-        )
-    if Site.parse(edit.site).layer == 0:
-        return _no("llama.cpp has no control vector for block 0.", "Use another block.")
-    if not acts_everywhere(edit):
-        return _MASKED
-    return "exact", "A constant added to a block's output is what a control vector is.", ""
-
-
-_JUDGES: dict[ExportTarget, Callable[[Edit, ModelTraits], Judged]] = {
-    "peft": _peft,
-    "merged": _merged,
-    "control_vector": _control_vector,
-    "gguf_lora": _gguf_lora,
-    "bundle": _bundle,
-}
 
 
 def gguf_module(path: str) -> str:

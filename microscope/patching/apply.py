@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from microscope.errors import MicroscopeError
-from microscope.params import WEIGHT_KINDS, Edit, EditPlan, Site
-from microscope.params.edits import GATED_KINDS
-from microscope.sae import Codes, IndependentLatents, SparseAutoencoder
+from microscope.params import Edit, EditPlan, Site, kind_of
+from microscope.patching.mechanisms import StreamKind
+from microscope.sae import Codes, SparseAutoencoder
 
 Saes = Mapping[str, SparseAutoencoder]
 
@@ -45,6 +45,7 @@ class SiteEdits:
 
     layer: int
     edits: tuple[Edit, ...]
+    kinds: tuple[StreamKind, ...]
 
     def delta(
         self,
@@ -77,11 +78,11 @@ class SiteEdits:
         known = codes or {}
         total: Tensor | None = None
         effects = []
-        for edit in self.edits:
+        for edit, kind in zip(self.edits, self.kinds, strict=True):
             sae = find_sae(saes, edit)
             sae.check_width(x)
             keep = _mask(edit, sae, norms, special, start, start + len(x) if prompt is None else prompt)
-            delta = _delta(edit, sae, stream, known.get(edit.sae_needed))
+            delta = kind.delta(edit, sae, stream, known.get(edit.sae_needed))
             delta = torch.where(keep[:, None], delta, 0.0)  # also where an absurd strength made infinity
             effects.append(EditEffect(edit, delta.norm(dim=1), start))
             if bool(effects[-1].sizes.any()):
@@ -91,20 +92,23 @@ class SiteEdits:
     def encoding(self, saes: Saes) -> set[str]:
         """SAEs whose activations are worth keeping: those of which single features are not had for less."""
         return {
-            e.sae_needed
-            for e in self.edits
-            if e.kind == "splice"
-            or (e.kind in GATED_KINDS and not isinstance(find_sae(saes, e), IndependentLatents))
+            edit.sae_needed
+            for edit, kind in zip(self.edits, self.kinds, strict=True)
+            if kind.encodes(find_sae(saes, edit))
         }
 
 
 def edits_by_layer(plan: EditPlan) -> dict[int, SiteEdits]:
     """The edits that can change something, grouped by block, lowest first."""
-    found: dict[int, list[Edit]] = {}
+    found: dict[int, list[tuple[Edit, StreamKind]]] = {}
     for edit in plan.active():
-        if edit.kind not in WEIGHT_KINDS:
-            found.setdefault(Site.parse(edit.site).layer, []).append(edit)
-    return {layer: SiteEdits(layer, tuple(found[layer])) for layer in sorted(found)}
+        kind = kind_of(edit)
+        if isinstance(kind, StreamKind):
+            found.setdefault(Site.parse(edit.site).layer, []).append((edit, kind))
+    return {
+        layer: SiteEdits(layer, tuple(e for e, _ in found[layer]), tuple(k for _, k in found[layer]))
+        for layer in sorted(found)
+    }
 
 
 def find_sae(saes: Saes, edit: Edit) -> SparseAutoencoder:
@@ -133,29 +137,6 @@ def find_sae(saes: Saes, edit: Edit) -> SparseAutoencoder:
     if edit.feature is not None:
         sae.check_feature(edit.feature.index)
     return sae
-
-
-def _delta(edit: Edit, sae: SparseAutoencoder, x: Tensor, codes: Codes | None) -> Tensor:
-    if edit.kind == "splice":
-        return sae.decode(sae.encode(x) if codes is None else codes, x) - x
-    row = sae.W_dec[edit.index]
-    if edit.kind in GATED_KINDS:
-        f = sae.feature(x, edit.index) if codes is None else feature_values(codes, edit.index)
-        return _gated_change(edit, f)[:, None] * sae.output_gain(x) * row
-    unit = row / row.norm()
-    if edit.kind == "add":
-        return (edit.strength * edit.unit_value * unit).expand_as(x)
-    return ((edit.strength - 1.0) * (x @ unit))[:, None] * unit
-
-
-def _gated_change(edit: Edit, f: Tensor) -> Tensor:
-    """``g(f) − f`` for activations ``[rows]``."""
-    if edit.kind == "ablate":
-        return -f
-    if edit.kind == "scale":
-        return (edit.strength - 1.0) * f
-    change = edit.strength * edit.unit_value - f
-    return torch.where(f > 0, change, 0.0) if edit.kind == "clamp_firing" else change
 
 
 def feature_values(codes: Codes, index: int) -> Tensor:

@@ -18,7 +18,7 @@ from microscope.models.runner import Delta
 from microscope.params import EditPlan
 from microscope.patching.adapters import LowRank
 from microscope.patching.apply import Saes, SiteEdits, edits_by_layer
-from microscope.patching.program import Adapters, chosen_factors, span_of
+from microscope.patching.program import Adapters, factors_of, span_of
 
 Observer = Callable[[int, Tensor], None]
 
@@ -113,9 +113,7 @@ def deltas_of(plan: EditPlan, adapters: Adapters) -> dict[str, LowRank]:
     """The plan's low-rank deltas by module, several on one module stacked as more columns, strengths folded in."""
     stacks: dict[str, list[LowRank]] = {}
     for edit in plan.active():
-        if edit.kind != "lora":
-            continue
-        for path, (a, b) in chosen_factors(edit, adapters).items():
+        for path, (a, b) in factors_of(edit, adapters).items():
             stacks.setdefault(path, []).append(LowRank(a.float(), edit.strength * b.float()))
     return {path: stack(parts) for path, parts in stacks.items()}
 

@@ -12,7 +12,15 @@ from microscope.activations.token_filters import settle_on_model
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel
 from microscope.models.places import located
-from microscope.params import Edit, EditPlan, FeatureRef, PatchCreateParams, Positions, validate_plan
+from microscope.params import (
+    Edit,
+    EditPlan,
+    FeatureRef,
+    PatchCreateParams,
+    Positions,
+    edit_kinds,
+    validate_plan,
+)
 from microscope.patching.adapters import LowRankAdapter, load_adapter
 from microscope.sae import SparseAutoencoder, load_sae
 
@@ -76,15 +84,16 @@ def create_patch(params: PatchCreateParams) -> PatchFile:
         MicroscopeError: ``no_such_feature``, ``incomplete_edit``, ``wrong_model``, or what reading and
             :func:`write_patch` raise; a file that was there stays as it was.
     """
-    if params.kind == "lora":
+    kind = edit_kinds().find(params.kind)
+    if kind.refers_to == "adapter":
         raise MicroscopeError(
             "incomplete_edit",
-            "A LoRA edit needs an adapter.",
+            f"A {kind.title} edit needs an adapter.",
             "Make its patch with `microscope patch import`.",
         )
     sae = load_sae(params.sae_path)
     fingerprint, feature = sae.content_fingerprint(), None
-    if params.kind != "splice":
+    if kind.refers_to == "feature":
         if params.feature is None:
             raise MicroscopeError("incomplete_edit", f"{params.kind} acts on a feature.", "Add --feature.")
         sae.check_feature(params.feature)

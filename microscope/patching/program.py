@@ -16,9 +16,10 @@ from torch import Tensor
 from microscope.errors import MicroscopeError
 from microscope.models import Family
 from microscope.models.runner import BlockPatch, Delta
-from microscope.params import Edit, EditPlan, plan_fingerprint
+from microscope.params import Edit, EditPlan, kind_of, plan_fingerprint
 from microscope.patching.adapters import LowRank, LowRankAdapter
 from microscope.patching.apply import Saes, SiteEdits, check_references, edits_by_layer, find_sae
+from microscope.patching.mechanisms import ModulesKind, WritersKind
 
 Adapters = Mapping[str, LowRankAdapter]
 
@@ -76,8 +77,8 @@ def bind(
     edits = tuple(e for e in plan.active() if generating or e.positions.mode != "generated")
     kept = EditPlan(edits=edits)
     check_references(kept, saes)
-    everywhere = [e for e in edits if e.kind == "ablate_everywhere"]
-    directions = {i: direction_of(e, saes) for i, e in enumerate(edits) if e.kind == "ablate_everywhere"}
+    directions = {i: d for i, e in enumerate(edits) if (d := direction_of(e, saes)) is not None}
+    everywhere = [edits[i] for i in directions]
     sites = edits_by_layer(kept)
     deltas, head = _deltas(edits, adapters, family, n_layers)
     return Program(
@@ -101,15 +102,15 @@ def _unique(edits: tuple[Edit, ...], deltas: Mapping[str, tuple[Delta, ...]]) ->
     return [edits[number] for number in numbers]
 
 
-def direction_of(edit: Edit, saes: Saes) -> Tensor:
-    """The unit direction a feature writes, ``[d]`` in float32."""
-    row = find_sae(saes, edit).decoder_direction(edit.index).float()
-    return row / row.norm()
+def direction_of(edit: Edit, saes: Saes) -> Tensor | None:
+    """The unit direction ``[d]`` that an edit removes from all that is written; None when it acts otherwise."""
+    kind = kind_of(edit)
+    return kind.direction(edit, find_sae(saes, edit)) if isinstance(kind, WritersKind) else None
 
 
 def span_of(plan: EditPlan, saes: Saes) -> Tensor | None:
     """Orthonormal columns ``[d, k]`` spanning the directions ablated everywhere; None when there are none."""
-    rows = [direction_of(edit, saes) for edit in plan.active() if edit.kind == "ablate_everywhere"]
+    rows = [row for edit in plan.active() if (row := direction_of(edit, saes)) is not None]
     if not rows:
         return None
     # By singular vectors, so that repeated or dependent directions count once.
@@ -117,23 +118,14 @@ def span_of(plan: EditPlan, saes: Saes) -> Tensor | None:
     return u[:, s > 1e-6 * s[0]].float()
 
 
-def chosen_factors(edit: Edit, adapters: Adapters) -> dict[str, LowRank]:
-    """The factors of the modules a ``lora`` edit names, all of them when it names none.
+def factors_of(edit: Edit, adapters: Adapters) -> dict[str, LowRank]:
+    """The low-rank changes of modules that an edit makes at strength 1; none when it acts otherwise.
 
     Raises:
         MicroscopeError: ``adapter_not_attached`` or ``no_such_module``.
     """
-    adapter = adapters.get(edit.adapter)
-    if adapter is None:
-        raise MicroscopeError(
-            "adapter_not_attached",
-            f"The adapter {edit.adapter[:12]} is not attached to this model.",
-            "Attach it first.",
-        )
-    missing = [path for path in edit.modules if path not in adapter.factors]
-    if missing:
-        raise MicroscopeError("no_such_module", f"The adapter does not change '{missing[0]}'.")
-    return {path: pair for path, pair in adapter.factors.items() if not edit.modules or path in edit.modules}
+    kind = kind_of(edit)
+    return kind.factors(edit, adapters) if isinstance(kind, ModulesKind) else {}
 
 
 def _deltas(
@@ -143,9 +135,7 @@ def _deltas(
     found: dict[int, dict[str, tuple[Delta, ...]]] = {}
     head: list[Delta] = []
     for number, edit in enumerate(edits):
-        if edit.kind != "lora":
-            continue
-        for path, (a, b) in chosen_factors(edit, adapters).items():
+        for path, (a, b) in factors_of(edit, adapters).items():
             delta = Delta(number, a, b, edit.strength)
             if path == family.head:
                 head.append(delta)

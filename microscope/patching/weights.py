@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from microscope.models import Family, LoadedModel, module_at
-from microscope.params import Edit, EditPlan, ExportTarget, ModelTraits, Site, realisation
+from microscope.params import Edit, EditPlan, ExportTarget, ModelTraits, Site, kind_of, realisation
 from microscope.patching.adapters import LowRank
-from microscope.patching.apply import Saes
+from microscope.patching.apply import Saes, find_sae
 from microscope.patching.hooks import deltas_of, stack
+from microscope.patching.mechanisms import StreamKind
 from microscope.patching.program import Adapters, span_of
 
 
@@ -55,18 +56,14 @@ def exact_part(
             rest.append(edit)
             continue
         held.append(edit)
-        if edit.kind == "add":
+        kind = kind_of(edit)
+        if isinstance(kind, StreamKind):
             layer = Site.parse(edit.site).layer
-            constants[layer] = constants.get(layer, torch.zeros(())) + constant_of(edit, saes)
+            constant = kind.constant(edit, find_sae(saes, edit))
+            constants[layer] = constants.get(layer, torch.zeros(())) + constant
     kept = EditPlan(edits=tuple(held))
     change = WeightChange(deltas_of(kept, adapters), constants, span_of(kept, saes))
     return change, EditPlan(edits=tuple(rest))
-
-
-def constant_of(edit: Edit, saes: Saes) -> Tensor:
-    """What an ``add`` edit adds, ``[d]`` in raw units."""
-    row = saes[edit.sae_needed].W_dec[edit.index].detach().float()
-    return edit.strength * edit.unit_value * row / row.norm()
 
 
 def weight_of(module: Any) -> Tensor:

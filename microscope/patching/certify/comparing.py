@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from microscope.models import LoadedModel, module_at
-from microscope.params import Edit, Site
-from microscope.params.edits import GATED_KINDS
+from microscope.params import Edit, Site, kind_of
 from microscope.patching.apply import Saes, feature_values
 from microscope.patching.certify.measure import Mean, Rows, compare, share_kept
 from microscope.patching.certify.reload import Reloaded
@@ -150,8 +149,8 @@ class _FeatureReader:
     """Reads the edited features behind their edits in all three models."""
 
     def __init__(self, loaded: LoadedModel, saes: Saes, manifest: ExportManifest) -> None:
-        kinds = GATED_KINDS | {"project", "add"}
-        chosen = {(e.site, e.sae_needed, e.index): e for e in manifest.plan.active() if e.kind in kinds}
+        measured = (edit for edit in manifest.plan.active() if kind_of(edit).measured)
+        chosen = {(edit.site, edit.sae_needed, edit.index): edit for edit in measured}
         self._edits: list[Edit] = list(chosen.values())
         self._layers = {Site.parse(edit.site).layer for edit in self._edits}
         self._blocks, self._saes = loaded.family.blocks, saes

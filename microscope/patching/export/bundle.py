@@ -7,7 +7,7 @@ whole encoder, because a latent fires by comparison with the others.
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from microscope.models import LoadedModel
 from microscope.params import Edit, EditPlan
 from microscope.patching.apply import Saes, edits_by_layer
 from microscope.patching.hooks import deltas_of, writers
+from microscope.patching.mechanisms import StreamKind
 from microscope.patching.program import Adapters, span_of
 from microscope.sae import SparseAutoencoder
 from microscope.sae.architectures.topk import TopKSae
@@ -32,11 +33,13 @@ def write_bundle(folder: Path, loaded: LoadedModel, plan: EditPlan, saes: Saes, 
     """Write ``patch.json``, ``rows.safetensors`` and ``load_patch.py``."""
     tensors: dict[str, Tensor] = {}
     sites: dict[str, list[dict[str, Any]]] = {}
+    kinds: dict[str, StreamKind] = {}
     for layer, site in edits_by_layer(plan).items():
         sites[str(layer)] = [
-            _describe(edit, saes[edit.sae_needed], f"{layer}.{number}", tensors)
-            for number, edit in enumerate(site.edits)
+            _describe(edit, kind, saes[edit.sae_needed], f"{layer}.{number}", tensors)
+            for number, (edit, kind) in enumerate(zip(site.edits, site.kinds, strict=True))
         ]
+        kinds |= {kind.name: kind for kind in site.kinds}
     deltas = deltas_of(plan, adapters)
     for number, delta in enumerate(deltas.values()):
         tensors[f"delta.{number}.A"], tensors[f"delta.{number}.B"] = delta.a, delta.b
@@ -61,20 +64,32 @@ def write_bundle(folder: Path, loaded: LoadedModel, plan: EditPlan, saes: Saes, 
     plain = {name: t.detach().float().cpu().contiguous().clone() for name, t in tensors.items()}
     save_file(plain, folder / "rows.safetensors")
     (folder / "patch.json").write_text(json.dumps(spec, indent=1), encoding="utf-8")
-    shutil.copyfile(_LOADER, folder / _LOADER.name)
+    (folder / _LOADER.name).write_text(loader(kinds), encoding="utf-8")
 
 
-def _describe(edit: Edit, sae: SparseAutoencoder, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def loader(kinds: Mapping[str, StreamKind]) -> str:
+    """``load_patch.py`` for a patch: the loader, and behind it the arithmetic of the patch's kinds of edits."""
+    parts = [_LOADER.read_text(encoding="utf-8").rstrip("\n")]
+    parts += [
+        f'{kind.source()}\n\n\nCHANGES["{name}"] = change_{name}' for name, kind in sorted(kinds.items())
+    ]
+    return "\n\n\n".join(parts) + "\n"
+
+
+def _describe(
+    edit: Edit, kind: StreamKind, sae: SparseAutoencoder, name: str, tensors: dict[str, Tensor]
+) -> dict[str, Any]:
     out: dict[str, Any] = {
         "kind": edit.kind,
-        "amount": edit.strength * (edit.unit_value if edit.kind not in ("scale", "project") else 1.0),
+        "reads": kind.reads,
+        "amount": kind.amount(edit),
         "positions": msgspec.to_builtins(edit.positions),
         "max_norm": sae.config.token_filter.max_norm,
     }
-    if edit.kind in ("add", "project"):
+    if kind.reads == "direction":
         tensors[out.setdefault("row", f"{name}.d")] = sae.W_dec[edit.index]
         return out
-    whole = edit.kind == "splice" or _needs_all(sae)
+    whole = kind.reads == "reconstruction" or _needs_all(sae)
     rows = slice(None) if whole else slice(edit.index, edit.index + 1)
     # Edits of one autoencoder share its matrices.
     prefix = f"sae.{edit.sae_needed}" if whole else name
@@ -93,7 +108,7 @@ def _describe(edit: Edit, sae: SparseAutoencoder, name: str, tensors: dict[str, 
         described |= {"gate": "threshold", "gate_rows": f"{prefix}.gate"}
         tensors[described["gate_rows"]] = threshold_form(sae)[:, rows]
     out["sae"] = described
-    if edit.kind == "splice":
+    if kind.reads == "reconstruction":
         described |= {"W_dec": f"{prefix}.W_dec", "b_dec": f"{prefix}.b_dec"}
         tensors[described["W_dec"]], tensors[described["b_dec"]] = sae.W_dec, sae.b_dec
         return out

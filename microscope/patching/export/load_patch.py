@@ -29,21 +29,24 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 # What models call their first arguments when their signature does not say.
 _NAMES = ("input_ids", "attention_mask", "position_ids", "cache", "inputs_embeds")
 _CACHES = ("cache", "past_key_values", "cache_params")
+# What each kind of edit in the patch adds to the stream, by name: defined at the end of this file.
+CHANGES: dict[str, Callable[..., Tensor]] = {}
 
 
 class _Call(threading.local):
     """What a thread's present call of the model, and its generation, are about."""
 
     generating: int | None = None  # columns of the prompt, while generate() runs
-    began: torch.Tensor | None = None  # tokens of the last call on an empty cache
+    began: Tensor | None = None  # tokens of the last call on an empty cache
     seen = 0  # columns the cache of that text has by now
-    place: torch.Tensor | None = None  # position of each token in its text, [batch, columns]
+    place: Tensor | None = None  # position of each token in its text, [batch, columns]
     behind = is_special = torch.empty(0)
 
 
@@ -66,7 +69,7 @@ class Patch:
         self.needs_places = any(one["mode"] != "all" for one in where)
         # Columns of the prompt, padding included, of all rows or of each ([batch, 1]); None: as generate() or
         # the first call on an empty cache says.
-        self.prompt_length: int | torch.Tensor | None = None
+        self.prompt_length: int | Tensor | None = None
         self._call = _Call()
         self.model, self._names = model, _names(model)
         self._forget_generate = self._watch_generate()
@@ -158,13 +161,13 @@ class Patch:
         self._call.place = _places(given, start, width, device, self.needs_places).expand(batch, width)
         columns = torch.arange(start, start + width, device=device)
         prompt = self._prompt(ids, start, width)
-        self._call.behind = columns >= (prompt.to(device) if isinstance(prompt, torch.Tensor) else prompt)
+        self._call.behind = columns >= (prompt.to(device) if isinstance(prompt, Tensor) else prompt)
         if ids is None:
             self._call.is_special = torch.zeros(batch, width, dtype=torch.bool, device=device)
         else:
             self._call.is_special = torch.isin(ids, self.special.to(device))
 
-    def _prompt(self, ids: torch.Tensor | None, start: int, width: int) -> int | torch.Tensor:
+    def _prompt(self, ids: Tensor | None, start: int, width: int) -> int | Tensor:
         """Columns of the prompt."""
         call = self._call
         known = call.generating if call.generating is not None else self.prompt_length
@@ -187,20 +190,20 @@ class Patch:
         self._call.place = None
 
     def _delta_of(self, name: str) -> Any:
-        def hook(_module: Any, inputs: Args, output: torch.Tensor) -> torch.Tensor:
+        def hook(_module: Any, inputs: Args, output: Tensor) -> Tensor:
             a, b = self._row(f"{name}.A", output), self._row(f"{name}.B", output)
             return output + (inputs[0].float() @ a.T @ b.T).to(output.dtype)
 
         return hook
 
-    def _row(self, name: str, beside: torch.Tensor) -> torch.Tensor:
+    def _row(self, name: str, beside: Tensor) -> Tensor:
         return self.t[name].to(beside.device)
 
     @staticmethod
     def _map(output: Any, change: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
-    def _project(self, y: torch.Tensor) -> torch.Tensor:
+    def _project(self, y: Tensor) -> Tensor:
         q = self._row("span", y)
         return (y.float() - (y.float() @ q) @ q.T).to(y.dtype)
 
@@ -210,7 +213,7 @@ class Patch:
         return args, {**kwargs, "hidden_states": self._project(kwargs["hidden_states"])}
 
     def _site(self, edits: list[Kwargs]) -> Any:
-        def change(x: torch.Tensor) -> torch.Tensor:
+        def change(x: Tensor) -> Tensor:
             if self._call.place is None or self._call.place.shape != x.shape[:2]:
                 raise ValueError("call the model the patch was attached to, not a part of it")
             stream = x.float()
@@ -221,7 +224,7 @@ class Patch:
 
         return lambda _module, _inputs, output: self._map(output, change)
 
-    def _mask(self, edit: Kwargs, x: torch.Tensor) -> torch.Tensor:
+    def _mask(self, edit: Kwargs, x: Tensor) -> Tensor:
         assert self._call.place is not None
         where, place = edit["positions"], self._call.place.to(x.device)
         keep = place >= (where["start"] if where["mode"] == "from" else 0)
@@ -235,23 +238,17 @@ class Patch:
                 keep = keep & (x.norm(dim=-1) <= edit["max_norm"])
         return keep
 
-    def _delta(self, edit: Kwargs, x: torch.Tensor) -> torch.Tensor:
-        kind, amount = edit["kind"], edit["amount"]
-        if kind == "splice":
-            return self._reconstruction(edit, x) - x
+    def _delta(self, edit: Kwargs, x: Tensor) -> Tensor:
+        change, amount = CHANGES[edit["kind"]], edit["amount"]
+        if edit["reads"] == "reconstruction":
+            return change(x, self._reconstruction(edit, x), amount)
         d = self._row(edit["row"], x)
-        if kind in ("add", "project"):
-            unit = d / d.norm()
-            return (
-                amount * unit.expand_as(x) if kind == "add" else (amount - 1) * (x @ unit)[..., None] * unit
-            )
-        f, gain = self._activation(edit, x), self._norm(edit["sae"], x)[1] / edit["sae"]["output_scale"]
-        change = {"ablate": lambda: -f, "scale": lambda: (amount - 1) * f}.get(kind, lambda: amount - f)()
-        if kind == "clamp_firing":
-            change = torch.where(f > 0, change, 0.0)
-        return change[..., None] * gain * d
+        if edit["reads"] == "direction":
+            return change(x, d / d.norm(), amount)
+        gain = self._norm(edit["sae"], x)[1] / edit["sae"]["output_scale"]
+        return change(self._activation(edit, x), amount)[..., None] * gain * d
 
-    def _norm(self, sae: Kwargs, x: torch.Tensor) -> tuple[Any, Any]:
+    def _norm(self, sae: Kwargs, x: Tensor) -> tuple[Any, Any]:
         if sae["input_norm"] == "constant_norm":
             return 0.0, x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
         if sae["input_norm"] == "layer_norm":
@@ -259,7 +256,7 @@ class Patch:
             return centre, (x - centre).std(-1, keepdim=True)
         return 0.0, 1.0
 
-    def _pre(self, sae: Kwargs, x: torch.Tensor) -> torch.Tensor:
+    def _pre(self, sae: Kwargs, x: Tensor) -> Tensor:
         centre, spread = self._norm(sae, x)
         if sae["input_norm"] == "layer_norm":
             spread = spread + 1e-5
@@ -268,7 +265,7 @@ class Patch:
         u = (x - centre) / spread * sae["scale"]
         return u @ self._row(sae["W"], x).T + self._row(sae["b"], x)
 
-    def _codes(self, sae: Kwargs, x: torch.Tensor) -> torch.Tensor:
+    def _codes(self, sae: Kwargs, x: Tensor) -> Tensor:
         pre = self._pre(sae, x)
         if sae["gate"] == "topk":
             best = pre.topk(sae["k"], dim=-1)
@@ -280,10 +277,10 @@ class Patch:
         m, c, cut = self._row(sae["gate_rows"], x)
         return torch.where(pre > cut, m * pre + c, 0.0).relu()
 
-    def _activation(self, edit: Kwargs, x: torch.Tensor) -> torch.Tensor:
+    def _activation(self, edit: Kwargs, x: Tensor) -> Tensor:
         return self._codes(edit["sae"], x)[..., edit["column"]]
 
-    def _reconstruction(self, edit: Kwargs, x: torch.Tensor) -> torch.Tensor:
+    def _reconstruction(self, edit: Kwargs, x: Tensor) -> Tensor:
         sae = edit["sae"]
         out = self._codes(sae, x) @ self._row(sae["W_dec"], x) + self._row(sae["b_dec"], x)
         centre, spread = self._norm(sae, x)
@@ -314,17 +311,17 @@ def _cached(given: Kwargs) -> int:
     raise ValueError(f"the patch cannot tell how much is in a cache of type {type(cache).__name__}")
 
 
-def _places(given: Kwargs, start: int, width: int, device: torch.device, needed: bool) -> torch.Tensor:
+def _places(given: Kwargs, start: int, width: int, device: torch.device, needed: bool) -> Tensor:
     """Positions ``[batch or 1, width]`` counted without padding on the left, which gets negative ones."""
     mask, positions = given.get("attention_mask"), given.get("position_ids")
-    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+    if isinstance(mask, Tensor) and mask.dim() == 2:
         if mask.shape[1] < start + width:
             raise ValueError(
                 f"attention_mask has {mask.shape[1]} columns, but {start} are cached and {width} are new"
             )
         # Right of a text the count stays where it is, which matters to nobody.
         return (mask.to(device).long().cumsum(1) - 1)[:, start : start + width]
-    if isinstance(positions, torch.Tensor) and positions.dim() <= 2 and positions.shape[-1] == width:
+    if isinstance(positions, Tensor) and positions.dim() <= 2 and positions.shape[-1] == width:
         return positions.to(device).reshape(-1, width)
     if mask is not None and needed:
         raise ValueError(

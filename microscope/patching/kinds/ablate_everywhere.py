@@ -1,0 +1,87 @@
+"""``ablate_everywhere``: y − (d̂·y)·d̂ for the embedding and for all y that blocks add to the stream.
+
+Several of them remove the span of their directions. As weights: every matrix that writes to the stream is
+projected, ``W' = P·W``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from microscope.errors import MicroscopeError
+from microscope.params.sites import Site
+from microscope.params.targets import NO_CONSTANT, SANDWICH_TYPES, not_possible
+from microscope.patching.mechanisms import WritersKind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from microscope.params import Edit, ExportTarget, ModelTraits
+    from microscope.params.targets import Judged, WeightForm
+    from microscope.sae import SparseAutoencoder
+
+
+class AblateEverywhere(WritersKind, frozen=True):
+    """Removes a feature's direction from everything that is written to the stream."""
+
+    def identity(self, edit: Edit) -> dict[str, Any]:
+        """The feature and the site its SAE reads."""
+        return {"site": edit.site, "feature": edit.feature}
+
+    def direction(self, edit: Edit, sae: SparseAutoencoder) -> Tensor:
+        """The unit direction a feature writes, ``[d]`` in float32."""
+        row = sae.decoder_direction(edit.index).float()
+        return row / row.norm()
+
+    def form_in(self, traits: ModelTraits, target: ExportTarget) -> WeightForm:
+        """A projection of what is written."""
+        return "everywhere"
+
+    def judge(self, edit: Edit, traits: ModelTraits, target: ExportTarget) -> Judged:
+        """Exact wherever what is written can be projected."""
+        if target == "control_vector":
+            return NO_CONSTANT
+        if target == "gguf_lora":
+            return not_possible(
+                "It needs an adapter on the embedding, which llama.cpp handles apart.",
+                "Merge first, then convert the merged checkpoint.",
+            )
+        if traits.model_type in SANDWICH_TYPES:
+            return not_possible(
+                "This family normalises what a module writes before adding it: projected weights would not stay projected.",
+                "The runtime bundle is exact.",
+            )
+        if target == "merged":
+            untied = " The embedding is untied from the head first." if traits.tied else ""
+            return "exact", f"Every module that writes to the stream is projected.{untied}", ""
+        if traits.writer_bias:
+            return not_possible(
+                "The output projections have biases, which an adapter cannot project.",
+                "Use the merged checkpoint.",
+            )
+        if traits.tied:
+            return not_possible(
+                "The embedding is also the head: an adapter on it would change both when merged.",
+                "Use the merged checkpoint, which unties them.",
+            )
+        return (
+            "exact",
+            "Every module that writes to the stream has a rank-one adapter, the embedding too.",
+            "vLLM refuses adapters on embeddings of some families; the merged checkpoint loads there.",
+        )
+
+    def _wrong_site(self, site: Site, number: int) -> MicroscopeError:
+        return MicroscopeError(
+            "site_not_editable",
+            f"Edit {number}'s feature lives at {site}, which is not in the space of the residual stream.",
+        )
+
+
+KIND = AblateEverywhere(
+    name="ablate_everywhere",
+    title="Ablate everywhere",
+    description="removes the direction from the embedding and from all that blocks write, as changed weights would",
+    sentence="remove the direction of {target} from everything blocks write",
+    refers_to="feature",
+    order=70,
+)
