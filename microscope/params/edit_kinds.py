@@ -29,6 +29,8 @@ GROUP, BUILT_IN = "microscope.edits", "microscope.patching.kinds"
 Reference = Literal["feature", "sae", "adapter"]
 Mechanism = Literal["site", "modules", "writers"]
 MAX_MODULES = 4096
+# In a schema: one of the names of the kinds there are, which are not looked for before they are needed.
+ANY_KIND = {"x-registry": GROUP}
 
 
 class Slider(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +48,8 @@ class EditKind(Declaration, frozen=True, kw_only=True):
         name: what plans call it.
         description: what an edit of it does, in one line.
         title: its name in the browser.
+        formula: the same as arithmetic, with α, λ and s for a strength that is a factor and c for an amount;
+            f is the feature's activation, d its decoder row, d̂ that at length 1.
         sentence: an edit of it in words, with ``{target}``, ``{site}``, ``{strength}``, ``{unit}`` and
             ``{adapter}`` filled in.
         refers_to: what an edit of it is made from.
@@ -62,6 +66,7 @@ class EditKind(Declaration, frozen=True, kw_only=True):
     """
 
     title: str
+    formula: str
     sentence: str
     refers_to: Reference
     acts: Mechanism

@@ -15,12 +15,12 @@ import msgspec
 from msgspec import Meta
 
 from microscope.errors import MicroscopeError
-from microscope.params.edit_kinds import kind_of
+from microscope.params.edit_kinds import ANY_KIND, kind_of
 from microscope.params.fields import Integer
 
 # A name that :func:`~microscope.params.edit_kinds.edit_kinds` knows; schemas list those. Plans that name another
 # can be read and stored, and are refused where they are used: the package that brings it may be missing here.
-KindName = Annotated[str, Meta(extra_json_schema={"x-registry": "edit kind"})]
+KindName = Annotated[str, Meta(extra_json_schema=ANY_KIND)]
 Unit = Literal["raw", "p999", "resid_norm"]
 
 

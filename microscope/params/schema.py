@@ -13,6 +13,7 @@ import msgspec
 
 from microscope.errors import MicroscopeError
 from microscope.params.base import JobParams
+from microscope.params.edit_kinds import ANY_KIND, edit_kinds
 
 P = TypeVar("P", bound=JobParams)
 
@@ -47,10 +48,11 @@ def field_specs(params: type[msgspec.Struct]) -> Iterator[FieldSpec]:
         if typing.get_origin(inner) in (typing.Union, types.UnionType):
             inner = next(a for a in typing.get_args(inner) if a is not types.NoneType)
             optional = True
-        meta = msgspec.Meta()
+        metas: list[msgspec.Meta] = []
         if typing.get_origin(inner) is typing.Annotated:
             inner, *extras = typing.get_args(inner)
-            meta = next((e for e in extras if isinstance(e, msgspec.Meta)), meta)
+            metas = [extra for extra in extras if isinstance(extra, msgspec.Meta)]
+        meta = next((one for one in metas if one.description), msgspec.Meta())
         many = typing.get_origin(inner) is tuple
         limits = meta
         if many:
@@ -58,6 +60,8 @@ def field_specs(params: type[msgspec.Struct]) -> Iterator[FieldSpec]:
             if typing.get_origin(inner) is typing.Annotated:
                 inner, limits = typing.get_args(inner)
         choices = typing.get_args(inner) if typing.get_origin(inner) is typing.Literal else ()
+        if any(one.extra_json_schema == ANY_KIND for one in metas):
+            choices = tuple(edit_kinds())
         extra = meta.extra_json_schema or {}
         yield FieldSpec(
             name=field.name,
@@ -79,7 +83,7 @@ def field_specs(params: type[msgspec.Struct]) -> Iterator[FieldSpec]:
 
 def json_schema(params: type[JobParams]) -> dict[str, Any]:
     """JSON Schema of a job's parameters."""
-    return _unindented(msgspec.json.schema(params))
+    return _finished(msgspec.json.schema(params))
 
 
 def schema_components(
@@ -91,21 +95,31 @@ def schema_components(
         structs: the types.
         ref_template: a reference to a component, with ``{name}`` in it.
     """
-    return _unindented(msgspec.json.schema_components(structs, ref_template=ref_template))
+    return _finished(msgspec.json.schema_components(structs, ref_template=ref_template))
 
 
-def _unindented(schema: Any) -> Any:
-    """Descriptions without the indentation of the docstrings they come from, which only some msgspecs take away."""
+def _finished(schema: Any) -> Any:
+    """A schema with the kinds of edits there are, and without the indentation of docstrings in descriptions.
+
+    Only some versions of msgspec take the indentation away.
+    """
     if isinstance(schema, dict):
+        if ANY_KIND.items() <= schema.items():
+            known = {"enum": list(edit_kinds()), "description": _kinds_in_words()}
+            schema = known | {key: value for key, value in schema.items() if key not in ANY_KIND}
         return {
             key: inspect.cleandoc(value)
             if key == "description" and isinstance(value, str)
-            else _unindented(value)
+            else _finished(value)
             for key, value in schema.items()
         }
     if isinstance(schema, list | tuple):
-        return type(schema)(_unindented(value) for value in schema)
+        return type(schema)(_finished(value) for value in schema)
     return schema
+
+
+def _kinds_in_words() -> str:
+    return "\n".join(f"- `{kind.name}`: {kind.formula}; {kind.description}" for kind in edit_kinds().values())
 
 
 def decode_params(params: type[P], data: Mapping[str, Any] | bytes) -> P:

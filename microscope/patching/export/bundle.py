@@ -7,7 +7,7 @@ whole encoder, because a latent fires by comparison with the others.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel
-from microscope.params import Edit, EditPlan
+from microscope.params import Edit, EditPlan, edit_kinds
 from microscope.patching.apply import Saes, edits_by_layer
 from microscope.patching.hooks import deltas_of, writers
 from microscope.patching.mechanisms import StreamKind
@@ -33,13 +33,13 @@ def write_bundle(folder: Path, loaded: LoadedModel, plan: EditPlan, saes: Saes, 
     """Write ``patch.json``, ``rows.safetensors`` and ``load_patch.py``."""
     tensors: dict[str, Tensor] = {}
     sites: dict[str, list[dict[str, Any]]] = {}
-    kinds: dict[str, StreamKind] = {}
+    foreign: set[str] = set()
     for layer, site in edits_by_layer(plan).items():
         sites[str(layer)] = [
             _describe(edit, kind, saes[edit.sae_needed], f"{layer}.{number}", tensors)
             for number, (edit, kind) in enumerate(zip(site.edits, site.kinds, strict=True))
         ]
-        kinds |= {kind.name: kind for kind in site.kinds}
+        foreign |= {kind.name for kind in site.kinds if kind.package}
     deltas = deltas_of(plan, adapters)
     for number, delta in enumerate(deltas.values()):
         tensors[f"delta.{number}.A"], tensors[f"delta.{number}.B"] = delta.a, delta.b
@@ -64,15 +64,19 @@ def write_bundle(folder: Path, loaded: LoadedModel, plan: EditPlan, saes: Saes, 
     plain = {name: t.detach().float().cpu().contiguous().clone() for name, t in tensors.items()}
     save_file(plain, folder / "rows.safetensors")
     (folder / "patch.json").write_text(json.dumps(spec, indent=1), encoding="utf-8")
-    (folder / _LOADER.name).write_text(loader(kinds), encoding="utf-8")
+    (folder / _LOADER.name).write_text(loader(foreign), encoding="utf-8")
 
 
-def loader(kinds: Mapping[str, StreamKind]) -> str:
-    """``load_patch.py`` for a patch: the loader, and behind it the arithmetic of the patch's kinds of edits."""
+def loader(foreign: Collection[str] = ()) -> str:
+    """``load_patch.py``: behind the loader the arithmetic of this program's kinds of edits and of some others.
+
+    Raises:
+        MicroscopeError: what :meth:`StreamKind.source` raises.
+    """
     parts = [_LOADER.read_text(encoding="utf-8").rstrip("\n")]
-    parts += [
-        f'{kind.source()}\n\n\nCHANGES["{name}"] = change_{name}' for name, kind in sorted(kinds.items())
-    ]
+    for name, kind in edit_kinds().items():
+        if isinstance(kind, StreamKind) and (name in foreign or not kind.package):
+            parts.append(f'{kind.source()}\n\n\nCHANGES["{name}"] = change_{name}')
     return "\n\n\n".join(parts) + "\n"
 
 
@@ -81,7 +85,6 @@ def _describe(
 ) -> dict[str, Any]:
     out: dict[str, Any] = {
         "kind": edit.kind,
-        "reads": kind.reads,
         "amount": kind.amount(edit),
         "positions": msgspec.to_builtins(edit.positions),
         "max_norm": sae.config.token_filter.max_norm,

@@ -36,7 +36,7 @@ Kwargs = dict[str, Any]
 # What models call their first arguments when their signature does not say.
 _NAMES = ("input_ids", "attention_mask", "position_ids", "cache", "inputs_embeds")
 _CACHES = ("cache", "past_key_values", "cache_params")
-# What each kind of edit in the patch adds to the stream, by name: defined at the end of this file.
+# What each kind of edit adds to the stream, by name: defined at the end of this file.
 CHANGES: dict[str, Callable[..., Tensor]] = {}
 
 
@@ -63,7 +63,11 @@ class Patch:
         device = next(model.parameters()).device
         self.t = {k: v.to(device) for k, v in load_file(folder / "rows.safetensors").items()}
         self.special = torch.tensor(self.spec["special_tokens"], dtype=torch.long, device=device)
-        where = [edit["positions"] for edits in self.spec["sites"].values() for edit in edits]
+        all_edits = [edit for edits in self.spec["sites"].values() for edit in edits]
+        strange = sorted({edit["kind"] for edit in all_edits} - CHANGES.keys())
+        if strange:
+            raise ValueError(f"this loader knows no '{strange[0]}'; use the load_patch.py of {folder}")
+        where = [edit["positions"] for edit in all_edits]
         self.spares_special = any(not one["include_sinks"] for one in where)
         self.generates = any(one["mode"] == "generated" for one in where)
         self.needs_places = any(one["mode"] != "all" for one in where)
@@ -240,10 +244,10 @@ class Patch:
 
     def _delta(self, edit: Kwargs, x: Tensor) -> Tensor:
         change, amount = CHANGES[edit["kind"]], edit["amount"]
-        if edit["reads"] == "reconstruction":
+        if "row" not in edit:  # it reads the whole reconstruction
             return change(x, self._reconstruction(edit, x), amount)
         d = self._row(edit["row"], x)
-        if edit["reads"] == "direction":
+        if "sae" not in edit:  # it reads the direction alone
             return change(x, d / d.norm(), amount)
         gain = self._norm(edit["sae"], x)[1] / edit["sae"]["output_scale"]
         return change(self._activation(edit, x), amount)[..., None] * gain * d

@@ -23,6 +23,7 @@ KIND = Ablate(
     name="ablate",
     title="Ablate",
     description="removes what the feature writes",
+    formula="x − f·d",
     sentence="ablate {target}",
     needs_firing=True,
     order=10,

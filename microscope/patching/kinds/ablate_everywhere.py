@@ -81,6 +81,7 @@ KIND = AblateEverywhere(
     name="ablate_everywhere",
     title="Ablate everywhere",
     description="removes the direction from the embedding and from all that blocks write, as changed weights would",
+    formula="y − (d̂·y)·d̂ for the embedding and all y that blocks add",
     sentence="remove the direction of {target} from everything blocks write",
     refers_to="feature",
     order=70,

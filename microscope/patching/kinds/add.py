@@ -63,6 +63,7 @@ KIND = Add(
     name="add",
     title="Add",
     description="adds the feature's direction everywhere, in multiples of its own 99.9th percentile",
+    formula="x + c·d̂",
     sentence="add {strength} × {unit} of {target}",
     counts="length",
     neutral=0.0,

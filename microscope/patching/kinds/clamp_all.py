@@ -24,6 +24,7 @@ KIND = ClampAll(
     name="clamp_all",
     title="Clamp at every token",
     description="sets the feature to one value at every token, in multiples of its own 99.9th percentile",
+    formula="x + (c − f)·d",
     sentence="set {target} to {strength} × {unit} at every token",
     counts="activation",
     slider=Slider(min=-2, max=4),

@@ -24,6 +24,7 @@ KIND = ClampFiring(
     name="clamp_firing",
     title="Clamp where it fires",
     description="sets the feature to one value where it fires, in multiples of its own 99.9th percentile",
+    formula="x + (c − f)·d where f > 0",
     sentence="set {target} to {strength} × {unit} where it fires",
     counts="activation",
     slider=Slider(min=-2, max=4),

@@ -71,6 +71,7 @@ KIND = Lora(
     name="lora",
     title="LoRA",
     description="adds a low-rank change of weights; 1 is the adapter as it came, 0 changes nothing",
+    formula="W·x + s·B(A·x) in modules",
     sentence="add {strength} × adapter {adapter}",
     refers_to="adapter",
     neutral=0.0,

@@ -29,6 +29,7 @@ KIND = Project(
     name="project",
     title="Project",
     description="multiplies the stream's component along the direction; 1 changes nothing, 0 removes it",
+    formula="x + (λ − 1)(d̂·x)·d̂",
     sentence="project {target} to {strength} of its component",
     neutral=1.0,
     slider=Slider(min=-1, max=3),

@@ -24,6 +24,7 @@ KIND = Scale(
     name="scale",
     title="Scale",
     description="multiplies the feature where it fires; 1 changes nothing, 0 ablates",
+    formula="x + (α − 1)·f·d",
     sentence="scale {target} by {strength}",
     neutral=1.0,
     slider=Slider(min=-2, max=8),

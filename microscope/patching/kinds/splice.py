@@ -29,6 +29,7 @@ KIND = Splice(
     name="splice",
     title="Splice",
     description="replaces the stream by the SAE's reconstruction; sinks pass through",
+    formula="SAE(x)",
     sentence="replace {site} by its reconstruction",
     order=80,
 )
