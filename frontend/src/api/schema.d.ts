@@ -1796,36 +1796,31 @@ export interface components {
          * Edit
          * @description One change, at one residual site or in what modules write.
          *
-         *     =================  ==============================  ===============================================
-         *     kind               effect                          strength
-         *     =================  ==============================  ===============================================
-         *     ablate             x − f·d                         unused
-         *     scale              x + (α−1)·f·d                   α; 1 is a bit-exact no-op
-         *     clamp_firing       x + (c−f)·d where f > 0         c = strength × unit_value
-         *     clamp_all          x + (c−f)·d                     c = strength × unit_value
-         *     add                x + c·d̂                         c = strength × unit_value; 0 is a no-op
-         *     project            x + (λ−1)(d̂·x)·d̂                λ; 1 is a bit-exact no-op, 0 removes d̂
-         *     splice             SAE(x); sinks pass through      unused
-         *     ablate_everywhere  y − (d̂·y)·d̂ for the embedding   unused
-         *                        and all y that blocks add
-         *     lora               W·x + s·B(A·x) in modules       s; 0 is a bit-exact no-op
-         *     =================  ==============================  ===============================================
+         *     Kinds name what they are made from: a ``feature``, whose SAE reads ``site``; an ``sae``; or an
+         *     ``adapter`` by content fingerprint and optionally some of its ``modules`` (paths in the Hugging Face
+         *     model); none means all. Adapters are never merged into weights.
          *
-         *     All kinds but ``splice`` and ``lora`` name a ``feature``; its SAE reads ``site``. ``splice`` names an
-         *     ``sae``. ``lora`` names an ``adapter`` by content fingerprint and optionally some of its ``modules``
-         *     (paths in the Hugging Face model); none means all. Adapters are never merged into weights.
+         *     Kinds that stand for changed weights act on every token, sinks included, and take no other positions.
          *
-         *     The last two kinds stand for changed weights, so they act on every token, sinks included, and take
-         *     no other positions. Several ``ablate_everywhere`` remove the span of their directions.
-         *
-         *     ``unit`` says what ``strength`` counts for ``add`` and the clamps: raw length (or activation), the
+         *     ``unit`` says what ``strength`` counts where it is an amount: raw length (or activation), the
          *     feature's own 99.9th percentile of activation, or the median norm of the residual stream;
          *     ``unit_value`` is that quantity in raw units, so that a plan means the same wherever it is applied.
          *     For the other kinds strength is a ratio.
          */
         Edit: {
-            /** @enum {unknown} */
-            kind: "ablate" | "ablate_everywhere" | "add" | "clamp_all" | "clamp_firing" | "lora" | "project" | "scale" | "splice";
+            /**
+             * @description - `ablate`: x − f·d; removes what the feature writes
+             *     - `scale`: x + (α − 1)·f·d; multiplies the feature where it fires; 1 changes nothing, 0 ablates
+             *     - `clamp_firing`: x + (c − f)·d where f > 0; sets the feature to one value where it fires, in multiples of its own 99.9th percentile
+             *     - `clamp_all`: x + (c − f)·d; sets the feature to one value at every token, in multiples of its own 99.9th percentile
+             *     - `add`: x + c·d̂; adds the feature's direction everywhere, in multiples of its own 99.9th percentile
+             *     - `project`: x + (λ − 1)(d̂·x)·d̂; multiplies the stream's component along the direction; 1 changes nothing, 0 removes it
+             *     - `ablate_everywhere`: y − (d̂·y)·d̂ for the embedding and all y that blocks add; removes the direction from the embedding and from all that blocks write, as changed weights would
+             *     - `splice`: SAE(x); replaces the stream by the SAE's reconstruction; sinks pass through
+             *     - `lora`: W·x + s·B(A·x) in modules; adds a low-rank change of weights; 1 is the adapter as it came, 0 changes nothing
+             * @enum {string}
+             */
+            kind: "ablate" | "scale" | "clamp_firing" | "clamp_all" | "add" | "project" | "ablate_everywhere" | "splice" | "lora";
             /** @default  */
             site: string;
             /** @default null */
