@@ -7,11 +7,17 @@ from typing import Any
 from rest_framework import serializers
 
 from apps.core.etags import EtagField
-from apps.core.structs import StructField
+from apps.core.structs import StructField, StructSerializer
 from apps.core.views import VisibleField
 from apps.patches.models import Patch, PatchVersion
 from apps.registry.models import LanguageModel
-from microscope.params import EditPlan
+from microscope.params import EditKind, EditPlan
+
+
+class EditKindSerializer(StructSerializer):
+    """A kind of edit: what it does, what it is made from, and how its strength is counted."""
+
+    struct = EditKind
 
 
 class PatchSerializer(serializers.ModelSerializer[Patch]):

@@ -12,6 +12,7 @@ from rest_framework import mixins, status
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.views import APIView
 
 from apps.core.etags import IF_MATCH, if_match, with_etag
 from apps.core.idempotency import answered_once
@@ -20,6 +21,7 @@ from apps.patches import exports, services
 from apps.patches.export_serializers import ExportCreateSerializer, ExportJobSerializer, VerdictSerializer
 from apps.patches.models import Patch
 from apps.patches.serializers import (
+    EditKindSerializer,
     PatchCreateSerializer,
     PatchRestoreSerializer,
     PatchSerializer,
@@ -28,6 +30,7 @@ from apps.patches.serializers import (
     PatchVersionSerializer,
 )
 from apps.registry.views import ProjectFilter
+from microscope.params import edit_kinds
 
 
 class PatchFilter(ProjectFilter):
@@ -128,3 +131,12 @@ class PatchViewSet(mixins.ListModelMixin, VisibleViewSet):
         )
         answer = ExportJobSerializer({"export": export, "job": job})
         return Response(answer.data, status=status.HTTP_202_ACCEPTED)
+
+
+class EditKindsView(APIView):
+    """Kinds of edits, those of installed packages behind the own ones."""
+
+    @extend_schema(operation_id="edit_kinds_list", responses=EditKindSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        """Every kind, as a plan and a form need to know it."""
+        return Response(EditKindSerializer(edit_kinds().values(), many=True).data)

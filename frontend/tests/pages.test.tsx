@@ -15,6 +15,7 @@ import { densityShare } from "@/pages/features/FeatureTable";
 import { percentile } from "@/pages/lab/Readings";
 import { Assumed } from "@/pages/saes/Assumed";
 import { editSentence, receiptSentence } from "@/patches/words";
+import { ALL_KINDS } from "./kindsRig";
 
 const plain = (text: string) => text.replaceAll("\u202f", " ");
 
@@ -75,9 +76,13 @@ describe("sentences", () => {
     positions: { mode: "all", start: 0, indices: [], include_sinks: false }, enabled: true,
   };
   it("say what an edit does", () => {
-    expect(editSentence(edit)).toBe("scale feature 42 at resid_post.15 by 3.00");
-    expect(editSentence({ ...edit, kind: "add", unit: "p999", strength: -1.5 })).toBe("add −1.50 × p99.9 of feature 42 at resid_post.15");
-    expect(editSentence({ ...edit, kind: "ablate", enabled: false })).toBe("ablate feature 42 at resid_post.15 (muted)");
+    expect(editSentence(edit, ALL_KINDS)).toBe("scale feature 42 at resid_post.15 by 3.00");
+    expect(editSentence({ ...edit, kind: "add", unit: "p999", strength: -1.5 }, ALL_KINDS)).toBe("add −1.50 × p99.9 of feature 42 at resid_post.15");
+    expect(editSentence({ ...edit, kind: "ablate", enabled: false }, ALL_KINDS)).toBe("ablate feature 42 at resid_post.15 (muted)");
+  });
+
+  it("name an edit of a kind that the server does not have", () => {
+    expect(editSentence({ ...edit, kind: "gone" as Edit["kind"] }, ALL_KINDS)).toBe("gone feature 42 at resid_post.15");
   });
 
   const receipt = { plan: "p", baseline: "b", reused: "computed", first_layer: 16, first_position: 4 };

@@ -2,8 +2,9 @@ import { describe, expect, it } from "vitest";
 import { begin, change, redo, settle, undo } from "@/patches/history";
 import { positionsOf, positionWords } from "@/patches/positions";
 import {
-  EVERYWHERE, isNoop, KINDS, loraCard, moved, newCard, planOf, snapped, soloed, spliceCard, stackOf, strengthOf, withKind, withStrength, type PickedFeature,
+  adapterCard, EVERYWHERE, isNoop, moved, newCard, planOf, saeCard, snapped, soloed, stackOf, strengthOf, withKind, withStrength, type PickedFeature,
 } from "@/patches/plan";
+import { ALL_KINDS, KINDS } from "./kindsRig";
 
 const feature: PickedFeature = {
   saeId: "row", sae: "f".repeat(32), index: 42, site: "resid_post.15", p999: { activation: 5, length: 20.5 },
@@ -47,7 +48,7 @@ describe("history", () => {
 
 describe("plans", () => {
   it("carry kind, site, fingerprint and strength", () => {
-    const card = withStrength(newCard(feature, "scale"), 3);
+    const card = withStrength(newCard(feature, KINDS.scale), 3);
     expect(planOf([card])).toEqual({
       version: 2,
       edits: [
@@ -59,61 +60,67 @@ describe("plans", () => {
     });
   });
   it("count `add` in the feature's own 99.9th percentile", () => {
-    const [edit] = planOf([newCard(feature, "add")]).edits;
+    const [edit] = planOf([newCard(feature, KINDS.add)]).edits;
     expect(edit).toMatchObject({ unit: "p999", unit_value: 20.5, strength: 1 });
   });
   it("fall back to raw length when the percentile is unknown", () => {
-    const [edit] = planOf([newCard({ ...feature, p999: null }, "add")]).edits;
+    const [edit] = planOf([newCard({ ...feature, p999: null }, KINDS.add)]).edits;
     expect(edit).toMatchObject({ unit: "raw", unit_value: 1 });
   });
   it("keep muted edits, marked", () => {
-    expect(planOf([{ ...newCard(feature), enabled: false }]).edits[0]).toMatchObject({ enabled: false });
+    expect(planOf([{ ...newCard(feature, KINDS.ablate), enabled: false }]).edits[0]).toMatchObject({ enabled: false });
   });
   it("survive the way to the server and back", () => {
     const stack = [
-      newCard(feature, "ablate"),
-      withStrength(newCard(feature, "add"), -1.5),
-      { ...withStrength(newCard(feature, "project"), 0.25), enabled: false },
-      withStrength(newCard(feature, "clamp_all"), 3),
-      newCard(feature, "ablate_everywhere"),
+      newCard(feature, KINDS.ablate),
+      withStrength(newCard(feature, KINDS.add), -1.5),
+      { ...withStrength(newCard(feature, KINDS.scale), 0.25), enabled: false },
+      withStrength(newCard(feature, KINDS.clamp), 3),
+      newCard(feature, KINDS.everywhere),
     ];
     const plan = planOf(stack);
-    expect(planOf(stackOf(plan, () => feature))).toEqual(plan);
-    expect(planOf(stackOf(plan, () => ({ ...feature, p999: null })))).toEqual(plan);
+    expect(planOf(stackOf(plan, ALL_KINDS, () => feature))).toEqual(plan);
+    expect(planOf(stackOf(plan, ALL_KINDS, () => ({ ...feature, p999: null })))).toEqual(plan);
   });
   it("carry edits that act through no single feature", () => {
-    const plan = planOf([spliceCard({ id: "row", fingerprint: "f" }, "resid_post.3"), withStrength(loraCard("a".repeat(32)), 0.5)]);
+    const plan = planOf([saeCard(KINDS.splice, { id: "row", fingerprint: "f" }, "resid_post.3"), withStrength(adapterCard(KINDS.lora, "a".repeat(32)), 0.5)]);
     expect(plan.edits).toMatchObject([
       { kind: "splice", site: "resid_post.3", feature: null, sae: "f", adapter: "" },
       { kind: "lora", site: "", feature: null, sae: "", adapter: "a".repeat(32), strength: 0.5 },
     ]);
     const find = (edit: { sae: string; site: string }) => ({ saeId: "", sae: edit.sae, index: -1, site: edit.site, p999: null });
-    expect(planOf(stackOf(plan, find))).toEqual(plan);
+    expect(planOf(stackOf(plan, ALL_KINDS, find))).toEqual(plan);
   });
   it("count the clamps in the feature's activation", () => {
-    const [edit] = planOf([withStrength(newCard(feature, "clamp_firing"), 2)]).edits;
+    const [edit] = planOf([withStrength(newCard(feature, KINDS.clamp), 2)]).edits;
     expect(edit).toMatchObject({ unit: "p999", unit_value: 5, strength: 2 });
   });
   it("know what changes nothing", () => {
-    expect(isNoop(withStrength(newCard(feature, "scale"), KINDS.scale.neutral!))).toBe(true);
-    expect(isNoop(withStrength(newCard(feature, "add"), 0))).toBe(true);
-    expect(isNoop(newCard(feature, "ablate"))).toBe(false);
-    expect(isNoop({ ...newCard(feature, "ablate"), enabled: false })).toBe(true);
+    expect(isNoop(withStrength(newCard(feature, KINDS.scale), KINDS.scale.neutral!))).toBe(true);
+    expect(isNoop(withStrength(newCard(feature, KINDS.add), 0))).toBe(true);
+    expect(isNoop(newCard(feature, KINDS.ablate))).toBe(false);
+    expect(isNoop({ ...newCard(feature, KINDS.ablate), enabled: false })).toBe(true);
   });
   it("remember a strength per kind, so that switching loses nothing", () => {
-    const card = withStrength(newCard(feature, "scale"), 5);
-    expect(strengthOf({ ...card, kind: "add" })).toBe(KINDS.add.initial);
-    expect(strengthOf({ ...card, kind: "scale" })).toBe(5);
+    const card = withStrength(newCard(feature, KINDS.scale), 5);
+    expect(strengthOf({ ...card, kind: KINDS.add })).toBe(KINDS.add.initial);
+    expect(strengthOf({ ...card, kind: KINDS.scale })).toBe(5);
   });
   it("take up the percentile when it becomes known, but never change a unit that was stored", () => {
-    const unknown = newCard({ ...feature, p999: null }, "scale");
-    expect(planOf([withKind(unknown, "add", { activation: 5, length: 20.5 })]).edits[0]).toMatchObject({ unit: "p999", unit_value: 20.5 });
-    expect(planOf([withKind(unknown, "add")]).edits[0]).toMatchObject({ unit: "raw", unit_value: 1 });
-    const [stored] = stackOf(planOf([newCard(feature, "add")]), () => ({ ...feature, p999: { activation: 9, length: 99 } }));
-    expect(planOf([withKind(withKind(stored!, "scale"), "add", { activation: 1, length: 50 })]).edits[0]).toMatchObject({ unit: "p999", unit_value: 20.5 });
+    const unknown = newCard({ ...feature, p999: null }, KINDS.scale);
+    expect(planOf([withKind(unknown, KINDS.add, { activation: 5, length: 20.5 })]).edits[0]).toMatchObject({ unit: "p999", unit_value: 20.5 });
+    expect(planOf([withKind(unknown, KINDS.add)]).edits[0]).toMatchObject({ unit: "raw", unit_value: 1 });
+    const [stored] = stackOf(planOf([newCard(feature, KINDS.add)]), ALL_KINDS, () => ({ ...feature, p999: { activation: 9, length: 99 } }));
+    expect(planOf([withKind(withKind(stored!, KINDS.scale), KINDS.add, { activation: 1, length: 50 })]).edits[0]).toMatchObject({ unit: "p999", unit_value: 20.5 });
+  });
+  it("keep an edit of a kind that the server has no package for any more", () => {
+    const plan = planOf([withStrength(newCard(feature, { ...KINDS.add, name: "gone" }), 2)]);
+    const [card] = stackOf(plan, ALL_KINDS, () => feature);
+    expect(card!.kind).toMatchObject({ name: "gone", slider: null });
+    expect(planOf([card!]).edits[0]).toMatchObject({ kind: "gone", strength: 2 });
   });
   it("reorder within bounds", () => {
-    const stack = [newCard(feature), newCard(feature), newCard(feature)];
+    const stack = [newCard(feature, KINDS.ablate), newCard(feature, KINDS.ablate), newCard(feature, KINDS.ablate)];
     const ids = stack.map((card) => card.id);
     expect(moved(stack, ids[0]!, 1).map((card) => card.id)).toEqual([ids[1], ids[0], ids[2]]);
     expect(moved(stack, ids[0]!, -1).map((card) => card.id)).toEqual(ids);
@@ -121,7 +128,7 @@ describe("plans", () => {
     expect(moved(stack, "unknown", 1).map((card) => card.id)).toEqual(ids);
   });
   it("let one edit act alone, and all again", () => {
-    const stack = [newCard(feature), { ...newCard(feature), enabled: false }, newCard(feature)];
+    const stack = [newCard(feature, KINDS.ablate), { ...newCard(feature, KINDS.ablate), enabled: false }, newCard(feature, KINDS.ablate)];
     const enabled = (cards: readonly { enabled: boolean }[]) => cards.map((card) => card.enabled);
     const alone = soloed(stack, stack[1]!.id);
     expect(enabled(alone)).toEqual([false, true, false]);
@@ -129,9 +136,9 @@ describe("plans", () => {
     expect(enabled(soloed(alone, stack[1]!.id))).toEqual([true, true, true]);
   });
   it("spare no token where they stand for changed weights, whatever the card was limited to before", () => {
-    const limited = { ...newCard(feature), positions: { ...EVERYWHERE, mode: "from" as const, start: 4 } };
+    const limited = { ...newCard(feature, KINDS.ablate), positions: { ...EVERYWHERE, mode: "from" as const, start: 4 } };
     expect(planOf([limited]).edits[0]!.positions).toEqual(limited.positions);
-    expect(planOf([{ ...limited, kind: "ablate_everywhere" }]).edits[0]!.positions).toEqual(EVERYWHERE);
+    expect(planOf([{ ...limited, kind: KINDS.everywhere }]).edits[0]!.positions).toEqual(EVERYWHERE);
   });
   it("snap to the slider's grid without binary dust", () => {
     expect(snapped(0.1 + 0.2, 0.05)).toBe(0.3);

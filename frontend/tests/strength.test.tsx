@@ -4,6 +4,7 @@ import { useState } from "react";
 import { describe, expect, it } from "vitest";
 import { StrengthControl } from "@/pages/lab/StrengthControl";
 import { newCard, strengthOf, withStrength } from "@/patches/plan";
+import { KINDS } from "./kindsRig";
 
 const feature = { saeId: "s", sae: "f", index: 4, site: "resid_post.2", p999: null };
 
@@ -11,7 +12,7 @@ const feature = { saeId: "s", sae: "f", index: 4, site: "resid_post.2", p999: nu
 function rig() {
   const acts = { strength: NaN };
   function Held() {
-    const [card, setCard] = useState(withStrength(newCard(feature, "scale"), 3));
+    const [card, setCard] = useState(withStrength(newCard(feature, KINDS.scale), 3));
     acts.strength = strengthOf(card);
     return <MantineProvider><StrengthControl card={card} onChange={setCard} onEnd={() => undefined} /></MantineProvider>;
   }

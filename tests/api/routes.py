@@ -109,6 +109,7 @@ ROUTES: dict[tuple[str, str], Call] = {
     ("token-rotate-current", "post"): Call(SIGNED_IN, scope=Scope.READ),
     ("ws-tickets", "post"): Call(SIGNED_IN, scope=Scope.READ),
     ("job-kinds", "get"): Call(SIGNED_IN),
+    ("edit-kinds", "get"): Call(SIGNED_IN),
     # projects
     ("project-list", "get"): Call(SIGNED_IN),
     ("project-list", "post"): Call(SIGNED_IN, body=lambda w: {"name": "New"}, scope=Scope.ADMIN),

@@ -137,6 +137,7 @@ def test_every_list_is_counted(world, client_of) -> None:
     # No rows of the database: kinds of jobs and files on the disk; and one line per resource.
     assert lists - known == {
         "job-kinds",
+        "edit-kinds",
         "corpora/builtin",
         "me/usage",
         "projects/{id}/usage",

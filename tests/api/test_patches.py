@@ -50,7 +50,7 @@ def test_same_edits_same_fingerprint(world, editor) -> None:
         ({"site": "nowhere"}, 422, "bad_site"),
         ({"index": 64}, 422, "feature_out_of_range"),
         ({"index": -1}, 422, "bad_feature"),
-        ({"kind": "explode"}, 400, "invalid"),
+        ({"kind": "explode"}, 422, "unknown_edit_kind"),
         ({"strength": "much"}, 400, "invalid"),
         ({"positions": {"mode": "set", "indices": [-1]}}, 422, "bad_positions"),
         ({"unknown": 1}, 400, "invalid"),
@@ -163,3 +163,28 @@ def test_live_sessions_know_only_their_own_ready_adapters(world, foreign) -> Non
     assert set(paths) == known | {mine.fingerprint}
     assert theirs.fingerprint not in paths
     assert paths[mine.fingerprint] == str(mine.artifact.checkout())
+
+
+def test_kinds_of_edits_describe_how_they_are_offered(editor) -> None:
+    found = {kind["name"]: kind for kind in editor.get("/api/v1/edit-kinds").json()}
+    assert list(found)[:2] == ["ablate", "scale"]
+    assert found["scale"]["slider"] == {"min": -2, "max": 8, "step": 0.05}
+    assert found["scale"]["neutral"] == 1
+    assert (found["splice"]["refers_to"], found["lora"]["refers_to"]) == ("sae", "adapter")
+    assert all(kind["title"] and kind["description"] and kind["formula"] for kind in found.values())
+
+
+def test_a_stored_patch_of_a_kind_that_is_not_installed_is_shown_and_refused_where_it_is_used(
+    world, editor
+) -> None:
+    patch = create(editor, world, plan_for(world.sae, 5)).json()
+    plan = patch["plan"]
+    plan["edits"][0]["kind"] = "of_another_machine"
+    Patch.objects.filter(pk=patch["id"]).update(plan=plan)
+    shown = editor.get("/api/v1/patches", {"project": str(world.project.pk)}).json()["results"]
+    assert "of_another_machine" in [one["plan"]["edits"][0]["kind"] for one in shown]
+    assert editor.get(f"/api/v1/projects/{world.project.pk}/lineage").status_code == 200
+    refused = editor.get(f"/api/v1/patches/{patch['id']}/targets")
+    assert refused.status_code == 422
+    assert error(refused)["code"] == "unknown_edit_kind"
+    assert "of_another_machine" in error(refused)["detail"]

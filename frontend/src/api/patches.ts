@@ -21,6 +21,12 @@ export const patchVersionsQuery = (id: string) =>
     queryFn: () => body(api.GET("/api/v1/patches/{id}/versions", { params: { path: { id } } })),
   });
 
+export const editKindsQuery = queryOptions({
+  queryKey: ["edit-kinds"],
+  queryFn: () => body(api.GET("/api/v1/edit-kinds")),
+  staleTime: Infinity,
+});
+
 export const createPatch = (data: { model: string; name: string; description: string; plan: EditPlan; enabled: boolean }) =>
   body(api.POST("/api/v1/patches", { body: data }));
 

@@ -162,6 +162,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/edit-kinds": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** @description Every kind, as a plan and a form need to know it. */
+        get: operations["edit_kinds_list"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/evaluations": {
         parameters: {
             query?: never;
@@ -1853,6 +1870,55 @@ export interface components {
             enabled: boolean;
         };
         /**
+         * EditKind
+         * @description One kind of edit: data for command lines, the API and the browser, and methods for everything else.
+         *
+         *     Attributes:
+         *         name: what plans call it.
+         *         description: what an edit of it does, in one line.
+         *         title: its name in the browser.
+         *         formula: the same as arithmetic, with α, λ and s for a strength that is a factor and c for an amount;
+         *             f is the feature's activation, d its decoder row, d̂ that at length 1.
+         *         sentence: an edit of it in words, with ``{target}``, ``{site}``, ``{strength}``, ``{unit}`` and
+         *             ``{adapter}`` filled in.
+         *         refers_to: what an edit of it is made from.
+         *         acts: the way it acts: on the residual stream at a ``site``, by low-rank changes of ``modules``, or
+         *             on all that ``writers`` add to the stream. The last two stand for changed weights, so they act
+         *             on every token.
+         *         counts: what strength × unit value is: a feature's ``activation`` or a ``length`` in the stream;
+         *             None when strength is a plain factor, or unused.
+         *         neutral: the strength that changes nothing, bit for bit.
+         *         slider: of the strength; None when it is unused.
+         *         initial: the strength a new edit begins with.
+         *         needs_firing: whether it changes nothing where its feature is silent.
+         *         order: where it stands in lists.
+         */
+        EditKind: {
+            name: string;
+            description: string;
+            /** @default  */
+            package: string;
+            title: string;
+            formula: string;
+            sentence: string;
+            /** @enum {unknown} */
+            refers_to: "adapter" | "feature" | "sae";
+            /** @enum {unknown} */
+            acts: "modules" | "site" | "writers";
+            /** @default null */
+            counts: ("activation" | "length") | null;
+            /** @default null */
+            neutral: number | null;
+            /** @default null */
+            slider: components["schemas"]["Slider"] | null;
+            /** @default 0 */
+            initial: number;
+            /** @default false */
+            needs_firing: boolean;
+            /** @default 100 */
+            order: number;
+        };
+        /**
          * EditPlan
          * @description Everything that is changed in one forward pass. Edits at one site all read the unpatched stream.
          *
@@ -3388,6 +3454,16 @@ export interface components {
             value: number;
             interval: number[] | null;
         };
+        /**
+         * Slider
+         * @description Range and step of a strength's slider. The number box beside it takes what lies beyond.
+         */
+        Slider: {
+            min: number;
+            max: number;
+            /** @default 0.05 */
+            step: number;
+        };
         /** @description Append ``?ticket=…`` to the address of a WebSocket; works once, and soon. */
         Ticket: {
             ticket: string;
@@ -4618,6 +4694,57 @@ export interface operations {
                 };
             };
             422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    edit_kinds_list: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EditKind"][];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
                 headers: {
                     [name: string]: unknown;
                 };

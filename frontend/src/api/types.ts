@@ -27,6 +27,7 @@ export type Feature = Schemas["Feature"];
 export type FeatureDetail = Schemas["FeatureDetail"];
 export type FeatureDetails = Schemas["FeatureDetails"];
 export type Edit = Schemas["Edit"];
+export type EditKind = Schemas["EditKind"];
 export type EditPlan = Schemas["EditPlan"];
 export type Patch = Schemas["Patch"];
 export type PatchVersion = Schemas["PatchVersion"];

@@ -1,8 +1,8 @@
 /** The stack of edits in the patch lab, and its translation to the plan the engine reads. */
 
-import type { Edit, EditPlan } from "@/api/types";
+import type { Edit, EditKind, EditPlan } from "@/api/types";
+import { kindNamed } from "./kinds";
 
-export type EditKind = Edit["kind"];
 export type Unit = Edit["unit"];
 export type Positions = Edit["positions"];
 
@@ -39,106 +39,13 @@ export interface EditCard {
   /** Content fingerprint of the adapter of a `lora`, and which of its modules; none means all. */
   adapter: string;
   modules: readonly string[];
-  strengths: Record<EditKind, number>;
+  strengths: Readonly<Record<string, number>>;
   measures: Record<keyof Percentile, Measure>;
   positions: Positions;
   enabled: boolean;
 }
 
-/** The kinds that act through one feature, which a card can switch between. */
-export const FEATURE_KINDS: readonly EditKind[] = [
-  "ablate", "scale", "clamp_firing", "clamp_all", "add", "project", "ablate_everywhere",
-];
-
-interface KindFacts {
-  title: string;
-  /** What the edit does, in one line. */
-  effect: string;
-  /** Slider range and step; null when the kind has no strength. */
-  slider: { min: number; max: number; step: number } | null;
-  initial: number;
-  /** The strength that changes nothing. */
-  neutral: number | null;
-  /** What strength counts; null for a plain factor. */
-  counts: keyof Percentile | null;
-  /** It changes nothing where the feature is silent. */
-  needsFiring: boolean;
-}
-
-export const KINDS: Record<EditKind, KindFacts> = {
-  ablate: { title: "Ablate", effect: "removes what the feature writes", slider: null, initial: 0, neutral: null, counts: null, needsFiring: true },
-  scale: {
-    title: "Scale",
-    effect: "multiplies the feature where it fires; 1 changes nothing, 0 ablates",
-    slider: { min: -2, max: 8, step: 0.05 },
-    initial: 2,
-    neutral: 1,
-    counts: null,
-    needsFiring: true,
-  },
-  clamp_firing: {
-    title: "Clamp where it fires",
-    effect: "sets the feature to one value where it fires, in multiples of its own 99.9th percentile",
-    slider: { min: -2, max: 4, step: 0.05 },
-    initial: 1,
-    neutral: null,
-    counts: "activation",
-    needsFiring: true,
-  },
-  clamp_all: {
-    title: "Clamp at every token",
-    effect: "sets the feature to one value at every token, in multiples of its own 99.9th percentile",
-    slider: { min: -2, max: 4, step: 0.05 },
-    initial: 1,
-    neutral: null,
-    counts: "activation",
-    needsFiring: false,
-  },
-  add: {
-    title: "Add",
-    effect: "adds the feature's direction everywhere, in multiples of its own 99.9th percentile",
-    slider: { min: -4, max: 4, step: 0.05 },
-    initial: 1,
-    neutral: 0,
-    counts: "length",
-    needsFiring: false,
-  },
-  project: {
-    title: "Project",
-    effect: "multiplies the stream's component along the direction; 1 changes nothing, 0 removes it",
-    slider: { min: -1, max: 3, step: 0.05 },
-    initial: 0,
-    neutral: 1,
-    counts: null,
-    needsFiring: false,
-  },
-  ablate_everywhere: {
-    title: "Ablate everywhere",
-    effect: "removes the direction from the embedding and from all that blocks write, as changed weights would",
-    slider: null,
-    initial: 0,
-    neutral: null,
-    counts: null,
-    needsFiring: false,
-  },
-  splice: { title: "Splice", effect: "replaces the stream by the SAE's reconstruction; sinks pass through", slider: null, initial: 0, neutral: null, counts: null, needsFiring: false },
-  lora: {
-    title: "LoRA",
-    effect: "adds a low-rank change of weights; 1 is the adapter as it came, 0 changes nothing",
-    slider: { min: -1, max: 3, step: 0.05 },
-    initial: 1,
-    neutral: 0,
-    counts: null,
-    needsFiring: false,
-  },
-};
-
-/** The kinds that stand for changed weights, which spare no token. */
-export const WEIGHT_KINDS: readonly EditKind[] = ["ablate_everywhere", "lora"];
-
 export const EVERYWHERE: Positions = { mode: "all", start: 0, indices: [], include_sinks: false };
-
-const INITIAL = Object.fromEntries(Object.entries(KINDS).map(([kind, facts]) => [kind, facts.initial])) as Record<EditKind, number>;
 
 function measuresOf(p999: Percentile | null): EditCard["measures"] {
   const measure = (value: number | undefined): Measure => (value === undefined ? { unit: "raw", value: 1 } : { unit: "p999", value });
@@ -148,7 +55,7 @@ function measuresOf(p999: Percentile | null): EditCard["measures"] {
 let cards = 0;
 
 /** A card for a feature, with an id that is unique on this page. */
-export function newCard(feature: PickedFeature, kind: EditKind = "ablate"): EditCard {
+export function newCard(feature: PickedFeature, kind: EditKind): EditCard {
   cards += 1;
   return {
     id: `edit-${cards}`,
@@ -156,21 +63,21 @@ export function newCard(feature: PickedFeature, kind: EditKind = "ablate"): Edit
     feature,
     adapter: "",
     modules: [],
-    strengths: INITIAL,
+    strengths: {},
     measures: measuresOf(feature.p999),
     positions: EVERYWHERE,
     enabled: true,
   };
 }
 
-/** A card that replaces a site by an SAE's reconstruction. */
-export function spliceCard(sae: { id: string; fingerprint: string }, site: string): EditCard {
-  return newCard({ saeId: sae.id, sae: sae.fingerprint, index: -1, site, p999: null }, "splice");
+/** A card of a kind that uses a whole SAE. */
+export function saeCard(kind: EditKind, sae: { id: string; fingerprint: string }, site: string): EditCard {
+  return newCard({ saeId: sae.id, sae: sae.fingerprint, index: -1, site, p999: null }, kind);
 }
 
-/** A card that adds an adapter's change of weights, to some of its modules or, when none is named, to all. */
-export function loraCard(adapter: string, modules: readonly string[] = []): EditCard {
-  return { ...newCard({ saeId: "", sae: "", index: -1, site: "", p999: null }, "lora"), adapter, modules };
+/** A card of a kind that uses an adapter: some of its modules or, when none is named, all. */
+export function adapterCard(kind: EditKind, adapter: string, modules: readonly string[] = []): EditCard {
+  return { ...newCard({ saeId: "", sae: "", index: -1, site: "", p999: null }, kind), adapter, modules };
 }
 
 /** The same card with another operation; the percentile is supplied once it is known. */
@@ -188,22 +95,22 @@ export function withKind(card: EditCard, kind: EditKind, p999: Percentile | null
 }
 
 export function strengthOf(card: EditCard): number {
-  return card.strengths[card.kind];
+  return card.strengths[card.kind.name] ?? card.kind.initial;
 }
 
 export function withStrength(card: EditCard, strength: number): EditCard {
-  return { ...card, strengths: { ...card.strengths, [card.kind]: strength } };
+  return { ...card, strengths: { ...card.strengths, [card.kind.name]: strength } };
 }
 
 /** What the card's strength counts; null for a plain factor. */
 export function measureOf(card: EditCard): Measure | null {
-  const counts = KINDS[card.kind].counts;
+  const { counts } = card.kind;
   return counts && card.measures[counts];
 }
 
 /** True when the card provably changes nothing. */
 export function isNoop(card: EditCard): boolean {
-  return !card.enabled || strengthOf(card) === KINDS[card.kind].neutral;
+  return !card.enabled || strengthOf(card) === card.kind.neutral;
 }
 
 /** What a card acts through, in words. */
@@ -221,7 +128,8 @@ function editOf(card: EditCard): Edit {
   const measure = measureOf(card);
   const { sae, index, site } = card.feature;
   return {
-    kind: card.kind,
+    // a schema of another server lists kinds that this one's types do not
+    kind: card.kind.name as Edit["kind"],
     site,
     feature: index < 0 ? null : { sae, index },
     sae: index < 0 ? sae : "",
@@ -230,22 +138,22 @@ function editOf(card: EditCard): Edit {
     strength: strengthOf(card),
     unit: measure?.unit ?? "raw",
     unit_value: measure?.value ?? 1,
-    positions: WEIGHT_KINDS.includes(card.kind) && card.positions.mode !== "all" ? EVERYWHERE : card.positions,
+    positions: card.kind.acts !== "site" && card.positions.mode !== "all" ? EVERYWHERE : card.positions,
     enabled: card.enabled,
   };
 }
 
 /** The stack of a stored plan; `find` supplies what is known of its features. */
-export function stackOf(plan: EditPlan, find: (edit: Edit) => PickedFeature): EditCard[] {
+export function stackOf(plan: EditPlan, kinds: readonly EditKind[], find: (edit: Edit) => PickedFeature): EditCard[] {
   return plan.edits.map((edit) => {
-    const card = newCard(find(edit), edit.kind);
-    const counts = KINDS[edit.kind].counts;
+    const card = newCard(find(edit), kindNamed(kinds, edit.kind));
+    const { counts } = card.kind;
     return {
       ...card,
       adapter: edit.adapter,
       modules: edit.modules,
       measures: counts ? { ...card.measures, [counts]: { unit: edit.unit, value: edit.unit_value } } : card.measures,
-      strengths: { ...card.strengths, [edit.kind]: edit.strength },
+      strengths: { [edit.kind]: edit.strength },
       positions: edit.positions,
       enabled: edit.enabled,
     };

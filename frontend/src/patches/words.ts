@@ -1,31 +1,15 @@
-import type { Edit } from "@/api/types";
+import type { Edit, EditKind } from "@/api/types";
 import type { Receipt } from "@/live/messages";
 import { number } from "@/science/format";
+import { kindNamed } from "./kinds";
 
 /** An edit in words: "scale feature 42 at resid_post.15 by 3". */
-export function editSentence(edit: Edit): string {
-  const what = `feature ${edit.feature?.index} at ${edit.site}`;
-  const muted = edit.enabled ? "" : " (muted)";
-  switch (edit.kind) {
-    case "ablate":
-      return `ablate ${what}${muted}`;
-    case "scale":
-      return `scale ${what} by ${number(edit.strength)}${muted}`;
-    case "project":
-      return `project ${what} to ${number(edit.strength)} of its component${muted}`;
-    case "clamp_firing":
-      return `set ${what} to ${number(edit.strength)} × ${unitWords(edit.unit)} where it fires${muted}`;
-    case "clamp_all":
-      return `set ${what} to ${number(edit.strength)} × ${unitWords(edit.unit)} at every token${muted}`;
-    case "ablate_everywhere":
-      return `remove the direction of ${what} from everything blocks write${muted}`;
-    case "splice":
-      return `replace ${edit.site} by its reconstruction${muted}`;
-    case "lora":
-      return `add ${number(edit.strength)} × adapter ${edit.adapter.slice(0, 8)}${muted}`;
-    case "add":
-      return `add ${number(edit.strength)} × ${unitWords(edit.unit)} of ${what}${muted}`;
-  }
+export function editSentence(edit: Edit, kinds: readonly EditKind[]): string {
+  const { site, adapter } = edit;
+  const target = edit.feature ? `feature ${edit.feature.index} at ${site}` : adapter ? `adapter ${adapter.slice(0, 8)}` : site;
+  const words: Record<string, string> = { target, site, adapter: adapter.slice(0, 8), strength: number(edit.strength), unit: unitWords(edit.unit) };
+  const sentence = kindNamed(kinds, edit.kind).sentence.replace(/{(\w+)}/g, (asked, name: string) => words[name] ?? asked);
+  return edit.enabled ? sentence : `${sentence} (muted)`;
 }
 
 export function unitWords(unit: Edit["unit"]): string {

@@ -1,10 +1,10 @@
 import { useQueryClient } from "@tanstack/react-query";
 import { useCallback, useEffect, useMemo, useRef, useState } from "react";
 import { featureQuery, percentileOf } from "@/api/features";
-import type { Edit, EditPlan, Feature, Model, Patch, Sae } from "@/api/types";
+import type { Edit, EditKind, EditPlan, Feature, Model, Patch, Sae } from "@/api/types";
 import type { LabSearch } from "@/app/search";
 import { useLiveSession } from "@/live/hooks";
-import { newCard, planOf, stackOf, type EditKind, type PickedFeature } from "@/patches/plan";
+import { newCard, planOf, stackOf, type PickedFeature } from "@/patches/plan";
 import { EvidenceColumn, useFeatureOf } from "./EvidenceColumn";
 import { FeaturePicker } from "./FeaturePicker";
 import styles from "./Lab.module.css";
@@ -23,6 +23,8 @@ interface BenchProps {
   project: string;
   model: Model;
   saes: readonly Sae[];
+  /** Not empty. */
+  kinds: readonly EditKind[];
   patch: Patch | undefined;
   search: LabSearch;
   onSearch: (part: Partial<LabSearch>) => void;
@@ -30,7 +32,7 @@ interface BenchProps {
 }
 
 /** One model on the bench: stack, prompt and probabilities, evidence. */
-export function Bench({ project, model, saes, patch, search, onSearch, edit }: BenchProps) {
+export function Bench({ project, model, saes, kinds, patch, search, onSearch, edit }: BenchProps) {
   const stack = useStack();
   const [session, live] = useLiveSession(model.id);
   const [on, setOn] = useState(true);
@@ -51,11 +53,11 @@ export function Bench({ project, model, saes, patch, search, onSearch, edit }: B
   if (patch && patch.id !== taken) {
     setTaken(patch.id);
     setOn(patch.enabled);
-    stack.reset(stackOf(patch.plan, find));
+    stack.reset(stackOf(patch.plan, kinds, find));
   }
 
   const plan = useMemo(() => planOf(stack.cards), [stack.cards]);
-  const add = useAddFeature(model.id, stack.add);
+  const add = useAddFeature(model.id, kinds, stack.add);
   useAddFromAddress(search.add, add, () => onSearch({ add: undefined }));
   useLabKeys(stack, () => picker.current?.focus());
 
@@ -93,7 +95,7 @@ export function Bench({ project, model, saes, patch, search, onSearch, edit }: B
               setTaken(made.id);
               onSearch({ patch: made.id, model: undefined });
             }}
-            onRevert={(stored) => stack.reset(stackOf(stored.plan, find))}
+            onRevert={(stored) => stack.reset(stackOf(stored.plan, kinds, find))}
           />
         }
         picker={
@@ -120,14 +122,15 @@ export function Bench({ project, model, saes, patch, search, onSearch, edit }: B
 }
 
 /** Puts a feature on the stack, in units of its own strength. */
-function useAddFeature(model: string, put: ReturnType<typeof useStack>["add"]) {
+function useAddFeature(model: string, kinds: readonly EditKind[], put: ReturnType<typeof useStack>["add"]) {
   const queries = useQueryClient();
   return useCallback(
-    async (id: Feature["id"], kind: EditKind = "ablate") => {
+    async (id: Feature["id"]) => {
       const detail = await queries.query(featureQuery(id));
       const { sae, feature } = detail;
       // Asked of the answer, not of a list of SAEs, which can be older than the feature.
-      if (sae.model !== model) return;
+      const kind = kinds.find((one) => one.refers_to === "feature");
+      if (sae.model !== model || !kind) return;
       put(
         newCard(
           { saeId: sae.id, sae: sae.fingerprint, index: feature.index, site: `${sae.site}.${sae.layer}`, p999: percentileOf(detail) },
@@ -135,7 +138,7 @@ function useAddFeature(model: string, put: ReturnType<typeof useStack>["add"]) {
         ),
       );
     },
-    [queries, model, put],
+    [queries, model, kinds, put],
   );
 }
 

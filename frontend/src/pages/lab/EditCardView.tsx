@@ -1,7 +1,8 @@
 import { ActionIcon, Group, Select, Text } from "@mantine/core";
 import { useQuery } from "@tanstack/react-query";
 import { featureAtQuery } from "@/api/features";
-import { FEATURE_KINDS, isNoop, KINDS, WEIGHT_KINDS, type EditCard, type EditKind } from "@/patches/plan";
+import type { EditKind } from "@/api/types";
+import { isNoop, type EditCard } from "@/patches/plan";
 import { number } from "@/science/format";
 import { tokenLabel } from "@/science/tokens";
 import styles from "./Lab.module.css";
@@ -10,6 +11,8 @@ import { StrengthControl } from "./StrengthControl";
 
 interface EditCardViewProps {
   card: EditCard;
+  /** The kinds that act through one feature, which a card can switch between. */
+  kinds: readonly EditKind[];
   /** What it acts through, in words. */
   name: string;
   /** More about that, on a second line; empty for features, which say it themselves. */
@@ -26,19 +29,17 @@ interface EditCardViewProps {
   onMove: (by: number) => void;
 }
 
-const KIND_OPTIONS = FEATURE_KINDS.map((kind) => ({ value: kind, label: KINDS[kind].title }));
-
 /** One edit of the stack. */
-export function EditCardView({ card, name, detail, selected, firing, onSelect, onChange, onKind, onSettle, onSolo, onRemove, onMove }: EditCardViewProps) {
+export function EditCardView({ card, kinds, name, detail, selected, firing, onSelect, onChange, onKind, onSettle, onSolo, onRemove, onMove }: EditCardViewProps) {
   const { data: row } = useQuery({ ...featureAtQuery(card.feature.saeId, card.feature.index), enabled: card.feature.saeId !== "" && card.feature.index >= 0 });
-  const switchable = FEATURE_KINDS.includes(card.kind);
+  const switchable = kinds.includes(card.kind);
   return (
     <li
       className={styles.card}
       data-selected={selected}
       data-muted={!card.enabled}
       data-testid="edit-card"
-      data-kind={card.kind}
+      data-kind={card.kind.name}
       data-index={card.feature.index}
     >
       <Group gap={6} wrap="nowrap" align="flex-start">
@@ -61,18 +62,18 @@ export function EditCardView({ card, name, detail, selected, firing, onSelect, o
       </Group>
       <Group gap={6} wrap="nowrap">
         {switchable ? (
-          <Select size="xs" data={KIND_OPTIONS} value={card.kind} onChange={(kind) => kind && onKind(kind)} aria-label={`Operation on ${name}`} w={148} comboboxProps={{ width: 200 }} data-testid="operation" />
+          <Select size="xs" data={kinds.map(({ name: value, title: label }) => ({ value, label }))} value={card.kind.name} onChange={(value) => onKind(kinds.find((kind) => kind.name === value) ?? card.kind)} aria-label={`Operation on ${name}`} w={148} comboboxProps={{ width: 200 }} data-testid="operation" />
         ) : (
-          <Text size="xs" fw={600}>{KINDS[card.kind].title}</Text>
+          <Text size="xs" fw={600}>{card.kind.title}</Text>
         )}
-        <Text size="xs" c="dimmed" flex={1} lineClamp={2} title={KINDS[card.kind].effect}>{KINDS[card.kind].effect}</Text>
+        <Text size="xs" c="dimmed" flex={1} lineClamp={2} title={card.kind.formula}>{card.kind.description}</Text>
         <Group gap={0} wrap="nowrap">
           <ActionIcon size={24} variant="subtle" color="gray" onClick={() => onMove(-1)} aria-label={`Move ${name} up`}>↑</ActionIcon>
           <ActionIcon size={24} variant="subtle" color="gray" onClick={() => onMove(1)} aria-label={`Move ${name} down`}>↓</ActionIcon>
         </Group>
       </Group>
       <StrengthControl card={card} onChange={(next) => onChange(next, `strength ${card.id}`)} onEnd={onSettle} />
-      {!WEIGHT_KINDS.includes(card.kind) && <PositionsControl positions={card.positions} what={name} onChange={(positions) => onChange({ ...card, positions })} />}
+      {card.kind.acts === "site" && <PositionsControl positions={card.positions} what={name} onChange={(positions) => onChange({ ...card, positions })} />}
       <Note card={card} firing={firing} />
     </li>
   );
@@ -81,6 +82,6 @@ export function EditCardView({ card, name, detail, selected, firing, onSelect, o
 /** Says when an edit cannot have an effect, and why. */
 function Note({ card, firing }: { card: EditCard; firing: number | null }) {
   if (card.enabled && isNoop(card)) return <Text size="xs" c="dimmed">No-op at this strength.</Text>;
-  if (KINDS[card.kind].needsFiring && firing === 0) return <Text size="xs" c="dimmed">Silent on this prompt: this changes nothing here.</Text>;
+  if (card.kind.needs_firing && firing === 0) return <Text size="xs" c="dimmed">Silent on this prompt: this changes nothing here.</Text>;
   return firing === null ? null : <Text size="xs" c="dimmed">Fires on this prompt up to {number(firing)}.</Text>;
 }

@@ -42,7 +42,7 @@ export function EvidenceColumn({ project, model, saes, card, marked }: EvidenceC
       ) : card.feature.saeId === "" ? (
         <div className="panel"><Text size="sm" c="dimmed">The SAE of this edit is not in the project any more, or its features were not analysed.</Text></div>
       ) : card.feature.index < 0 ? (
-        <SaeEvidence project={project} sae={saes.find((one) => one.id === card.feature.saeId)} />
+        <SaeEvidence project={project} card={card} sae={saes.find((one) => one.id === card.feature.saeId)} />
       ) : (
         <FeatureEvidence project={project} card={card} marked={marked} />
       )}
@@ -85,13 +85,13 @@ function AdapterFacts({ adapter, chosen }: { adapter: Adapter; chosen: readonly 
   );
 }
 
-function SaeEvidence({ project, sae }: { project: string; sae: Sae | undefined }) {
+function SaeEvidence({ project, card, sae }: { project: string; card: EditCard; sae: Sae | undefined }) {
   if (!sae) return null;
   return (
     <Stack gap="sm" className="panel" data-testid="evidence" data-sae={sae.id}>
       <TextLink to="/projects/$project/saes/$sae" params={{ project, sae: sae.id }} fw={600}>{sae.name}</TextLink>
       <Facts facts={[{ label: "Site", value: `${sae.site}.${sae.layer}` }, { label: "Width", value: integer(sae.width) }, { label: "k", value: integer(sae.k) }]} />
-      <Text size="xs" c="dimmed">A splice replaces the stream by this SAE's reconstruction: what changes is what the SAE misses.</Text>
+      <Text size="xs" c="dimmed">{card.kind.title} {card.kind.description}.</Text>
     </Stack>
   );
 }

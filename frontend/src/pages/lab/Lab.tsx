@@ -1,7 +1,7 @@
 import { Group, Select } from "@mantine/core";
 import { useQuery } from "@tanstack/react-query";
 import { useNavigate, useSearch } from "@tanstack/react-router";
-import { patchQuery } from "@/api/patches";
+import { editKindsQuery, patchQuery } from "@/api/patches";
 import { modelsQuery } from "@/api/registry";
 import { saesQuery } from "@/api/saes";
 import type { LabSearch } from "@/app/search";
@@ -21,6 +21,7 @@ export function Lab() {
   const navigate = useNavigate();
   const models = useQuery(modelsQuery(project));
   const saes = useQuery(saesQuery(project));
+  const kinds = useQuery(editKindsQuery);
   const patch = useQuery({ ...patchQuery(search.patch ?? ""), enabled: search.patch !== undefined });
   const change = (part: Partial<LabSearch>) => void navigate({ to: ".", search: { ...search, ...part }, replace: true });
 
@@ -53,12 +54,14 @@ export function Lab() {
         return (
           <Page title={patch.data ? `${patch.data.name}: patch lab` : "Patch lab"} heading="Patch lab" lead={model.name} actions={<Group gap="xs">{chooser}<LinkButton to="/projects/$project/patches" params={{ project }} variant="default">All patches</LinkButton></Group>}>
             <ErrorNote error={search.patch ? patch.error : null} doing="Loading the patch" retry={() => void patch.refetch()} />
-            {!waiting && saes.data && (
+            <ErrorNote error={kinds.error} doing="Loading the kinds of edits" retry={() => void kinds.refetch()} />
+            {!waiting && saes.data && kinds.data && (
               <Bench
                 key={model.id}
                 project={project}
                 model={model}
                 saes={saes.data.filter((sae) => sae.model === model.id && sae.state === "ready")}
+                kinds={kinds.data}
                 patch={patch.data}
                 search={search}
                 onSearch={change}

@@ -2,8 +2,10 @@ import { ActionIcon, Group, Text } from "@mantine/core";
 import { useQueryClient } from "@tanstack/react-query";
 import type { ReactNode } from "react";
 import { featureAtQuery, featureQuery, percentileOf } from "@/api/features";
+import type { EditKind } from "@/api/types";
 import type { LiveState } from "@/live/liveSession";
-import { KINDS, withKind, type EditCard, type EditKind } from "@/patches/plan";
+import { useEditKinds } from "@/patches/kinds";
+import { withKind, type EditCard } from "@/patches/plan";
 import { EditCardView } from "./EditCardView";
 import styles from "./Lab.module.css";
 import type { CardName } from "./useNames";
@@ -26,9 +28,10 @@ function firingOf(card: EditCard, live: LiveState): number | null {
 /** The ordered edits, with undo and redo. */
 export function StackColumn({ stack, live, nameOf, header, picker }: StackColumnProps) {
   const queries = useQueryClient();
+  const kinds = useEditKinds().filter((kind) => kind.refers_to === "feature");
   const setKind = async (card: EditCard, kind: EditKind) => {
     let p999 = card.feature.p999;
-    if (KINDS[kind].counts && p999 === null && card.feature.saeId !== "") {
+    if (kind.counts && p999 === null && card.feature.saeId !== "") {
       const row = await queries.query(featureAtQuery(card.feature.saeId, card.feature.index));
       if (row) p999 = percentileOf(await queries.query(featureQuery(row.id)));
     }
@@ -50,6 +53,7 @@ export function StackColumn({ stack, live, nameOf, header, picker }: StackColumn
           <EditCardView
             key={card.id}
             card={card}
+            kinds={kinds}
             {...nameOf(card)}
             selected={stack.selected?.id === card.id}
             firing={firingOf(card, live)}

@@ -1,7 +1,7 @@
 import { NumberInput, Slider } from "@mantine/core";
 import { useState, type ClipboardEvent, type FocusEvent } from "react";
 import { parseNumber } from "@/forms/fields";
-import { KINDS, measureOf, snapped, strengthOf, targetOf, withStrength, type EditCard } from "@/patches/plan";
+import { measureOf, snapped, strengthOf, targetOf, withStrength, type EditCard } from "@/patches/plan";
 import { unitWords } from "@/patches/words";
 import { number } from "@/science/format";
 import styles from "./Lab.module.css";
@@ -18,12 +18,11 @@ interface StrengthControlProps {
 /** Slider and number box of one edit. The box takes what lies beyond the slider. */
 export function StrengthControl({ card, onChange, onEnd }: StrengthControlProps) {
   const [round, setRound] = useState(0);
-  const facts = KINDS[card.kind];
-  const slider = facts.slider;
+  const { slider, neutral, counts, title } = card.kind;
   if (!slider) return null;
   const strength = strengthOf(card);
   const measure = measureOf(card);
-  const what = `Strength of ${KINDS[card.kind].title.toLowerCase()}, ${targetOf(card)}`;
+  const what = `Strength of ${title.toLowerCase()}, ${targetOf(card)}`;
   const set = (value: number) => onChange(withStrength(card, snapped(value, slider.step)));
   // The box drops letters one by one: of "1e-3" it would make 13.
   const paste = (event: ClipboardEvent<HTMLInputElement>) => {
@@ -48,7 +47,7 @@ export function StrengthControl({ card, onChange, onEnd }: StrengthControlProps)
         onChange={set}
         onChangeEnd={onEnd}
         label={(value) => number(value)}
-        marks={facts.neutral === null ? undefined : [{ value: facts.neutral }]}
+        marks={neutral === null ? undefined : [{ value: neutral }]}
         size="sm"
         thumbLabel={what}
         data-testid="strength-slider"
@@ -69,7 +68,7 @@ export function StrengthControl({ card, onChange, onEnd }: StrengthControlProps)
         decimalScale={4}
         aria-label={`${what}, as a number`}
         suffix=" ×"
-        title={measure ? `${number(strength)} × ${unitWords(measure.unit)} = ${number(strength * measure.value)} ${facts.counts === "length" ? "in the residual stream" : "as activation"}` : "a factor"}
+        title={measure ? `${number(strength)} × ${unitWords(measure.unit)} = ${number(strength * measure.value)} ${counts === "length" ? "in the residual stream" : "as activation"}` : "a factor"}
         data-testid="strength"
       />
     </div>

@@ -1,5 +1,5 @@
 import { useEffect, useRef } from "react";
-import { KINDS, snapped, strengthOf, withStrength } from "@/patches/plan";
+import { snapped, strengthOf, withStrength } from "@/patches/plan";
 import type { Stack } from "./useStack";
 
 /** Elements that use keys themselves. */
@@ -42,7 +42,7 @@ function press(event: KeyboardEvent, stack: Stack, focusSearch: () => void): boo
       return card !== undefined;
     case "ArrowLeft":
     case "ArrowRight": {
-      const slider = card && KINDS[card.kind].slider;
+      const slider = card?.kind.slider;
       if (!slider) return false;
       const by = (event.key === "ArrowRight" ? 1 : -1) * slider.step * (event.shiftKey ? 10 : 1);
       stack.update(withStrength(card, snapped(strengthOf(card) + by, slider.step)), `nudge ${card.id}`);

@@ -23,7 +23,7 @@ export function useNames(model: string, saes: readonly Sae[]): (card: EditCard) 
     (card) => {
       const adapter = card.adapter ? adapters?.find((one) => one.fingerprint === card.adapter) : undefined;
       if (adapter) return { name: adapter.name, detail: adapterWords(adapter) };
-      const sae = card.kind === "splice" ? saes.find((one) => one.fingerprint === card.feature.sae) : undefined;
+      const sae = card.kind.refers_to === "sae" ? saes.find((one) => one.fingerprint === card.feature.sae) : undefined;
       return sae ? { name: sae.name, detail: card.feature.site } : { name: targetOf(card), detail: "" };
     },
     [adapters, saes],

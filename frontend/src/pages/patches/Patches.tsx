@@ -13,6 +13,7 @@ import { LinkButton } from "@/components/LinkButton";
 import { Loaded } from "@/components/Loaded";
 import { Page } from "@/components/Page";
 import { TextLink } from "@/components/TextLink";
+import { useEditKinds } from "@/patches/kinds";
 import { editSentence } from "@/patches/words";
 import { ago } from "@/science/format";
 import { ExportPanel } from "./ExportPanel";
@@ -69,6 +70,7 @@ interface PatchCardProps {
 }
 
 function PatchCard({ patch, edit, onExport }: PatchCardProps) {
+  const kinds = useEditKinds();
   const queries = useQueryClient();
   const refresh = async () => {
     await queries.invalidateQueries({ queryKey: ["patches"] });
@@ -94,7 +96,7 @@ function PatchCard({ patch, edit, onExport }: PatchCardProps) {
         />
       </Group>
       <ul style={{ margin: "0.4rem 0", paddingLeft: "1.2rem", fontSize: "0.8125rem" }}>
-        {patch.plan.edits.map((one, place) => <li key={place}>{editSentence(one)}</li>)}
+        {patch.plan.edits.map((one, place) => <li key={place}>{editSentence(one, kinds)}</li>)}
       </ul>
       <ErrorNote error={toggle.error} doing="Switching the patch" />
       <Group justify="space-between" align="flex-start">
