@@ -100,6 +100,16 @@ def matrix_shape(module: Any) -> tuple[int, int] | None:
     return (second, first) if isinstance(module, Conv1D) else (first, second)
 
 
+def same_rank(deltas: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """The same deltas, padded with zeros to one rank: what every loader understands."""
+    rank = max(len(delta.a) for delta in deltas.values())
+    pad = torch.nn.functional.pad
+    return {
+        path: LowRank(pad(a, (0, 0, 0, rank - len(a))), pad(b, (0, rank - len(a))))
+        for path, (a, b) in deltas.items()
+    }
+
+
 def check_factors(factors: Mapping[str, LowRank]) -> None:
     """What any adapter must satisfy, whatever the model.
 

@@ -7,14 +7,12 @@ here as ``B(Ax)`` beside the untouched weight, and exported as the same two matr
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
@@ -23,6 +21,8 @@ from microscope.errors import MicroscopeError
 from microscope.models import family_of, module_at
 from microscope.patching.adapters import LowRank
 from microscope.patching.hooks import add_deltas
+from microscope.patching.peft_files import write_peft
+from microscope.patching.weights import weight_of
 
 
 @dataclass
@@ -97,7 +97,7 @@ class LoRAPatcher:
         factors = {}
         for writer in writers:
             path = f"{self._family.blocks}.{layer_idx}.{writer}"
-            weight = _out_by_in(module_at(self._model, path))
+            weight = weight_of(module_at(self._model, path))
             direction = unit.to(weight.device)
             factors[path] = LowRank((direction @ weight.float())[None], strength * direction[:, None])
         patch_id = self._free_id(f"{feature_id}-layer{layer_idx}")
@@ -132,28 +132,8 @@ class LoRAPatcher:
         patch = self._find(patch_id)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        conv1d = any(isinstance(module_at(self._model, path), Conv1D) for path in patch.factors)
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self._model.config._name_or_path,
-            "r": 1,
-            "lora_alpha": 1,
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "fan_in_fan_out": conv1d,
-            "use_rslora": False,
-            "use_dora": False,
-            "inference_mode": True,
-            # full paths, so that only this block's modules are adapted
-            "target_modules": sorted(patch.factors),
-        }
-        tensors = {}
-        for path, (a, b) in patch.factors.items():
-            tensors[f"base_model.model.{path}.lora_A.weight"] = a.cpu().contiguous()
-            tensors[f"base_model.model.{path}.lora_B.weight"] = b.cpu().contiguous()
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=1))
+        transposed = any(isinstance(module_at(self._model, path), Conv1D) for path in patch.factors)
+        write_peft(folder, patch.factors, self._model.config._name_or_path, transposed=transposed)
         return folder
 
     def _find(self, patch_id: str) -> LoraPatch:
@@ -168,9 +148,3 @@ class LoRAPatcher:
         while patch_id in self._patches:
             patch_id, number = f"{base}-{number}", number + 1
         return patch_id
-
-
-def _out_by_in(module: Any) -> Tensor:
-    """A writer's weight as ``[out, in]``; GPT-2 stores the transpose."""
-    weight: Tensor = module.weight.detach()
-    return weight.T if isinstance(module, Conv1D) else weight

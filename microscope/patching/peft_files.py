@@ -1,4 +1,8 @@
-"""LoRA directories in PEFT's layout, read without PEFT: what is understood is checked, all else is refused.
+"""LoRA directories in PEFT's layout, read and written without PEFT.
+
+Of what is read, everything understood is checked and all else refused. What is written keeps to what every loader
+of such directories understands: one rank, ``lora_alpha`` equal to it (so the scale is one whatever the loader makes
+of it), no biases, no patterns, no variants.
 
 Layout after PEFT's checkpoint documentation: ``adapter_config.json`` and ``adapter_model.safetensors`` with
 ``base_model.model.<module>.lora_A.weight`` ``[r, in]`` and ``.lora_B.weight`` ``[out, r]``; embeddings have
@@ -14,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from microscope.errors import MicroscopeError
-from microscope.patching.adapters import LowRank, LowRankAdapter, check_factors
+from microscope.patching.adapters import LowRank, LowRankAdapter, check_factors, same_rank
 from microscope.patching.peft_init import as_plain, check_initialisation, moves_weights
 from microscope.patching.peft_patterns import is_target, missing_targets, pattern_value
 from microscope.quarantine.content import is_pointer
@@ -25,6 +30,7 @@ from microscope.quarantine.content import is_pointer
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+_EMBEDDING_A, _EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
 _EMBEDDINGS = ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out", "word_embeddings", "decoder")
 # Settings that change what the adapter computes in ways a low-rank delta is not.
 _VARIANTS = {
@@ -69,6 +75,57 @@ _UNDERSTOOD = {
 }
 _CONFIG_LIMIT = 1 << 20
 _AGAIN = "Save the adapter again with PEFT."
+
+
+def write_peft(
+    folder: Path,
+    deltas: Mapping[str, LowRank],
+    base_name: str,
+    *,
+    embedding: Mapping[str, LowRank] | None = None,
+    transposed: bool = False,
+) -> int:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` into a folder.
+
+    Args:
+        folder: where.
+        deltas: of linear modules, by path.
+        base_name: the model they are for, as loaders ask for it.
+        embedding: delta of the embedding by its path: A ``[r, vocabulary]``, B ``[d, r]``.
+        transposed: whether the model stores weights as ``[in, out]``, like GPT-2.
+
+    Returns:
+        The rank.
+    """
+    embedding = embedding or {}
+    even = same_rank({**deltas, **embedding})
+    rank = len(next(iter(even.values())).a)
+    tensors = {}
+    for path, delta in even.items():
+        names = (_EMBEDDING_A, _EMBEDDING_B) if path in embedding else (_A, _B)
+        for name, tensor in zip(names, delta, strict=True):
+            tensors[f"{_PREFIX}{path}{name}"] = tensor.detach().float().cpu().contiguous()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": transposed,
+        "use_rslora": False,
+        "use_dora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "modules_to_save": None,
+        "inference_mode": True,
+        # full paths, so that no module of the same name elsewhere is adapted
+        "target_modules": [*sorted(deltas), *embedding],
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
+    return rank
 
 
 def read_peft(folder: str | Path, model: Any = None) -> LowRankAdapter:

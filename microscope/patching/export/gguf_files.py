@@ -19,8 +19,7 @@ from torch import Tensor
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel
 from microscope.params.targets import GGUF_ARCHITECTURES, gguf_module
-from microscope.patching.adapters import LowRank
-from microscope.patching.fitting.fit import same_rank
+from microscope.patching.adapters import LowRank, same_rank
 
 CONTROL_VECTOR, LORA = "control_vector.gguf", "lora.gguf"
 

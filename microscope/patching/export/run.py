@@ -29,7 +29,7 @@ from microscope.patching.export.manifest import (
     write_seen,
 )
 from microscope.patching.export.merged import write_merged
-from microscope.patching.export.peft import write_peft
+from microscope.patching.export.peft import write_change
 from microscope.patching.fitting import FitOptions, FitReport, SeenText, fit, training_windows
 from microscope.patching.plan_file import PatchFile, load_parts, read_patch
 from microscope.patching.program import Adapters
@@ -202,7 +202,7 @@ def _write(
     """The target's files; returns the rank, where there is one, and whether embedding and head were untied."""
     match params.target:
         case "peft":
-            return write_peft(folder, loaded, change, name), False
+            return write_change(folder, loaded, change, name), False
         case "gguf_lora":
             return write_lora(folder, loaded, change.deltas), False
         case "merged":

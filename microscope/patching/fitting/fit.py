@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import Tensor
 
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, module_at
@@ -222,20 +221,3 @@ def _start(
                 a[: len(known.a)], b[:, : len(known.a)] = known.a, known.b
             out[path] = LowRank(a, b)
     return out
-
-
-def same_rank(deltas: Mapping[str, LowRank]) -> dict[str, LowRank]:
-    """The same deltas, padded with zeros to one rank: what every loader understands."""
-    rank = max(len(delta.a) for delta in deltas.values())
-    return {path: _pad(delta, rank) for path, delta in deltas.items()}
-
-
-def _pad(delta: LowRank, rank: int) -> LowRank:
-    def zeros(*shape: int) -> Tensor:
-        return delta.a.new_zeros(*shape)
-
-    missing = rank - len(delta.a)
-    if not missing:
-        return delta
-    a = torch.cat([delta.a, zeros(missing, delta.a.shape[1])])
-    return LowRank(a, torch.cat([delta.b, zeros(delta.b.shape[0], missing)], dim=1))
