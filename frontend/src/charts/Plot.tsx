@@ -7,8 +7,8 @@ const TOP = 6;
 const RIGHT = 10;
 const BOTTOM = 18;
 const WIDTH_UNTIL_MEASURED = 300;
-const TICK_WIDTH = 70;
-const TICK_HEIGHT = 34;
+const TICK_WIDTH = 56;
+const TICK_HEIGHT = 28;
 
 /** Where things lie inside a plot, in pixels. */
 export interface Area {

@@ -46,8 +46,8 @@ export function ProbabilityBars({ rows, stale = false }: { rows: readonly TokenS
               <span title="end of the axis">{percent(end)}</span>
             </span>
           </th>
-          <th scope="col" className={styles.number}>base</th>
-          <th scope="col" className={styles.number}>patched</th>
+          <th scope="col" className={styles.number}><span className={`${styles.key} ${styles.keyBase}`} />base</th>
+          <th scope="col" className={styles.number}><span className={`${styles.key} ${styles.keyPatched}`} />patched</th>
           <th scope="col" title="difference in percentage points">Δ pt</th>
         </tr>
       </thead>

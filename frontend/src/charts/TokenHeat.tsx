@@ -85,7 +85,7 @@ function titleOf(token: HeatToken, unit: string): string {
 }
 
 /** What the colours mean, in numbers. */
-export function HeatLegend({ scale, what = "activation; full colour is this feature’s maximum in the recording" }: {
+export function HeatLegend({ scale, what = "activation; full at its maximum in the recording" }: {
   scale: number;
   what?: string;
 }) {

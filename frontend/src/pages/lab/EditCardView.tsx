@@ -66,12 +66,12 @@ export function EditCardView({ card, kinds, name, detail, selected, firing, onSe
         ) : (
           <Text size="xs" fw={600}>{card.kind.title}</Text>
         )}
-        <Text size="xs" c="dimmed" flex={1} lineClamp={2} title={card.kind.formula}>{card.kind.description}</Text>
-        <Group gap={0} wrap="nowrap">
+        <Group gap={0} wrap="nowrap" ml="auto">
           <ActionIcon size={24} variant="subtle" color="gray" onClick={() => onMove(-1)} aria-label={`Move ${name} up`}>↑</ActionIcon>
           <ActionIcon size={24} variant="subtle" color="gray" onClick={() => onMove(1)} aria-label={`Move ${name} down`}>↓</ActionIcon>
         </Group>
       </Group>
+      <Text size="xs" c="dimmed" title={card.kind.formula}>{card.kind.description}</Text>
       <StrengthControl card={card} onChange={(next) => onChange(next, `strength ${card.id}`)} onEnd={onSettle} />
       {card.kind.acts === "site" && <PositionsControl positions={card.positions} what={name} onChange={(positions) => onChange({ ...card, positions })} />}
       <Note card={card} firing={firing} />
@@ -83,5 +83,6 @@ export function EditCardView({ card, kinds, name, detail, selected, firing, onSe
 function Note({ card, firing }: { card: EditCard; firing: number | null }) {
   if (card.enabled && isNoop(card)) return <Text size="xs" c="dimmed">No-op at this strength.</Text>;
   if (card.kind.needs_firing && firing === 0) return <Text size="xs" c="dimmed">Silent on this prompt: this changes nothing here.</Text>;
-  return firing === null ? null : <Text size="xs" c="dimmed">Fires on this prompt up to {number(firing)}.</Text>;
+  if (firing === null) return null;
+  return <Text size="xs" c="dimmed">{firing > 0 ? `Fires on this prompt up to ${number(firing)}.` : "Silent on this prompt."}</Text>;
 }

@@ -11,7 +11,7 @@ import { ErrorNote } from "@/components/ErrorNote";
 import { LinkButton } from "@/components/LinkButton";
 import { Loaded } from "@/components/Loaded";
 import { Page } from "@/components/Page";
-import { Bench } from "./Bench";
+import { Workspace } from "./Workspace";
 
 /** The patch lab: edits of a model's features, and what they do to its next token, live. */
 export function Lab() {
@@ -56,7 +56,7 @@ export function Lab() {
             <ErrorNote error={search.patch ? patch.error : null} doing="Loading the patch" retry={() => void patch.refetch()} />
             <ErrorNote error={kinds.error} doing="Loading the kinds of edits" retry={() => void kinds.refetch()} />
             {!waiting && saes.data && kinds.data && (
-              <Bench
+              <Workspace
                 key={model.id}
                 project={project}
                 model={model}

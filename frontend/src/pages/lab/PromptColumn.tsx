@@ -39,7 +39,6 @@ export function PromptColumn({ model, prompt, onPrompt, session, live, edit, sel
       <LiveBanner model={model} state={live} session={session} edit={edit} />
       {live.failure && <ErrorNote error={failureError(live.failure)} doing="Asking the model" />}
       {live.opened && <Strip live={live} selected={selected} scale={scale} onHover={onHover} />}
-      {live.opened && <Moved session={session} live={live} />}
       <div className={`panel ${styles.answer}`} data-testid="answer" aria-busy={stale || live.opening}>
         <Text fw={600} size="sm">Next token</Text>
         {rows.length > 0 ? (
@@ -51,6 +50,7 @@ export function PromptColumn({ model, prompt, onPrompt, session, live, edit, sel
           <Text size="sm" c="dimmed">{live.opening ? "Reading the prompt…" : "The probabilities of the next token show here."}</Text>
         )}
       </div>
+      {live.opened && <Moved session={session} live={live} />}
       <ContinuationPanel prompt={prompt} session={session} live={live} />
     </section>
   );

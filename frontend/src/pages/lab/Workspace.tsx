@@ -19,7 +19,7 @@ import { WholeEdits } from "./WholeEdits";
 const NO_EDITS: EditPlan = { version: 2, edits: [] };
 const FIRST_PROMPT = "The capital of France is";
 
-interface BenchProps {
+interface WorkspaceProps {
   project: string;
   model: Model;
   saes: readonly Sae[];
@@ -31,8 +31,8 @@ interface BenchProps {
   edit: boolean;
 }
 
-/** One model on the bench: stack, prompt and probabilities, evidence. */
-export function Bench({ project, model, saes, kinds, patch, search, onSearch, edit }: BenchProps) {
+/** The lab of one model: stack of edits, prompt and probabilities, evidence. */
+export function Workspace({ project, model, saes, kinds, patch, search, onSearch, edit }: WorkspaceProps) {
   const stack = useStack();
   const [session, live] = useLiveSession(model.id);
   const [on, setOn] = useState(true);
@@ -48,7 +48,7 @@ export function Bench({ project, model, saes, kinds, patch, search, onSearch, ed
     },
     [saes],
   );
-  // The stored stack is taken once per patch; later versions of it come from this bench itself.
+  // The stored stack is taken once per patch; later versions of it are made on this page.
   const [taken, setTaken] = useState<string | undefined>(undefined);
   if (patch && patch.id !== taken) {
     setTaken(patch.id);
@@ -77,7 +77,7 @@ export function Bench({ project, model, saes, kinds, patch, search, onSearch, ed
   const hover = useCallback((value: number | null) => setHovered(value !== null && value > 0 ? value : null), []);
 
   return (
-    <div className={styles.bench}>
+    <div className={styles.workspace}>
       <StackColumn
         stack={stack}
         live={live}
