@@ -10,7 +10,7 @@ import { entryProblem, paramsOf } from "@/forms/fields";
 import { useParams } from "@/forms/useParams";
 import { roundingFacts } from "@/pages/models/rounding";
 import { mixtureOf, shares, weightProblem } from "@/pages/recordings/mixture";
-import { recordedSites, saePlace, siteLabel, siteName } from "@/science/sites";
+import { recordedSites, saeDescription, siteLabel, siteName } from "@/science/sites";
 
 const spec = (more: Partial<FieldSpec>): FieldSpec => ({
   name: "x", type: "string", description: "", required: false, default: null, choices: [], many: false, optional: false,
@@ -92,8 +92,8 @@ describe("sites of a recording", () => {
 
   it("do not say where an SAE reads before its files were read", () => {
     const trained = { architecture: "topk", site: "resid_post", layer: 0, model_name: "tiny" };
-    expect(saePlace(trained)).toBe("topk at resid_post.0 of tiny");
-    expect(saePlace({ ...trained, architecture: "", site: "" })).toBe("of tiny");
+    expect(saeDescription(trained)).toBe("topk at resid_post.0 of tiny");
+    expect(saeDescription({ ...trained, architecture: "", site: "" })).toBe("of tiny");
   });
 });
 

@@ -1,9 +1,9 @@
 import { QueryClient } from "@tanstack/react-query";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import type { EditPlan, Job, JobEvent } from "@/api/types";
-import { begun, endedWith, extended, progressWords, sharedLength } from "@/live/continuation";
+import { startedContinuation, endedWith, extended, progressWords, sharedLength } from "@/live/continuation";
 import { JobsFeed } from "@/live/jobsFeed";
-import { addEvents, JobsLedger, NO_EVENTS, withJob } from "@/live/jobsLedger";
+import { addEvents, JobCache, NO_EVENTS, withJob } from "@/live/jobCache";
 import { LiveSession, strongestFirst } from "@/live/liveSession";
 import { FakeSocket } from "./socketRig";
 
@@ -34,7 +34,7 @@ describe("a continuation", () => {
     type: "generated" as const, session: "a", run: 1, number, plan: "p", base: piece(base), patched: patched === null ? null : piece(patched),
   });
   it("grows in both columns until it ends, and says why", () => {
-    let text = begun(1, 0);
+    let text = startedContinuation(1, 0);
     expect(progressWords(text)).toBe("Writing…");
     text = extended(text, token(0, " a", " a"), 100);
     text = extended(text, token(1, " b", " c"), 600);
@@ -185,18 +185,18 @@ describe("a live session", () => {
     for (let time = 1; time <= 3; time++) {
       FakeSocket.last.say(failure);
       FakeSocket.last.drop(4429);
-      expect(shown(session)).toMatchObject({ connection: "lost", crowded: true, failure: { message: "1 of 1." } });
+      expect(shown(session)).toMatchObject({ connection: "lost", atLimit: true, failure: { message: "1 of 1." } });
       vi.advanceTimersByTime(3000); // it opens before it is refused, which says nothing about how soon to ask again
       expect(FakeSocket.made).toHaveLength(time);
       vi.advanceTimersByTime(1000);
       expect(FakeSocket.made).toHaveLength(time + 1);
       FakeSocket.last.open();
-      expect(shown(session)).toMatchObject({ crowded: true });
+      expect(shown(session)).toMatchObject({ atLimit: true });
     }
     FakeSocket.last.say(ready);
-    expect(shown(session)).toMatchObject({ crowded: false });
+    expect(shown(session)).toMatchObject({ atLimit: false });
     FakeSocket.last.say(opened);
-    expect(shown(session)).toMatchObject({ crowded: false, failure: null });
+    expect(shown(session)).toMatchObject({ atLimit: false, failure: null });
   });
 
   it("starts over by itself when the model's process died and came back", () => {
@@ -326,7 +326,7 @@ const event = (seq: number): JobEvent => ({ seq, at: "", attempt: 1, kind: "log"
 
 describe("what is known of jobs", () => {
   it("notices a missed change, takes the news nevertheless, and ignores what is old", () => {
-    const ledger = new JobsLedger();
+    const ledger = new JobCache();
     ledger.snapshot([job({ seq: 3 })]);
     expect(ledger.change(job({ seq: 4 }), false)).toBe("applied");
     expect(ledger.change(job({ seq: 4, done: 5 }), true)).toBe("applied");
@@ -337,7 +337,7 @@ describe("what is known of jobs", () => {
     expect(ledger.change(job({ id: "0003", seq: 1 }), false)).toBe("new");
   });
   it("does not let a late snapshot undo a change", () => {
-    const ledger = new JobsLedger();
+    const ledger = new JobCache();
     ledger.change(job({ seq: 5, state: "succeeded" }), false);
     ledger.snapshot([job({ seq: 4 })]);
     expect(ledger.get("0002")?.state).toBe("succeeded");

@@ -9,7 +9,7 @@ import { ErrorNote } from "@/components/ErrorNote";
 import { progressSentence } from "@/components/JobProgress";
 import { entryProblem, initialEntries, type Entries } from "@/forms/fields";
 import { ParamsForm } from "@/forms/ParamsForm";
-import { pictureOf } from "@/pages/home/lineage";
+import { layoutOf } from "@/pages/home/lineage";
 import { curvesOf } from "@/pages/jobs/curves";
 import { densityShare } from "@/pages/features/FeatureTable";
 import { percentile } from "@/pages/lab/Readings";
@@ -54,7 +54,7 @@ describe("the lineage", () => {
   };
 
   it("puts every box into its column, beside what it was made from", () => {
-    const { columns } = pictureOf(lineage);
+    const { columns } = layoutOf(lineage);
     const ids = Object.fromEntries(Object.entries(columns).map(([stage, nodes]) => [stage, nodes.map((one) => one.id)]));
     expect(ids.models!.sort()).toEqual(["c1", "m1"]);
     expect(ids.saes).toEqual(["s1", "l1", "s2"]);
@@ -63,7 +63,7 @@ describe("the lineage", () => {
   });
 
   it("leads to a patch from the features it is made of, or from the SAE when they were not analysed", () => {
-    const { edges } = pictureOf(lineage);
+    const { edges } = layoutOf(lineage);
     expect(edges).toContainEqual({ source: "a1", target: "p1" });
     expect(edges).not.toContainEqual({ source: "s1", target: "p1" });
     expect(edges).toContainEqual({ source: "s2", target: "p2" });

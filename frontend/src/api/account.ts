@@ -57,7 +57,7 @@ export const newRecoveryCodes = async () => (await accountCall<{ unused_codes: s
 
 // --- invitations
 
-export const offerQuery = (text: string) =>
+export const linkedInvitationQuery = (text: string) =>
   queryOptions({
     queryKey: ["offer", text],
     queryFn: () => body(api.POST("/api/v1/invitations/look", { body: { text } })),

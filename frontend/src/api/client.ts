@@ -34,7 +34,7 @@ export async function body<Data>(answer: Promise<{ data?: Data; response: Respon
   return data as Data;
 }
 
-/** A UUID nobody else makes up. Browsers have `crypto.randomUUID` on HTTPS and localhost only. */
+/** A random UUID. Browsers have `crypto.randomUUID` on HTTPS and localhost only. */
 export function randomId(): string {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   bytes[6] = (bytes[6]! & 0x0f) | 0x40;

@@ -84,7 +84,7 @@ export async function signIn(name: string, password: string): Promise<SignedIn> 
 }
 
 /** The code of an authenticator application, or a recovery code, in the middle of a sign-in. */
-export async function giveCode(code: string): Promise<SignedIn> {
+export async function submitCode(code: string): Promise<SignedIn> {
   const response = await allauth("POST", "/auth/2fa/authenticate", { code });
   return outcome(response, await answerOf(response));
 }
@@ -121,7 +121,7 @@ export async function verifyEmail(key: string): Promise<void> {
   if (!response.ok && response.status !== 401) throw failure(response.status, await answerOf(response));
 }
 
-export const giveAgain = (password: string) => accountCall<unknown>("POST", "/auth/reauthenticate", { password });
+export const reauthenticate = (password: string) => accountCall<unknown>("POST", "/auth/reauthenticate", { password });
 
 interface SiteConfig {
   account: { is_open_for_signup?: boolean };

@@ -7,7 +7,7 @@ import { Loaded } from "@/components/Loaded";
 import { TextLink } from "@/components/TextLink";
 import { ago } from "@/science/format";
 
-/** What happened while one looked elsewhere. */
+/** Notifications of the account. */
 export function Bell() {
   const [open, setOpen] = useState(false);
   const { data: unread = 0 } = useQuery(unreadQuery);

@@ -15,7 +15,7 @@ export function Shell() {
   const location = useLocation();
 
   useEffect(() => {
-    // The frame stays for a moment while the router is already on its way: going there again would never end.
+    // Without the second condition a navigation that has begun would be begun again without end.
     if (me === null && location.pathname !== "/login") void navigate({ to: "/login", search: { next: location.href } });
   }, [me, navigate, location.href, location.pathname]);
 

@@ -50,7 +50,7 @@ const invitation = createRoute({
   component: lazyRouteComponent(() => import("@/pages/entry/Invitation"), "InvitationPage"),
 });
 
-/** Everything but the ways in. */
+/** Every page that needs a sign-in. */
 const signedIn = createRoute({
   getParentRoute: () => root,
   id: "signed-in",

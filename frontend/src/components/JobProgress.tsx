@@ -9,7 +9,7 @@ function lasting(job: Job): string {
 }
 
 function left(job: Job): string[] {
-  // All is counted and it still works: what is left nobody knows.
+  // Everything is counted and the job still works: the time left is unknown.
   return job.eta_seconds === null || (job.total !== null && job.done >= job.total) ? [] : [`${duration(job.eta_seconds)} left`];
 }
 

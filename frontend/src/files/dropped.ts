@@ -3,7 +3,7 @@
 import type { IncomingFile } from "@/api/uploads";
 import { bytes } from "@/science/format";
 
-/** Hidden files and what systems leave in folders are nobody's data. */
+/** False for hidden files and files that operating systems leave in folders. */
 export function wanted(path: string): boolean {
   return !path.split("/").some((part) => part.startsWith(".") || part === "__MACOSX" || part === "Thumbs.db");
 }

@@ -16,7 +16,7 @@ interface LiveBannerProps {
   edit: boolean;
 }
 
-interface Trouble { state: string; title: string; text: ReactNode; load?: boolean; hurry?: boolean }
+interface Trouble { state: string; title: string; text: ReactNode; load?: boolean; retryNow?: boolean }
 
 function ended(code: number | null): Trouble {
   if (code === CLOSED_SIGNED_OUT) return { state: "lost", title: "You are signed out", text: "Reload the page and sign in." };
@@ -24,18 +24,18 @@ function ended(code: number | null): Trouble {
   return { state: "failed", title: "This model is gone", text: "It was removed, or you may no longer see it." };
 }
 
-const CROWDED: Trouble = {
+const AT_LIMIT: Trouble = {
   state: "lost",
-  title: "All live sessions are taken",
+  title: "The limit of live sessions is reached",
   text: "You or the project have as many open as the limits allow. Close another window with a live model; this one goes on by itself as soon as there is room.",
-  hurry: true,
+  retryNow: true,
 };
 
-function troubleOf({ connection, endedWith, crowded, resident }: LiveState): Trouble | null {
+function troubleOf({ connection, endedWith, atLimit, resident }: LiveState): Trouble | null {
   if (connection === "ended") return ended(endedWith);
-  if (crowded) return CROWDED;
+  if (atLimit) return AT_LIMIT;
   if (connection === "lost") {
-    return { state: "lost", title: "Connection lost", text: "Trying again; the prompt and the edits will be restored.", hurry: true };
+    return { state: "lost", title: "Connection lost", text: "Trying again; the prompt and the edits will be restored.", retryNow: true };
   }
   if (!resident) return null;
   const text = <>{resident.message} <strong>{resident.hint}</strong></>;
@@ -69,7 +69,7 @@ export function LiveBanner({ model, state, session, edit }: LiveBannerProps) {
             ) : (
               <Text size="sm">An editor of the project can load it.</Text>
             ))}
-            {trouble.hurry && <Button variant="default" onClick={() => session?.hurry()}>Try now</Button>}
+            {trouble.retryNow && <Button variant="default" onClick={() => session?.retryNow()}>Try now</Button>}
           </Group>
           <ErrorNote error={load.error} doing="Loading the model" />
         </Alert>
@@ -78,7 +78,7 @@ export function LiveBanner({ model, state, session, edit }: LiveBannerProps) {
           <StateBadge state={state.resident ? "loaded" : "starting"} label={state.resident ? "model in memory" : "connecting"} />
           {state.reconnected && <Text size="xs" c="dimmed">reconnected; prompt and edits restored</Text>}
           {state.ahead > 0 && (
-            <Text size="xs" c="dimmed" data-testid="queue">{state.ahead === 1 ? "1 turn" : `${String(state.ahead)} turns`} of others first</Text>
+            <Text size="xs" c="dimmed" data-testid="queue">{state.ahead === 1 ? "1 request" : `${String(state.ahead)} requests`} of others first</Text>
           )}
           {state.resident?.memory_bytes != null && <Text size="xs" c="dimmed">{bytes(state.resident.memory_bytes)}</Text>}
         </Group>

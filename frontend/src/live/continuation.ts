@@ -2,7 +2,8 @@
 
 import type { Generated } from "./messages";
 
-export interface Wishes {
+/** How the text is to be drawn. */
+export interface GenerationOptions {
   seed: number;
   /** 0 takes the likeliest token. */
   temperature: number;
@@ -20,12 +21,13 @@ export interface Continuation {
   plan: string;
   /** Why it is over; null while it goes on. */
   ended: string | null;
-  begunAt: number;
+  startedAt: number;
   firstAt: number | null;
 }
 
-export function begun(run: number, now: number): Continuation {
-  return { run, base: "", patched: "", count: 0, rate: null, plan: "", ended: null, begunAt: now, firstAt: null };
+/** A text of which nothing is written yet. */
+export function startedContinuation(run: number, now: number): Continuation {
+  return { run, base: "", patched: "", count: 0, rate: null, plan: "", ended: null, startedAt: now, firstAt: null };
 }
 
 /** The text with the next token of both columns. */
@@ -53,7 +55,7 @@ const REASONS: Record<string, string> = {
   context: "the model's context is full",
   stopped: "stopped",
   replaced: "replaced by a newer one",
-  failed: "the model gave up",
+  failed: "the model failed",
   lost: "the model was lost",
 };
 

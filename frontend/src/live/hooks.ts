@@ -1,6 +1,6 @@
 import { useQueryClient } from "@tanstack/react-query";
 import { useEffect, useMemo, useSyncExternalStore } from "react";
-import type { EventLog } from "./jobsLedger";
+import type { EventLog } from "./jobCache";
 import { JobsFeed } from "./jobsFeed";
 import { IDLE, LiveSession, type LiveState } from "./liveSession";
 

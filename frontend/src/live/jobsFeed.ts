@@ -2,7 +2,7 @@
 
 import type { QueryClient, QueryKey } from "@tanstack/react-query";
 import type { Job } from "@/api/types";
-import { addEvents, JobsLedger, NO_EVENTS, withJob, type EventLog } from "./jobsLedger";
+import { addEvents, JobCache, NO_EVENTS, withJob, type EventLog } from "./jobCache";
 import type { JobsAnswer, JobsRequest } from "./messages";
 import { ReconnectingSocket, socketUrl, type Connection, type SocketOptions } from "./socket";
 import { FrameStore } from "./store";
@@ -22,7 +22,7 @@ type LogStore = FrameStore<{ log: EventLog }>;
 
 export class JobsFeed {
   readonly status = new FrameStore<{ connection: Connection }>({ connection: "connecting" });
-  private readonly ledger = new JobsLedger();
+  private readonly jobs = new JobCache();
   private readonly projects = new Map<string, number>();
   private readonly watched = new Map<string, Watched>();
   /** Histories stay after nobody watches them: the next watcher goes on from where they end. */
@@ -50,7 +50,7 @@ export class JobsFeed {
         return;
       }
       this.projects.delete(project);
-      this.ledger.forget(project);
+      this.jobs.forget(project);
       this.send({ type: "unsubscribe", project });
       this.closeIfIdle();
     };
@@ -112,8 +112,8 @@ export class JobsFeed {
 
   private receive(answer: JobsAnswer): void {
     if (answer.type === "snapshot") {
-      this.ledger.snapshot(answer.jobs);
-      for (const job of answer.jobs) this.show(this.ledger.get(job.id) ?? job);
+      this.jobs.snapshot(answer.jobs);
+      for (const job of answer.jobs) this.show(this.jobs.get(job.id) ?? job);
     } else if (answer.type === "job") {
       this.changed(answer.job, answer.transient);
     } else if (answer.type === "events") {
@@ -131,8 +131,8 @@ export class JobsFeed {
   }
 
   private changed(job: Job, transient: boolean): void {
-    const before = this.ledger.get(job.id);
-    const outcome = this.ledger.change(job, transient);
+    const before = this.jobs.get(job.id);
+    const outcome = this.jobs.change(job, transient);
     if (outcome === "old") return;
     if (outcome === "gap") this.send({ type: "subscribe", project: job.project });
     this.show(job);
@@ -148,7 +148,7 @@ export class JobsFeed {
   /** Replace what an answer says by what is known to be newer. */
   private reconcile(key: QueryKey): void {
     const newest = (job: Job) => {
-      const mine = this.ledger.get(job.id);
+      const mine = this.jobs.get(job.id);
       return mine && mine.seq > job.seq ? mine : job;
     };
     const shown = this.queries.getQueryData<Job[] | { job: Job } | { jobs: Job[] }>(key);

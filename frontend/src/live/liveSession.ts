@@ -3,7 +3,7 @@
 import { randomId } from "@/api/client";
 import type { EditPlan } from "@/api/types";
 import { LatestWins } from "./latestWins";
-import { begun, endedWith, extended, type Continuation, type Wishes } from "./continuation";
+import { startedContinuation, endedWith, extended, type Continuation, type GenerationOptions } from "./continuation";
 import type { Failure, FeatureValues, Generated, GenerationEnded, LiveAnswer, LiveRequest, Opened, PositionShifts, ResidentMessage, Result } from "./messages";
 import { CLOSED_TOO_MANY, ReconnectingSocket, socketUrl, type Connection, type SocketOptions } from "./socket";
 import { FrameStore } from "./store";
@@ -15,14 +15,14 @@ export interface LiveState {
   connection: Connection;
   /** Why the socket closed for good, when it did. */
   endedWith: number | null;
-  /** All live sessions that the limits allow are open elsewhere; known until the portal lets this one in. */
-  crowded: boolean;
+  /** The limit of live sessions is reached, so the portal has not let this one in yet. */
+  atLimit: boolean;
   /** The socket was lost at least once and is back. */
   reconnected: boolean;
   resident: ResidentMessage | null;
   opened: Opened | null;
   opening: boolean;
-  /** Turns of other people that come before what was asked last; 0 when it is not waiting for them. */
+  /** Requests of other people that are answered before the newest one of this page. */
   ahead: number;
   /** The prompt that is answered, or was asked about last. */
   prompt: string | null;
@@ -47,7 +47,7 @@ export interface LiveState {
 export const IDLE: LiveState = {
   connection: "connecting",
   endedWith: null,
-  crowded: false,
+  atLimit: false,
   reconnected: false,
   resident: null,
   opened: null,
@@ -85,7 +85,7 @@ export class LiveSession {
   private readings: Reading[] = [];
   private plan: EditPlan = { version: 2, edits: [] };
   private runs = 0;
-  /** Names this session to the portal, which gives its place back when it connects again. */
+  /** Identifies this page to the portal, so that a reconnection keeps its session. */
   private readonly page = randomId();
 
   /** @param top how many next tokens to ask for. */
@@ -144,12 +144,12 @@ export class LiveSession {
   }
 
   /** Continue the prompt, unpatched and patched; changes of the plan show from the next token on. */
-  generate(wishes: Wishes): void {
+  generate(options: GenerationOptions): void {
     if (!this.ready) return;
     this.runs += 1;
-    const { seed, temperature, tokens } = wishes;
+    const { seed, temperature, tokens } = options;
     const sent = this.socket?.send({ type: "generate", run: this.runs, plan: this.plan, seed, temperature, max_tokens: tokens });
-    if (sent) this.store.set({ continuation: begun(this.runs, this.clock()), failure: null });
+    if (sent) this.store.set({ continuation: startedContinuation(this.runs, this.clock()), failure: null });
   }
 
   /** End the continuation. */
@@ -163,8 +163,8 @@ export class LiveSession {
   }
 
   /** Try to reconnect now. */
-  hurry(): void {
-    this.socket?.hurry();
+  retryNow(): void {
+    this.socket?.retryNow();
   }
 
   private get ready(): boolean {
@@ -218,7 +218,7 @@ export class LiveSession {
     this.store.set({
       connection,
       endedWith: connection === "ended" ? (code ?? 0) : null,
-      crowded: code === CLOSED_TOO_MANY || (this.store.value.crowded && connection !== "ended"),
+      atLimit: code === CLOSED_TOO_MANY || (this.store.value.atLimit && connection !== "ended"),
       reconnected: connection === "open" && (before === "lost" || this.store.value.reconnected),
     });
   }
@@ -264,7 +264,7 @@ export class LiveSession {
   }
 
   private residentChanged(resident: ResidentMessage): void {
-    this.store.set({ resident, ahead: 0, crowded: false });
+    this.store.set({ resident, ahead: 0, atLimit: false });
     if (resident.state === "ready") {
       this.sendOpen();
     } else {

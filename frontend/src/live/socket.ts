@@ -1,4 +1,4 @@
-/** A WebSocket that comes back by itself: exponential backoff with jitter, and a heartbeat. */
+/** A WebSocket that reconnects by itself: exponential backoff with jitter, and a heartbeat. */
 
 export type Connection = "connecting" | "open" | "lost" | "ended";
 
@@ -7,14 +7,14 @@ export const CLOSED_SIGNED_OUT = 4401;
 export const CLOSED_FORBIDDEN = 4403;
 export const CLOSED_NOT_FOUND = 4404;
 const FINAL = new Set([CLOSED_SIGNED_OUT, CLOSED_FORBIDDEN, CLOSED_NOT_FOUND]);
-/** As many live sessions as the limits allow are open already; that changes when somebody leaves. */
+/** The limit of live sessions is reached; it may work again when one is closed. */
 export const CLOSED_TOO_MANY = 4429;
 
 const FIRST_DELAY = 400;
 const LONGEST_DELAY = 15_000;
 const CROWDED_DELAY = 4000;
 const HEARTBEAT = 20_000;
-/** For the answer to a ping: a busy machine is slow, not away, and to connect again costs it more than to answer. */
+/** How long to wait for the answer to a ping; long, because reconnecting to a busy machine makes it busier. */
 const PATIENCE = 30_000;
 
 export interface SocketEvents<In> {
@@ -54,8 +54,8 @@ export class ReconnectingSocket<In, Out> {
     private readonly ping: () => Out,
     private readonly options: SocketOptions = {},
   ) {
-    window.addEventListener("online", this.hurry);
-    document.addEventListener("visibilitychange", this.hurry);
+    window.addEventListener("online", this.retryNow);
+    document.addEventListener("visibilitychange", this.retryNow);
     this.connect();
   }
 
@@ -69,14 +69,14 @@ export class ReconnectingSocket<In, Out> {
   /** Close for good. */
   close(): void {
     this.closed = true;
-    window.removeEventListener("online", this.hurry);
-    document.removeEventListener("visibilitychange", this.hurry);
+    window.removeEventListener("online", this.retryNow);
+    document.removeEventListener("visibilitychange", this.retryNow);
     if (this.retry) clearTimeout(this.retry);
     this.drop();
   }
 
   /** Try again now instead of after the backoff. */
-  readonly hurry = (): void => {
+  readonly retryNow = (): void => {
     if (this.closed || this.socket || document.visibilityState === "hidden") return;
     if (this.retry) clearTimeout(this.retry);
     this.retry = null;

@@ -63,7 +63,7 @@ export function Invitations({ project, roles }: InvitationsProps) {
         )}
         <Loaded query={rows} what="the invitations" rows={2}>
           {(open) =>
-            open.length === 0 ? <Text size="sm" c="dimmed">Nobody’s answer is awaited.</Text> : (
+            open.length === 0 ? <Text size="sm" c="dimmed">No invitation is open.</Text> : (
               <ScrollX>
                 <Table>
                   <Table.Thead>

@@ -2,7 +2,7 @@ import { Anchor, Button, Divider, Group, PasswordInput, Stack, Text, TextInput }
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { Link, useNavigate, useSearch } from "@tanstack/react-router";
 import { useState, type SyntheticEvent } from "react";
-import { giveCode, goToProvider, meQuery, signIn, siteQuery, type SignedIn } from "@/api/session";
+import { submitCode, goToProvider, meQuery, signIn, siteQuery, type SignedIn } from "@/api/session";
 import { ErrorNote } from "@/components/ErrorNote";
 import { Entry } from "@/pages/entry/Entry";
 
@@ -93,7 +93,7 @@ function NameAndPassword({ next, onDone }: { next?: string; onDone: (reached: Si
 
 function SecondFactor({ onDone }: { onDone: (reached: SignedIn) => Promise<void> }) {
   const [code, setCode] = useState("");
-  const attempt = useMutation({ mutationFn: () => giveCode(code.replaceAll(" ", "")), onSuccess: onDone });
+  const attempt = useMutation({ mutationFn: () => submitCode(code.replaceAll(" ", "")), onSuccess: onDone });
   const submit = (event: SyntheticEvent) => {
     event.preventDefault();
     attempt.mutate();

@@ -31,7 +31,7 @@ export function recordedSites(recording: { sites: readonly string[]; layers: rea
 }
 
 /** "topk at resid_post.3 of tiny"; what an import has not read from its files yet is not said. */
-export function saePlace(sae: { architecture: string; site: string; layer: number; model_name: string }): string {
+export function saeDescription(sae: { architecture: string; site: string; layer: number; model_name: string }): string {
   const place = sae.site ? `at ${siteName({ kind: sae.site, layer: sae.layer })} of ${sae.model_name}` : `of ${sae.model_name}`;
   return sae.architecture ? `${sae.architecture} ${place}` : place;
 }

@@ -1,7 +1,7 @@
 import { Button, Group, Stack, Text } from "@mantine/core";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useNavigate, useParams } from "@tanstack/react-router";
-import { acceptInvitation, declineInvitation, offerQuery } from "@/api/account";
+import { acceptInvitation, declineInvitation, linkedInvitationQuery } from "@/api/account";
 import { meQuery, type SignedIn } from "@/api/session";
 import { ErrorNote } from "@/components/ErrorNote";
 import { Loaded } from "@/components/Loaded";
@@ -12,7 +12,7 @@ import { SignUpForm } from "./SignUpForm";
 /** Where the link of an invitation leads: accept as who one is, sign in, or make an account. */
 export function InvitationPage() {
   const { text } = useParams({ from: "/invitations/$text" });
-  const offer = useQuery(offerQuery(text));
+  const offer = useQuery(linkedInvitationQuery(text));
   const me = useQuery(meQuery);
   const queries = useQueryClient();
   const navigate = useNavigate();

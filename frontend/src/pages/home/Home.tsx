@@ -10,7 +10,7 @@ import { UsagePanel } from "@/pages/UsagePanel";
 import { Box } from "./Box";
 import styles from "./Home.module.css";
 import { Lines } from "./Lines";
-import { pictureOf, STAGES, type Stage } from "./lineage";
+import { layoutOf, STAGES, type Stage } from "./lineage";
 import { NextStep } from "./NextStep";
 
 const TITLES: Record<Stage, string> = {
@@ -31,15 +31,15 @@ export function Home() {
   const lineage = useQuery(lineageQuery(project));
   return (
     <Page title={data?.name ?? "Project"} lead={data?.description}>
-      <Loaded query={lineage} what="the project" rows={8}>{(picture) => <Picture lineage={picture} project={project} />}</Loaded>
+      <Loaded query={lineage} what="the project" rows={8}>{(picture) => <Layout lineage={picture} project={project} />}</Loaded>
       <UsagePanel project={project} resources={USED} />
     </Page>
   );
 }
 
-function Picture({ lineage, project }: { lineage: Lineage; project: string }) {
+function Layout({ lineage, project }: { lineage: Lineage; project: string }) {
   const { edit } = useRights(project);
-  const picture = useMemo(() => pictureOf(lineage), [lineage]);
+  const picture = useMemo(() => layoutOf(lineage), [lineage]);
   const [lit, setLit] = useState<string | null>(null);
   const area = useRef<HTMLDivElement>(null);
   const has = (stage: Stage) => picture.columns[stage].length > 0;

@@ -17,7 +17,7 @@ const STAGE_OF: Record<LineageNode["type"], Stage> = {
   export: "exports",
 };
 
-export interface Picture {
+export interface Layout {
   columns: Record<Stage, LineageNode[]>;
   edges: { source: string; target: string }[];
 }
@@ -26,8 +26,8 @@ export interface Picture {
  * Boxes by stage, and the lines between neighbouring stages. A patch is made of an SAE's features, so its
  * line starts at the analysis that described them where there is one.
  */
-export function pictureOf(lineage: Lineage): Picture {
-  const columns: Picture["columns"] = { models: [], recordings: [], saes: [], measured: [], patches: [], exports: [] };
+export function layoutOf(lineage: Lineage): Layout {
+  const columns: Layout["columns"] = { models: [], recordings: [], saes: [], measured: [], patches: [], exports: [] };
   for (const node of lineage.nodes) columns[STAGE_OF[node.type]].push(node);
   const types = new Map(lineage.nodes.map((node) => [node.id, node.type]));
   const analysisOf = new Map(
@@ -41,7 +41,7 @@ export function pictureOf(lineage: Lineage): Picture {
 }
 
 /** Boxes in the order of what they were made from, so that lines cross little. */
-function sortedByParents(columns: Picture["columns"], edges: Picture["edges"]): Picture["columns"] {
+function sortedByParents(columns: Layout["columns"], edges: Layout["edges"]): Layout["columns"] {
   const place = new Map<string, number>();
   const sorted = { ...columns };
   for (const stage of STAGES) {

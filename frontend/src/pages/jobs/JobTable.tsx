@@ -45,7 +45,7 @@ export function JobTable({ jobs, projectNames }: { jobs: readonly Job[]; project
   );
 }
 
-/** Says so when jobs wait and nobody works. */
+/** A warning when jobs wait and no worker takes them. */
 export function JobNotes({ jobs }: { jobs: readonly Job[] }) {
   const [now, setNow] = useState(() => Date.now());
   const { start, stop } = useInterval(() => setNow(Date.now()), 10_000);
@@ -59,7 +59,7 @@ export function JobNotes({ jobs }: { jobs: readonly Job[] }) {
   if (waiting.length === 0 || running || now - oldest < 30_000) return null;
   return (
     <Stack gap={0} className="panel" role="status">
-      <Text fw={600} size="sm">Nobody has taken the waiting jobs for a while</Text>
+      <Text fw={600} size="sm">No worker has taken the waiting jobs for a while</Text>
       <Text size="sm" c="dimmed">Either a worker is busy with another project, or no compute worker runs. Administrators see the workers in the administration.</Text>
     </Stack>
   );

@@ -1,6 +1,6 @@
 import { Button, Group, NumberInput, SimpleGrid, Text } from "@mantine/core";
 import { useState } from "react";
-import { progressWords, sharedLength, type Wishes } from "@/live/continuation";
+import { progressWords, sharedLength, type GenerationOptions } from "@/live/continuation";
 import type { LiveSession, LiveState } from "@/live/liveSession";
 import styles from "./Lab.module.css";
 
@@ -12,11 +12,11 @@ interface ContinuationPanelProps {
 
 /** What the model writes next, unpatched and patched side by side, while the stack may change. */
 export function ContinuationPanel({ prompt, session, live }: ContinuationPanelProps) {
-  const [wishes, setWishes] = useState<Wishes>({ seed: 0, temperature: 0, tokens: 40 });
+  const [options, setOptions] = useState<GenerationOptions>({ seed: 0, temperature: 0, tokens: 40 });
   const text = live.continuation;
   const running = text?.ended === null;
-  const wish = (part: keyof Wishes) => (value: number | string) => {
-    if (typeof value === "number" && Number.isFinite(value)) setWishes({ ...wishes, [part]: value });
+  const change = (part: keyof GenerationOptions) => (value: number | string) => {
+    if (typeof value === "number" && Number.isFinite(value)) setOptions({ ...options, [part]: value });
   };
   const shared = text ? sharedLength(text.base, text.patched) : 0;
   return (
@@ -24,13 +24,13 @@ export function ContinuationPanel({ prompt, session, live }: ContinuationPanelPr
       <Group justify="space-between" align="flex-end" gap="xs">
         <Text fw={600} size="sm">Continuation</Text>
         <Group gap="xs" align="flex-end">
-          <NumberInput size="xs" w={84} label="Tokens" min={1} max={4096} value={wishes.tokens} onChange={wish("tokens")} allowDecimal={false} clampBehavior="strict" />
-          <NumberInput size="xs" w={96} label="Temperature" min={0} max={100} step={0.1} decimalScale={2} value={wishes.temperature} onChange={wish("temperature")} title="0 takes the likeliest token" />
-          <NumberInput size="xs" w={84} label="Seed" min={0} max={2 ** 53 - 1} value={wishes.seed} onChange={wish("seed")} allowDecimal={false} disabled={wishes.temperature === 0} title="Equal seeds give equal texts" />
+          <NumberInput size="xs" w={84} label="Tokens" min={1} max={4096} value={options.tokens} onChange={change("tokens")} allowDecimal={false} clampBehavior="strict" />
+          <NumberInput size="xs" w={96} label="Temperature" min={0} max={100} step={0.1} decimalScale={2} value={options.temperature} onChange={change("temperature")} title="0 takes the likeliest token" />
+          <NumberInput size="xs" w={84} label="Seed" min={0} max={2 ** 53 - 1} value={options.seed} onChange={change("seed")} allowDecimal={false} disabled={options.temperature === 0} title="Equal seeds give equal texts" />
           {running ? (
             <Button size="xs" variant="default" onClick={() => session?.stopGeneration()} data-testid="stop-generation">Stop</Button>
           ) : (
-            <Button size="xs" onClick={() => session?.generate(wishes)} disabled={!session || !live.opened} data-testid="generate">Write on</Button>
+            <Button size="xs" onClick={() => session?.generate(options)} disabled={!session || !live.opened} data-testid="generate">Write on</Button>
           )}
         </Group>
       </Group>

@@ -24,7 +24,7 @@ interface SavePatchProps {
 
 const same = (a: EditPlan, b: EditPlan) => JSON.stringify(a) === JSON.stringify(b);
 
-/** Name, switch and versions of the patch on the bench. */
+/** Name, switch and versions of the patch in the lab. */
 export function SavePatch({ model, patch, plan, edit, onCreated, onRevert, on, onSwitch }: SavePatchProps) {
   const queries = useQueryClient();
   const stored = (changed: Patch) => {

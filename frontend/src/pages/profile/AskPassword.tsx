@@ -1,7 +1,7 @@
 import { Button, Group, Modal, PasswordInput, Stack } from "@mantine/core";
 import { useMutation } from "@tanstack/react-query";
 import { useState, type SyntheticEvent } from "react";
-import { giveAgain, PasswordNeeded } from "@/api/session";
+import { reauthenticate, PasswordNeeded } from "@/api/session";
 import { ErrorNote } from "@/components/ErrorNote";
 
 /** Runs sensitive actions; when the server wants the password first, asks for it and goes on. */
@@ -26,7 +26,7 @@ export function useSensitive() {
 
 function AskPassword({ onClose }: { onClose: (given: boolean) => void }) {
   const [password, setPassword] = useState("");
-  const give = useMutation({ mutationFn: () => giveAgain(password), onSuccess: () => onClose(true) });
+  const give = useMutation({ mutationFn: () => reauthenticate(password), onSuccess: () => onClose(true) });
   const submit = (event: SyntheticEvent) => {
     event.preventDefault();
     give.mutate();

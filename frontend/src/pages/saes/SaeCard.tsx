@@ -6,7 +6,7 @@ import { LinkButton } from "@/components/LinkButton";
 import { StateBadge } from "@/components/StateBadge";
 import { TextLink } from "@/components/TextLink";
 import { ago, integer, number, percent } from "@/science/format";
-import { saePlace } from "@/science/sites";
+import { saeDescription } from "@/science/sites";
 import { GoalSigns } from "./Goals";
 
 export function SaeCard({ sae }: { sae: Sae }) {
@@ -19,7 +19,7 @@ export function SaeCard({ sae }: { sae: Sae }) {
         <Group justify="space-between" align="flex-start">
           <div>
             <TextLink to="/projects/$project/saes/$sae" params={params} fw={600} fz="md">{sae.name}</TextLink>
-            <Text size="xs" c="dimmed">{saePlace(sae)} · {ago(sae.created_at)}</Text>
+            <Text size="xs" c="dimmed">{saeDescription(sae)} · {ago(sae.created_at)}</Text>
           </div>
           {sae.evaluation ? <GoalSigns goals={sae.evaluation.goals} /> : <StateBadge state={sae.state} />}
         </Group>

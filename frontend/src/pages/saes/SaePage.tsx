@@ -17,7 +17,7 @@ import { Page } from "@/components/Page";
 import { RenameButton } from "@/components/RenameButton";
 import { StateBadge } from "@/components/StateBadge";
 import { ago, compact, integer, percent } from "@/science/format";
-import { saePlace } from "@/science/sites";
+import { saeDescription } from "@/science/sites";
 import { filterOrigin, leavesOut, type TokenFilter } from "@/science/tokenFilter";
 import { Curves } from "../jobs/Curves";
 import { useJobHistory } from "../jobs/useJobHistory";
@@ -76,7 +76,7 @@ function SaeView({ sae }: { sae: Sae }) {
     <Page
       title={sae.name}
       crumbs={crumbs}
-      lead={<>{saePlace(sae)} · {sae.recording_name ? `on ${sae.recording_name}` : "imported"} · {ago(sae.created_at)}</>}
+      lead={<>{saeDescription(sae)} · {sae.recording_name ? `on ${sae.recording_name}` : "imported"} · {ago(sae.created_at)}</>}
       actions={actions}
     >
       <ErrorNote error={evaluate.error} doing="Starting the evaluation" />

@@ -1,18 +1,18 @@
-/** What is known of jobs from a stream of messages that may lose some, apart from how it arrives. */
+/** The newest known state of jobs, from a stream of messages that may lose some. */
 
 import type { Job, JobEvent } from "@/api/types";
 
 /** `gap`: something was missed, so a fresh snapshot is needed; the change itself is taken in nevertheless. */
 export type Outcome = "new" | "applied" | "old" | "gap";
 
-export class JobsLedger {
+export class JobCache {
   private readonly known = new Map<string, Job>();
 
-  /** Everything about some jobs, as of now. */
+  /** Take in a full answer about some jobs. */
   snapshot(jobs: readonly Job[]): void {
     for (const job of jobs) {
       const mine = this.known.get(job.id);
-      // A change may overtake the snapshot that was made before it.
+      // A change may arrive before an older snapshot.
       if (!mine || mine.seq <= job.seq) this.known.set(job.id, job);
     }
   }
