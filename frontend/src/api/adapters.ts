@@ -1,7 +1,7 @@
 /** LoRA adapters that were brought in. */
 
 import { queryOptions } from "@tanstack/react-query";
-import { api, body, idempotencyKey } from "./client";
+import { api, body } from "./client";
 
 /** Adapters of a model that are ready to be used, newest first. */
 export const adaptersQuery = (model: string) =>
@@ -11,4 +11,4 @@ export const adaptersQuery = (model: string) =>
   });
 
 export const importAdapter = (data: { model: string; name: string; uploads: string[] }) =>
-  body(api.POST("/api/v1/adapters", { params: { header: { "Idempotency-Key": idempotencyKey() } }, body: data }));
+  body(api.POST("/api/v1/adapters", { body: data }));

@@ -13,6 +13,8 @@ const safe = new Set(["GET", "HEAD", "OPTIONS"]);
 const middleware: Middleware = {
   onRequest({ request }) {
     if (!safe.has(request.method)) request.headers.set("X-CSRFToken", csrfToken());
+    // Lets the server recognise the request if the network sends it twice; routes without need of it ignore it.
+    if (request.method === "POST") request.headers.set("Idempotency-Key", randomId());
     return request;
   },
   async onResponse({ response }) {
@@ -42,6 +44,3 @@ export function randomId(): string {
   const digits = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
   return digits.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
 }
-
-/** A key that makes a POST safe to repeat. */
-export const idempotencyKey = randomId;

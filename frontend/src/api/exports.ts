@@ -1,7 +1,7 @@
 /** Patches out: verdicts, exports, certificates. */
 
 import { queryOptions } from "@tanstack/react-query";
-import { api, body, idempotencyKey } from "./client";
+import { api, body } from "./client";
 import type { PatchExport, Verdict } from "./types";
 
 export type Target = PatchExport["target"];
@@ -21,14 +21,14 @@ export const exportsQuery = (patch: string) =>
 
 export const startExport = (patch: string, target: Verdict["target"], params: Record<string, unknown>) =>
   body(api.POST("/api/v1/patches/{id}/export", {
-    params: { path: { id: patch }, header: { "Idempotency-Key": idempotencyKey() } },
+    params: { path: { id: patch } },
     body: { target, params },
   }));
 
 /** Measure an export again, on prompts where the patch is meant to act, too. */
 export const certifyExport = (id: string, triggers: readonly string[]) =>
   body(api.POST("/api/v1/exports/{id}/certify", {
-    params: { path: { id }, header: { "Idempotency-Key": idempotencyKey() } },
+    params: { path: { id } },
     body: { params: { triggers } },
   }));
 

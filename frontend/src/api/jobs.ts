@@ -1,5 +1,5 @@
 import { queryOptions } from "@tanstack/react-query";
-import { api, body, idempotencyKey } from "./client";
+import { api, body } from "./client";
 import type { components } from "./schema";
 import type { Job, JobEvent } from "./types";
 
@@ -50,11 +50,11 @@ export const jobKindsQuery = queryOptions({
 export const cancelJob = (id: string) => body(api.POST("/api/v1/jobs/{id}/cancel", { params: { path: { id } } }));
 /** Do the same once more; `params` holds only what is different. */
 export const cloneJob = (id: string, name: string, params: Record<string, unknown>) =>
-  body(api.POST("/api/v1/jobs/{id}/clone", { params: { path: { id } }, body: { name, params }, headers: { "Idempotency-Key": idempotencyKey() } }));
+  body(api.POST("/api/v1/jobs/{id}/clone", { params: { path: { id } }, body: { name, params } }));
 
 /** Record, train, evaluate and analyse in one go. */
 export const startPipeline = (data: Schemas["PipelineCreateRequest"]) =>
-  body(api.POST("/api/v1/pipelines", { body: data, headers: { "Idempotency-Key": idempotencyKey() } }));
+  body(api.POST("/api/v1/pipelines", { body: data }));
 
 export const pipelineQuery = (id: string) =>
   queryOptions({

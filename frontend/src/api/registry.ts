@@ -1,13 +1,11 @@
 /** Models, corpora and recordings. */
 
 import { queryOptions } from "@tanstack/react-query";
-import { api, body, idempotencyKey } from "./client";
+import { api, body } from "./client";
 import type { components } from "./schema";
 import type { Model } from "./types";
 
 type Schemas = components["schemas"];
-
-const once = () => ({ "Idempotency-Key": idempotencyKey() });
 
 /** While something is being started or stopped, its state is asked for until it settles. */
 export function modelSettling(model: Model): boolean {
@@ -32,7 +30,7 @@ export const modelQuery = (id: string) =>
   });
 
 export const addModel = (data: Schemas["ModelCreateRequest"]) =>
-  body(api.POST("/api/v1/models", { body: data, headers: once() }));
+  body(api.POST("/api/v1/models", { body: data }));
 
 export const loadModel = (id: string) => body(api.POST("/api/v1/models/{id}/load", { params: { path: { id } } }));
 export const unloadModel = (id: string) => body(api.POST("/api/v1/models/{id}/unload", { params: { path: { id } } }));
@@ -50,11 +48,11 @@ export const builtinCorporaQuery = queryOptions({
 });
 
 export const addCorpus = (data: Schemas["CorpusCreateRequest"]) =>
-  body(api.POST("/api/v1/corpora", { body: data, headers: once() }));
+  body(api.POST("/api/v1/corpora", { body: data }));
 
 /** Bring an uploaded text in; a job reads all of it before it can be recorded on. */
 export const importCorpus = (data: Schemas["CorpusImportRequest"]) =>
-  body(api.POST("/api/v1/corpora/import", { body: data, headers: once() }));
+  body(api.POST("/api/v1/corpora/import", { body: data }));
 
 export const deleteCorpus = (id: string) => body(api.DELETE("/api/v1/corpora/{id}", { params: { path: { id } } }));
 
@@ -65,14 +63,14 @@ export const recordingsQuery = (project: string) =>
   });
 
 export const startRecording = (data: Schemas["RecordingCreateRequest"]) =>
-  body(api.POST("/api/v1/recordings", { body: data, headers: once() }));
+  body(api.POST("/api/v1/recordings", { body: data }));
 
 export const deleteRecording = (id: string) => body(api.DELETE("/api/v1/recordings/{id}", { params: { path: { id } } }));
 
 /** Bring a recording of a model in, from its files or its archive. */
 export const importRecording = (data: Schemas["RecordingImportRequest"]) =>
-  body(api.POST("/api/v1/recordings/import", { body: data, headers: once() }));
+  body(api.POST("/api/v1/recordings/import", { body: data }));
 
 /** Pack a recording into one archive: the artifact of the job. */
 export const exportRecording = (id: string) =>
-  body(api.POST("/api/v1/recordings/{id}/export", { params: { path: { id } }, headers: once() }));
+  body(api.POST("/api/v1/recordings/{id}/export", { params: { path: { id } } }));

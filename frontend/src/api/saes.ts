@@ -1,7 +1,7 @@
 /** SAEs, their evaluations, and files. */
 
 import { queryOptions } from "@tanstack/react-query";
-import { api, body, idempotencyKey } from "./client";
+import { api, body } from "./client";
 import type { components } from "./schema";
 
 type Schemas = components["schemas"];
@@ -20,12 +20,11 @@ export const saeQuery = (id: string) =>
   });
 
 export const trainSae = (data: Schemas["SaeCreateRequest"]) =>
-  body(api.POST("/api/v1/saes", { body: data, headers: { "Idempotency-Key": idempotencyKey() } }));
+  body(api.POST("/api/v1/saes", { body: data }));
 
 const about = (id: string, params: Params) => ({
   params: { path: { id } },
   body: { params },
-  headers: { "Idempotency-Key": idempotencyKey() },
 });
 
 /** `recording` is for imported SAEs, which have none of their own yet. */
@@ -35,7 +34,7 @@ export function evaluateSae(id: string, params: Params = {}, recording?: string)
 }
 export const exportSae = (id: string, params: Params) => body(api.POST("/api/v1/saes/{id}/export", about(id, params)));
 export const importSae = (data: Schemas["SaeImportRequest"]) =>
-  body(api.POST("/api/v1/saes/import", { body: data, headers: { "Idempotency-Key": idempotencyKey() } }));
+  body(api.POST("/api/v1/saes/import", { body: data }));
 export const analyseSae = (id: string, params: Params = {}) => body(api.POST("/api/v1/saes/{id}/analyse", about(id, params)));
 export const deleteSae = (id: string) => body(api.DELETE("/api/v1/saes/{id}", { params: { path: { id } } }));
 
