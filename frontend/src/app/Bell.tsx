@@ -1,7 +1,8 @@
 import { ActionIcon, Button, Group, Indicator, Popover, Stack, Text } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 import { markAllRead, notificationsQuery, unreadQuery } from "@/api/notifications";
+import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
 import { Loaded } from "@/components/Loaded";
 import { TextLink } from "@/components/TextLink";
@@ -31,9 +32,9 @@ export function Bell() {
 const SIGNS: Record<string, string> = { success: "✓", info: "·", warning: "!", error: "✕" };
 
 function Newest({ onFollow }: { onFollow: () => void }) {
-  const queries = useQueryClient();
+  const invalidate = useInvalidate();
   const query = useQuery({ ...notificationsQuery, staleTime: 0 });
-  const read = useMutation({ mutationFn: markAllRead, onSettled: () => queries.invalidateQueries({ queryKey: ["notifications"] }) });
+  const read = useMutation({ mutationFn: markAllRead, onSettled: () => invalidate("notifications") });
   return (
     <Loaded query={query} what="the notifications">
       {(rows) => (

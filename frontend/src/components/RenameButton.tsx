@@ -1,8 +1,9 @@
 import { Button, Popover, Stack, TextInput } from "@mantine/core";
-import { useMutation, useQueryClient } from "@tanstack/react-query";
+import { useMutation } from "@tanstack/react-query";
 import { useState, type SyntheticEvent } from "react";
 import { asApiError } from "@/api/errors";
 import { rename, type Edited, type Renamed } from "@/api/names";
+import { useInvalidate } from "@/api/useInvalidate";
 import { ConflictNote } from "./ConflictNote";
 
 /** Gives something another name, unless somebody else has just done so. */
@@ -22,8 +23,8 @@ function RenameForm({ kind, row, onDone }: { kind: Renamed; row: Edited & { name
   // A list that is loaded again meanwhile must not make the change one of the newer state.
   const [from] = useState(row);
   const [name, setName] = useState(row.name);
-  const queries = useQueryClient();
-  const refresh = () => Promise.all([kind, "lineage"].map((key) => queries.invalidateQueries({ queryKey: [key] })));
+  const invalidate = useInvalidate();
+  const refresh = () => invalidate(kind, "lineage");
   const change = useMutation({
     mutationFn: () => rename(kind, from, name.trim()),
     onSuccess: async () => {

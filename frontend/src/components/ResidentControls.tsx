@@ -1,7 +1,8 @@
 import { Button, Group, Text } from "@mantine/core";
-import { useMutation, useQueryClient } from "@tanstack/react-query";
+import { useMutation } from "@tanstack/react-query";
 import { loadModel, unloadModel } from "@/api/registry";
 import type { Model } from "@/api/types";
+import { useInvalidate } from "@/api/useInvalidate";
 import { bytes } from "@/science/format";
 import { ErrorNote } from "./ErrorNote";
 import { StateBadge } from "./StateBadge";
@@ -23,8 +24,8 @@ const WORDS: Record<string, string> = {
 
 /** Whether the model is in memory, and the button that changes it. */
 export function ResidentControls({ model, edit }: { model: Model; edit: boolean }) {
-  const queries = useQueryClient();
-  const refresh = () => queries.invalidateQueries({ queryKey: ["models"] });
+  const invalidate = useInvalidate();
+  const refresh = () => invalidate("models");
   const load = useMutation({ mutationFn: () => loadModel(model.id), onSettled: refresh });
   const unload = useMutation({ mutationFn: () => unloadModel(model.id), onSettled: refresh });
   const state = residentState(model);

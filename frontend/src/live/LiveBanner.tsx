@@ -1,7 +1,8 @@
 import { Alert, Button, Group, Text } from "@mantine/core";
-import { useMutation, useQueryClient } from "@tanstack/react-query";
+import { useMutation } from "@tanstack/react-query";
 import type { ReactNode } from "react";
 import { loadModel } from "@/api/registry";
+import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
 import { StateBadge } from "@/components/StateBadge";
 import { bytes } from "@/science/format";
@@ -55,8 +56,8 @@ function troubleOf({ connection, endedWith, atLimit, resident }: LiveState): Tro
 
 /** How the live connection is, and what to do when it is not well. */
 export function LiveBanner({ model, state, session, edit }: LiveBannerProps) {
-  const queries = useQueryClient();
-  const load = useMutation({ mutationFn: () => loadModel(model), onSettled: () => queries.invalidateQueries({ queryKey: ["models"] }) });
+  const invalidate = useInvalidate();
+  const load = useMutation({ mutationFn: () => loadModel(model), onSettled: () => invalidate("models") });
   const trouble = troubleOf(state);
   return (
     <div role="status" aria-live="polite" data-testid="live-state" data-connection={state.connection} data-resident={state.resident?.state ?? ""}>

@@ -1,9 +1,10 @@
 import { Anchor, Button, Checkbox, Group, Text } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 import { exportProject } from "@/api/bundles";
 import { isActive, jobsQuery } from "@/api/jobs";
 import { fileUrl } from "@/api/saes";
+import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
 import { JobOf } from "@/components/JobOf";
 import { ago } from "@/science/format";
@@ -12,10 +13,10 @@ import { ago } from "@/science/format";
 export function ExportProject({ project }: { project: string }) {
   const [recordings, setRecordings] = useState(true);
   const jobs = useQuery(jobsQuery({ project }));
-  const queries = useQueryClient();
+  const invalidate = useInvalidate();
   const start = useMutation({
     mutationFn: () => exportProject(project, { recordings }),
-    onSettled: () => queries.invalidateQueries({ queryKey: ["jobs"] }),
+    onSettled: () => invalidate("jobs"),
   });
   const made = (jobs.data ?? []).filter((job) => job.kind === "export_project");
   return (

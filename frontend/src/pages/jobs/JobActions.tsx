@@ -1,14 +1,15 @@
 import { Button } from "@mantine/core";
-import { useMutation, useQueryClient } from "@tanstack/react-query";
+import { useMutation } from "@tanstack/react-query";
 import { cancelJob, isActive, retryJob } from "@/api/jobs";
 import type { Job } from "@/api/types";
+import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
 import { CloneJob } from "./CloneJob";
 
 /** Cancel or retry, whichever applies. */
 export function JobActions({ job }: { job: Job }) {
-  const queries = useQueryClient();
-  const refresh = () => queries.invalidateQueries({ queryKey: ["jobs"] });
+  const invalidate = useInvalidate();
+  const refresh = () => invalidate("jobs");
   const cancel = useMutation({ mutationFn: () => cancelJob(job.id), onSettled: refresh });
   const retry = useMutation({ mutationFn: () => retryJob(job.id), onSettled: refresh });
   return (

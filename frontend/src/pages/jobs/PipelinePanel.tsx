@@ -1,6 +1,7 @@
 import { Button, Group, Stack, Text } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { cancelPipeline, pipelineQuery, retryPipeline } from "@/api/jobs";
+import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
 import { Loaded } from "@/components/Loaded";
 import { StateBadge } from "@/components/StateBadge";
@@ -9,8 +10,8 @@ import { TextLink } from "@/components/TextLink";
 /** The steps of the pipeline a job is part of. */
 export function PipelinePanel({ id, current }: { id: string; current: string }) {
   const query = useQuery(pipelineQuery(id));
-  const queries = useQueryClient();
-  const refresh = () => queries.invalidateQueries({ queryKey: ["jobs"] });
+  const invalidate = useInvalidate();
+  const refresh = () => invalidate("jobs");
   const cancel = useMutation({ mutationFn: () => cancelPipeline(id), onSettled: refresh });
   const retry = useMutation({ mutationFn: () => retryPipeline(id), onSettled: refresh });
   return (

@@ -1,10 +1,11 @@
 import { Button, Group, SegmentedControl, Select, SimpleGrid, Stack, Text, TextInput } from "@mantine/core";
-import { useMutation, useQueryClient } from "@tanstack/react-query";
+import { useMutation } from "@tanstack/react-query";
 import { useState, type SyntheticEvent } from "react";
 import { asApiError } from "@/api/errors";
 import { addModel } from "@/api/registry";
 import { rounded } from "./rounding";
 import type { Model } from "@/api/types";
+import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
 
 type Source = Model["source"];
@@ -51,12 +52,12 @@ export function AddModel({ project, onAdded }: { project: string; onAdded: () =>
   const [name, setName] = useState("");
   const [revision, setRevision] = useState("");
   const [dtype, setDtype] = useState<Dtype>("auto");
-  const queries = useQueryClient();
+  const invalidate = useInvalidate();
   const texts = SOURCES[source];
   const add = useMutation({
     mutationFn: () => addModel({ project, name: name.trim() || nameFrom(reference), source, reference: reference.trim(), revision: revision.trim(), dtype }),
     onSuccess: async () => {
-      await Promise.all(["models", "jobs", "lineage"].map((key) => queries.invalidateQueries({ queryKey: [key] })));
+      await invalidate("models", "jobs", "lineage");
       onAdded();
     },
   });

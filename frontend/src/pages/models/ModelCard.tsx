@@ -1,7 +1,7 @@
 import { Group, Stack, Text, Title } from "@mantine/core";
-import { useQueryClient } from "@tanstack/react-query";
 import { deleteModel } from "@/api/registry";
 import type { Model, ModelFacts } from "@/api/types";
+import { useInvalidate } from "@/api/useInvalidate";
 import { DeleteButton } from "@/components/DeleteButton";
 import { Facts, type Fact } from "@/components/Facts";
 import { JobOf, useJobAbout } from "@/components/JobOf";
@@ -32,7 +32,7 @@ function factsOf(model: Model): Fact[] {
 }
 
 export function ModelCard({ model, edit }: { model: Model; edit: boolean }) {
-  const queries = useQueryClient();
+  const invalidate = useInvalidate();
   const job = useJobAbout(model.project, model.id);
   const project = model.project;
   return (
@@ -60,7 +60,7 @@ export function ModelCard({ model, edit }: { model: Model; edit: boolean }) {
             )}
             {edit && <RenameButton kind="models" row={model} />}
             {edit && (
-              <DeleteButton what={model.name} remove={() => deleteModel(model.id)} onDeleted={() => void queries.invalidateQueries({ queryKey: ["models"] })} />
+              <DeleteButton what={model.name} remove={() => deleteModel(model.id)} onDeleted={() => void invalidate("models")} />
             )}
           </Group>
         </Group>

@@ -1,8 +1,9 @@
 import { Badge, Button, Group, NumberInput, Stack, Table, Text, Textarea } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 import { exportsQuery, startExport, targetsQuery } from "@/api/exports";
 import type { Patch, Verdict } from "@/api/types";
+import { useInvalidate } from "@/api/useInvalidate";
 import { useRights } from "@/app/project";
 import { ErrorNote } from "@/components/ErrorNote";
 import { Loaded } from "@/components/Loaded";
@@ -19,10 +20,8 @@ export function ExportPanel({ patch }: { patch: Patch }) {
   const [steps, setSteps] = useState(120);
   const [seconds, setSeconds] = useState(1800);
   const [prompts, setPrompts] = useState("");
-  const queries = useQueryClient();
-  const refresh = async () => {
-    await Promise.all([["exports"], ["jobs"], ["lineage"]].map((queryKey) => queries.invalidateQueries({ queryKey })));
-  };
+  const invalidate = useInvalidate();
+  const refresh = () => invalidate("exports", "jobs", "lineage");
   const start = useMutation({
     mutationFn: (verdict: Verdict) =>
       startExport(patch.id, verdict.target, {

@@ -1,10 +1,11 @@
 import { Button, FileInput, Group, Progress, Select, Stack, Text, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState, type SyntheticEvent } from "react";
 import { importAdapter } from "@/api/adapters";
 import { asApiError } from "@/api/errors";
 import { modelsQuery } from "@/api/registry";
 import { forgetUploads, uploadFile } from "@/api/uploads";
+import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
 import { percent } from "@/science/format";
 import { adapterFilesProblem } from "@/patches/exports";
@@ -22,7 +23,7 @@ export function ImportAdapter({ project, onStarted }: ImportAdapterProps) {
   const [files, setFiles] = useState<File[]>([]);
   const [name, setName] = useState("");
   const [sent, setSent] = useState(0);
-  const queries = useQueryClient();
+  const invalidate = useInvalidate();
   const model = usable.find((one) => one.id === chosen) ?? usable[0];
   const problem = files.length > 0 ? adapterFilesProblem(files.map((file) => file.name)) : null;
 
@@ -42,7 +43,7 @@ export function ImportAdapter({ project, onStarted }: ImportAdapterProps) {
       return started;
     },
     onSuccess: async () => {
-      await Promise.all(["patches", "jobs", "lineage"].map((key) => queries.invalidateQueries({ queryKey: [key] })));
+      await invalidate("patches", "jobs", "lineage");
       onStarted();
     },
   });

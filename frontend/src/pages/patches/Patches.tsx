@@ -1,9 +1,10 @@
 import { Button, Group, Modal, Stack, Switch, Text } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { useNavigate, useSearch } from "@tanstack/react-router";
 import { isActive, jobsQuery } from "@/api/jobs";
 import { deletePatch, patchesQuery, togglePatch } from "@/api/patches";
 import type { Patch } from "@/api/types";
+import { useInvalidate } from "@/api/useInvalidate";
 import { useProjectId, useRights } from "@/app/project";
 import { DeleteButton } from "@/components/DeleteButton";
 import { Empty } from "@/components/Empty";
@@ -71,11 +72,8 @@ interface PatchCardProps {
 
 function PatchCard({ patch, edit, onExport }: PatchCardProps) {
   const kinds = useEditKinds();
-  const queries = useQueryClient();
-  const refresh = async () => {
-    await queries.invalidateQueries({ queryKey: ["patches"] });
-    await queries.invalidateQueries({ queryKey: ["lineage"] });
-  };
+  const invalidate = useInvalidate();
+  const refresh = () => invalidate("patches", "lineage");
   const toggle = useMutation({ mutationFn: (enabled: boolean) => togglePatch(patch.id, enabled), onSettled: refresh });
   const on = toggle.isPending ? toggle.variables : patch.enabled;
   return (

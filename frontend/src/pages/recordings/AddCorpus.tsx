@@ -1,10 +1,11 @@
 import { Button, FileInput, Group, SegmentedControl, Select, SimpleGrid, Stack, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState, type SyntheticEvent } from "react";
 import { asApiError } from "@/api/errors";
 import { addCorpus, builtinCorporaQuery, importCorpus } from "@/api/registry";
 import type { Corpus } from "@/api/types";
 import { forgetUploads } from "@/api/uploads";
+import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
 import { UploadProgress } from "@/files/UploadProgress";
 import { useUploads } from "@/files/useUploads";
@@ -26,7 +27,7 @@ export function AddCorpus({ project, onAdded }: { project: string; onAdded: (cor
   const [textField, setTextField] = useState("text");
   const uploads = useUploads();
   const builtin = useQuery(builtinCorporaQuery);
-  const queries = useQueryClient();
+  const invalidate = useInvalidate();
   const suggested = kind === "upload" ? (file?.name.replace(/\.[^.]+$/, "") ?? "") : (reference.split("/").at(-1) ?? "");
 
   const add = useMutation({
@@ -40,7 +41,7 @@ export function AddCorpus({ project, onAdded }: { project: string; onAdded: (cor
       return started.corpus;
     },
     onSuccess: async (corpus) => {
-      await Promise.all(["corpora", "jobs", "lineage"].map((key) => queries.invalidateQueries({ queryKey: [key] })));
+      await invalidate("corpora", "jobs", "lineage");
       onAdded(corpus);
     },
   });

@@ -1,7 +1,7 @@
 import { Group, Table } from "@mantine/core";
-import { useQueryClient } from "@tanstack/react-query";
 import { deleteCorpus } from "@/api/registry";
 import type { Corpus } from "@/api/types";
+import { useInvalidate } from "@/api/useInvalidate";
 import { DeleteButton } from "@/components/DeleteButton";
 import { JobOf, useJobAbout } from "@/components/JobOf";
 import { RenameButton } from "@/components/RenameButton";
@@ -30,7 +30,7 @@ export function CorpusTable({ corpora, edit }: { corpora: readonly Corpus[]; edi
 }
 
 function CorpusRow({ corpus, edit }: { corpus: Corpus; edit: boolean }) {
-  const queries = useQueryClient();
+  const invalidate = useInvalidate();
   const job = useJobAbout(corpus.project, corpus.id);
   return (
     <Table.Tr data-testid="corpus-row" data-state={corpus.state}>
@@ -44,7 +44,7 @@ function CorpusRow({ corpus, edit }: { corpus: Corpus; edit: boolean }) {
         {edit && (
           <Group gap="xs" justify="flex-end" wrap="nowrap">
             <RenameButton kind="corpora" row={corpus} />
-            <DeleteButton what={corpus.name} remove={() => deleteCorpus(corpus.id)} onDeleted={() => void queries.invalidateQueries({ queryKey: ["corpora"] })} />
+            <DeleteButton what={corpus.name} remove={() => deleteCorpus(corpus.id)} onDeleted={() => void invalidate("corpora")} />
           </Group>
         )}
       </Table.Td>

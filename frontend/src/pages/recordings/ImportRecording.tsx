@@ -1,9 +1,10 @@
 import { Button, Group, Select, Stack, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState, type SyntheticEvent } from "react";
 import { asApiError } from "@/api/errors";
 import { importRecording, modelsQuery } from "@/api/registry";
 import { forgetUploads, type IncomingFile } from "@/api/uploads";
+import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
 import { suggestedName, summaryOf } from "@/files/dropped";
 import { DropZone } from "@/files/DropZone";
@@ -17,7 +18,7 @@ export function ImportRecording({ project, onStarted }: { project: string; onSta
   const [chosen, setModel] = useState<string | null>(null);
   const [name, setName] = useState("");
   const uploads = useUploads();
-  const queries = useQueryClient();
+  const invalidate = useInvalidate();
   const usable = (models.data ?? []).filter((one) => one.state === "ready");
   const model = usable.find((one) => one.id === chosen) ?? usable[0];
   const suggested = suggestedName(files);
@@ -28,7 +29,7 @@ export function ImportRecording({ project, onStarted }: { project: string; onSta
       const ids = await uploads.send(files);
       await importRecording({ model: model.id, name: name.trim() || suggested, uploads: ids });
       forgetUploads(files);
-      await Promise.all(["recordings", "jobs", "lineage"].map((key) => queries.invalidateQueries({ queryKey: [key] })));
+      await invalidate("recordings", "jobs", "lineage");
       onStarted();
     },
   });

@@ -1,9 +1,10 @@
 import { Button, Chip, Group, Input, Select, Stack, Text, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState, type SyntheticEvent } from "react";
 import { asApiError } from "@/api/errors";
 import { corporaQuery, modelsQuery, startRecording } from "@/api/registry";
 import type { ModelFacts } from "@/api/types";
+import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
 import { parseNumber, splitList } from "@/forms/fields";
 import { ParamsForm } from "@/forms/ParamsForm";
@@ -31,7 +32,7 @@ export function NewRecording({ project, model: asked, onStarted, onAddCorpus }: 
   const [layers, setLayers] = useState<string[]>([]);
   const [name, setName] = useState("");
   const params = useParams("trace", CHOSEN_HERE);
-  const queries = useQueryClient();
+  const invalidate = useInvalidate();
 
   const model = usable.find((one) => one.id === chosenModel) ?? usable[0];
   const first = read[0]?.id;
@@ -52,7 +53,7 @@ export function NewRecording({ project, model: asked, onStarted, onAddCorpus }: 
     },
     onSuccess: async (started) => {
       if (!started) return;
-      await Promise.all(["recordings", "jobs", "lineage"].map((key) => queries.invalidateQueries({ queryKey: [key] })));
+      await invalidate("recordings", "jobs", "lineage");
       onStarted();
     },
   });

@@ -1,8 +1,9 @@
 import { Button, Group, Stack, Text, Title } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { jobsQuery } from "@/api/jobs";
 import { deleteRecording, exportRecording } from "@/api/registry";
 import type { Recording, RecordingSummary } from "@/api/types";
+import { useInvalidate } from "@/api/useInvalidate";
 import { DeleteButton } from "@/components/DeleteButton";
 import { ErrorNote } from "@/components/ErrorNote";
 import { Exports } from "@/components/Exports";
@@ -27,13 +28,13 @@ function precisionOf(summary: RecordingSummary): string {
 }
 
 export function RecordingCard({ recording, edit }: { recording: Recording; edit: boolean }) {
-  const queries = useQueryClient();
+  const invalidate = useInvalidate();
   const project = recording.project;
   const job = useJobAbout(project, recording.id);
   const jobs = useQuery(jobsQuery({ project }));
   const pack = useMutation({
     mutationFn: () => exportRecording(recording.id),
-    onSettled: () => queries.invalidateQueries({ queryKey: ["jobs"] }),
+    onSettled: () => invalidate("jobs"),
   });
   const summary = recording.summary as RecordingSummary;
   const site = summary.sites?.[0];
@@ -75,7 +76,7 @@ export function RecordingCard({ recording, edit }: { recording: Recording; edit:
               <LinkButton to="/projects/$project/saes" params={{ project }} search={{ add: true, recording: recording.id }} variant="default">Train an SAE</LinkButton>
             )}
             <RenameButton kind="recordings" row={recording} />
-            <DeleteButton what={recording.name} remove={() => deleteRecording(recording.id)} onDeleted={() => void queries.invalidateQueries({ queryKey: ["recordings"] })} />
+            <DeleteButton what={recording.name} remove={() => deleteRecording(recording.id)} onDeleted={() => void invalidate("recordings")} />
           </Group>
         )}
       </Stack>

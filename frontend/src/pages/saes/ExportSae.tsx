@@ -1,8 +1,9 @@
 import { Button, Menu, Text } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { jobKindsQuery } from "@/api/jobs";
 import { exportSae } from "@/api/saes";
 import type { Sae } from "@/api/types";
+import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
 
 const LABELS: Record<string, string> = {
@@ -17,10 +18,10 @@ const LABELS: Record<string, string> = {
 export function ExportButton({ sae }: { sae: Sae }) {
   const kinds = useQuery(jobKindsQuery);
   const formats = kinds.data?.find((kind) => kind.name === "export_sae")?.fields.find((field) => field.name === "format")?.choices ?? [];
-  const queries = useQueryClient();
+  const invalidate = useInvalidate();
   const start = useMutation({
     mutationFn: (format: string) => exportSae(sae.id, { format }),
-    onSettled: () => queries.invalidateQueries({ queryKey: ["jobs"] }),
+    onSettled: () => invalidate("jobs"),
   });
   return (
     <>

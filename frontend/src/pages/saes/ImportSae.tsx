@@ -1,11 +1,12 @@
 import { Button, Group, Select, SimpleGrid, Stack, Text, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { useNavigate } from "@tanstack/react-router";
 import { useState, type SyntheticEvent } from "react";
 import { asApiError } from "@/api/errors";
 import { modelsQuery, recordingsQuery } from "@/api/registry";
 import { importSae } from "@/api/saes";
 import { forgetUploads, type IncomingFile } from "@/api/uploads";
+import { useInvalidate } from "@/api/useInvalidate";
 import { useProjectId } from "@/app/project";
 import { ErrorNote } from "@/components/ErrorNote";
 import { Page } from "@/components/Page";
@@ -27,7 +28,7 @@ export function ImportSae() {
   const [name, setName] = useState("");
   const params = useParams("import_sae");
   const uploads = useUploads();
-  const queries = useQueryClient();
+  const invalidate = useInvalidate();
   const navigate = useNavigate();
 
   const usable = (models.data ?? []).filter((one) => one.state === "ready");
@@ -46,7 +47,7 @@ export function ImportSae() {
     },
     onSuccess: async (started) => {
       if (!started) return;
-      await Promise.all(["saes", "jobs", "lineage"].map((key) => queries.invalidateQueries({ queryKey: [key] })));
+      await invalidate("saes", "jobs", "lineage");
       await navigate({ to: "/projects/$project/saes/$sae", params: { project, sae: started.sae.id } });
     },
   });

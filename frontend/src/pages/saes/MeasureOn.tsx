@@ -1,23 +1,24 @@
 import { Button, Group, Select, Text } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 import { recordingsQuery } from "@/api/registry";
 import { evaluateSae } from "@/api/saes";
 import type { Sae } from "@/api/types";
+import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
 
 /** An imported SAE has no recording: choose the one it is measured and described on from now on. */
 export function MeasureOn({ sae }: { sae: Sae }) {
   const recordings = useQuery(recordingsQuery(sae.project));
   const [chosen, setChosen] = useState<string | null>(null);
-  const queries = useQueryClient();
+  const invalidate = useInvalidate();
   const fitting = (recordings.data ?? []).filter(
     (one) => one.state === "ready" && one.model === sae.model && one.sites.includes(sae.site) && one.layers.includes(sae.layer),
   );
   const recording = fitting.find((one) => one.id === chosen) ?? fitting[0];
   const start = useMutation({
     mutationFn: () => evaluateSae(sae.id, {}, recording?.id),
-    onSettled: () => Promise.all(["saes", "jobs", "lineage"].map((key) => queries.invalidateQueries({ queryKey: [key] }))),
+    onSettled: () => invalidate("saes", "jobs", "lineage"),
   });
   return (
     <div className="panel" data-testid="measure-on">

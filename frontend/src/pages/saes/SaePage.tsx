@@ -1,9 +1,10 @@
 import { Alert, Button, Stack, Text, Title } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { useNavigate, useParams } from "@tanstack/react-router";
 import { isActive, jobQuery, jobsQuery } from "@/api/jobs";
 import { analyseSae, deleteSae, evaluateSae, saeQuery } from "@/api/saes";
 import type { Sae } from "@/api/types";
+import { useInvalidate } from "@/api/useInvalidate";
 import { useProjectId, useRights } from "@/app/project";
 import { DeleteButton } from "@/components/DeleteButton";
 import { Empty } from "@/components/Empty";
@@ -37,14 +38,14 @@ export function SaePage() {
 function SaeView({ sae }: { sae: Sae }) {
   const project = useProjectId();
   const { edit } = useRights(project);
-  const queries = useQueryClient();
+  const invalidate = useInvalidate();
   const navigate = useNavigate();
   const jobs = useQuery(jobsQuery({ project }));
   const mine = (jobs.data ?? []).filter((job) => job.subject_id === sae.id);
   const running = (kind: string) => mine.some((job) => job.kind === kind && isActive(job));
   // Of each kind the newest: an old failure does not matter once a later attempt worked.
   const newest = ["train", "import_sae", "evaluate", "analyse"].flatMap((kind) => mine.find((job) => job.kind === kind) ?? []);
-  const refresh = () => queries.invalidateQueries({ queryKey: ["jobs"] });
+  const refresh = () => invalidate("jobs");
   const evaluate = useMutation({ mutationFn: () => evaluateSae(sae.id), onSettled: refresh });
   const analyse = useMutation({ mutationFn: () => analyseSae(sae.id), onSettled: refresh });
   const params = { project, sae: sae.id };

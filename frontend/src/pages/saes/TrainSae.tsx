@@ -1,10 +1,11 @@
 import { Alert, Button, Group, Select, Stack, Text, TextInput } from "@mantine/core";
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState, type SyntheticEvent } from "react";
 import { asApiError } from "@/api/errors";
 import { recordingsQuery } from "@/api/registry";
 import { trainSae } from "@/api/saes";
 import type { FieldSpec, Preset, RecordingSummary } from "@/api/types";
+import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
 import { entriesOf, fieldLabel, parseNumber, type Entries } from "@/forms/fields";
 import { ParamsForm } from "@/forms/ParamsForm";
@@ -31,7 +32,7 @@ export function TrainSae({ project, recording: asked, onStarted }: TrainSaeProps
   const transcodes = chosenTarget !== ITSELF;
   // A linear path around the latents makes sense only where input and output are two things.
   const params = useParams("train", transcodes ? CHOSEN_HERE : [...CHOSEN_HERE, "skip"]);
-  const queries = useQueryClient();
+  const invalidate = useInvalidate();
 
   const recording = usable.find((one) => one.id === chosen) ?? usable[0];
   const sites = recording ? recordedSites(recording) : [];
@@ -53,7 +54,7 @@ export function TrainSae({ project, recording: asked, onStarted }: TrainSaeProps
     },
     onSuccess: async (started) => {
       if (!started) return;
-      await Promise.all(["saes", "jobs", "lineage"].map((key) => queries.invalidateQueries({ queryKey: [key] })));
+      await invalidate("saes", "jobs", "lineage");
       onStarted(started.sae.id);
     },
   });
