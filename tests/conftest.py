@@ -18,6 +18,9 @@ hypothesis.settings.register_profile("steady", derandomize=True, database=None, 
 hypothesis.settings.register_profile("explore")
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
+# What may be skipped.
+pytest_plugins = ["tests.skips"]
+
 PEOPLE = ("anonymous", "outsider", "viewer", "editor", "owner", "staff")
 
 

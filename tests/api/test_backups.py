@@ -20,6 +20,7 @@ from apps.artifacts.models import Artifact
 from apps.projects.models import Project
 from tests.conftest import build_world
 from tests.factories import ProjectFactory
+from tests.skips import only_on_postgresql
 
 ROOT = Path(__file__).parents[2]
 # Each step of moving is a process of its own, and a busy machine takes its time to start them.
@@ -243,9 +244,7 @@ def tables(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("ROWS")]
 
 
-@pytest.mark.skipif(
-    connection.vendor == "sqlite", reason="both databases are needed: python -m tests.postgres"
-)
+@only_on_postgresql
 def test_from_sqlite_to_postgresql_and_back(install, tmp_path) -> None:
     folders = [str(tmp_path / f"backup{number}") for number in range(3)]
     light, light_again = (tmp_path / name for name in ("light", "light_again"))

@@ -18,6 +18,7 @@ from apps.artifacts.stores import LinkStore, blob_store, key_of
 from apps.core.errors import NotVisible, Refused
 from apps.core.ids import uuid7
 from tests.factories import ArtifactFactory
+from workbench.settings.env import artifact_storage
 
 DAY = timedelta(hours=24)
 
@@ -149,14 +150,13 @@ def test_archive(world, files, run, client_of) -> None:
 @pytest.fixture
 def s3(settings, monkeypatch):
     """A real S3-compatible server on this machine, and the setting that uses it."""
-    boto3 = pytest.importorskip("boto3")
-    server_module = pytest.importorskip("moto.server")
-    from workbench.settings.env import artifact_storage
+    import boto3  # slow to import, and needed by no other test
+    from moto.server import ThreadedMotoServer
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     address = f"http://{host}:{port}"

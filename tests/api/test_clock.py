@@ -24,11 +24,8 @@ from apps.notifications.services import ping_webhook
 from apps.projects.models import Invitation
 from apps.projects.quotas import Holder
 from tests.factories import JobFactory, WorkerNodeFactory
+from tests.skips import only_on_postgresql
 
-on_postgresql = pytest.mark.skipif(
-    "sqlite" in str(django_settings.DATABASES["default"]["ENGINE"]),
-    reason="the processes of SQLite share one clock: python -m tests.postgres",
-)
 pytestmark = pytest.mark.postgres
 REAL = timezone.now
 
@@ -43,7 +40,7 @@ def host(monkeypatch):
     return become
 
 
-@on_postgresql
+@only_on_postgresql
 def test_the_time_is_the_databases(db, host) -> None:
     for minutes in (-90, 90):
         host(minutes)
@@ -62,7 +59,7 @@ def test_the_time_goes_on(db) -> None:
     assert abs((clock.lately() - second).total_seconds()) < 10
 
 
-@on_postgresql
+@only_on_postgresql
 @pytest.mark.parametrize("minutes", [-90, 90])
 def test_a_host_with_another_clock_takes_no_job_away(minutes, world, host) -> None:
     job = JobFactory(project=world.project)
@@ -78,7 +75,7 @@ def test_a_host_with_another_clock_takes_no_job_away(minutes, world, host) -> No
     assert 0 < (Job.objects.get(pk=job.pk).lease_expires_at - REAL()).total_seconds() < 40
 
 
-@on_postgresql
+@only_on_postgresql
 @pytest.mark.parametrize("minutes", [-90, 90])
 def test_what_one_host_gives_another_takes(minutes, world, host, client_of) -> None:
     owner = world.people["owner"]

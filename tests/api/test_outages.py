@@ -6,7 +6,6 @@ import errno
 import sqlite3
 
 import pytest
-from django.conf import settings as django_settings
 from django.db import InterfaceError, OperationalError, connection
 from django.urls import reverse
 from rest_framework.test import APIClient
@@ -15,10 +14,7 @@ from apps.artifacts.models import Upload
 from apps.core.outages import outage_of
 from apps.projects.models import Project
 from tests.factories import PASSWORD
-
-on_sqlite = pytest.mark.skipif(
-    "postgres" in str(django_settings.DATABASES["default"]["ENGINE"]), reason="it is SQLite's lock"
-)
+from tests.skips import only_on_sqlite
 
 
 def assert_outage(answer, code: str) -> None:
@@ -49,7 +45,7 @@ def locked(transactional_db):
     return Locked()
 
 
-@on_sqlite
+@only_on_sqlite
 def test_a_locked_database(locked, world, client_of) -> None:
     owner, viewer = client_of("owner"), APIClient(raise_request_exception=False)
     url = reverse("project-detail", kwargs={"pk": world.project.pk})
@@ -65,7 +61,7 @@ def test_a_locked_database(locked, world, client_of) -> None:
     assert owner.patch(url, {"name": "other"}).status_code == 200
 
 
-@on_sqlite
+@only_on_sqlite
 def test_a_full_disk_below_the_database(transactional_db, world, client_of) -> None:
     owner = client_of("owner")
     url = reverse("project-detail", kwargs={"pk": world.project.pk})
@@ -131,7 +127,7 @@ def test_what_is_a_defect(error) -> None:
     assert outage_of(error) is None
 
 
-@on_sqlite
+@only_on_sqlite
 def test_a_defect_of_sql_is_no_outage(db) -> None:
     with pytest.raises(OperationalError) as error, connection.cursor() as cursor:
         cursor.execute("SELECT nothing FROM nowhere")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -18,6 +17,7 @@ from apps.live import services
 from apps.live.models import ResidentWorker
 from apps.live.resident_client import ResidentClient
 from microscope import protocol as p
+from tests.skips import only_on_linux
 from worker import residents
 from worker.residents import ResidentProcess, Wanted
 
@@ -145,7 +145,7 @@ async def test_two_agents_share_a_model_between_hosts_and_a_killed_one_comes_bac
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells it")
+@only_on_linux
 @pytest.mark.parametrize(("on_the_hub", "host"), [(True, ""), (False, ""), (False, "127.0.0.1")])
 async def test_what_a_resident_is_told(world, settings, monkeypatch, tmp_path, on_the_hub, host) -> None:
     """A real process: a token only where a model may have to be fetched, a secret only where others may call."""

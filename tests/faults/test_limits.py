@@ -14,6 +14,7 @@ from apps.jobs.services import retry
 from tests.factories import UserFactory
 from tests.faults.conftest import Stack, submit, wait_final, wait_running
 from tests.running import wait_for
+from tests.skips import only_on_linux
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers")]
 
@@ -52,7 +53,7 @@ def environment_of(pid: int) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in raw.split("\0") if entry)
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="/proc tells it")
+@only_on_linux
 def test_a_child_gets_what_is_listed_and_nothing_else(stack: Stack, tmp_path) -> None:
     stack.worker(
         **SECRETS, **NEEDED, HF_TOKEN="hub", TEAM_SETTING="x", WORKBENCH_CHILD_ENVIRONMENT="TEAM_SETTING"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from microscope.features.statistics import KeptWindows, TokenStatistics, spread_
 from microscope.models import runner_for
 from microscope.params import AnalyseParams, TraceParams, TrainParams
 from microscope.training import train
+from tests.skips import only_with_glibc
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +262,7 @@ def test_few_windows_wait_and_the_same_ones_stay():
     assert most[0] < 15_000 < most[2**30]
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library manages its memory itself")
+@only_with_glibc
 def test_freed_memory_is_given_back():
     """A hundred megabytes between arrays that stay; in a process of its own, whose heap is known."""
     script = """

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.skips import only_with_autogroups
 
 AUTOGROUP = Path("/proc/self/autogroup")
 TELL = (
@@ -28,7 +28,7 @@ def told(*, own_session: bool) -> tuple[int, str]:
     return int(niceness), group.rpartition(" ")[2]
 
 
-@pytest.mark.skipif(not AUTOGROUP.exists(), reason="Linux without groups of processes by session")
+@only_with_autogroups
 def test_a_job_yields_with_its_session_and_never_with_somebody_elses() -> None:
     before = AUTOGROUP.read_text().strip().rpartition(" ")[2]
     niceness = min(19, os.nice(0) + 10)

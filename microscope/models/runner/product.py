@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Rows ``[…, in]`` times a packed weight, plus a bias.
 _Packed = Callable[[Tensor], Tensor]
-_Packer = Callable[[Tensor, Tensor | None], _Packed]
+Packer = Callable[[Tensor, Tensor | None], _Packed]
 # Layouts are compared on this many rows, about what a toggle recomputes, and the best of so many times.
 _TRIAL_ROWS, _TRIALS = 32, 5
 
@@ -50,16 +50,26 @@ class Product:
         return self._packed(x)
 
 
-def _packer(weight: Tensor) -> _Packer | None:
-    """The way to pack weights like this one, or None where kernels for it are missing."""
-    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
-        return None
-    onednn = _onednn if _has("mkldnn", "_linear_pointwise", "_reorder_linear_weight") else None
-    if weight.dtype == torch.bfloat16 or not _has("mkl", "_mkl_linear", "_mkl_reorder_linear_weight"):
-        return onednn
-    if onednn is None:
-        return _mkl
-    return _mkl if _mkl_is_faster() else onednn
+def packers(weight: Tensor) -> dict[str, Packer]:
+    """The ways to pack weights like this one, by the library whose kernels they are for; none where those are missing."""
+    if weight.device.type != "cpu":
+        return {}
+    ways: dict[str, Packer] = {}
+    if weight.dtype in (torch.float32, torch.bfloat16) and _has(
+        "mkldnn", "_linear_pointwise", "_reorder_linear_weight"
+    ):
+        ways["onednn"] = _onednn
+    if weight.dtype == torch.float32 and _has("mkl", "_mkl_linear", "_mkl_reorder_linear_weight"):
+        ways["mkl"] = _mkl
+    return ways
+
+
+def _packer(weight: Tensor) -> Packer | None:
+    """The fastest of them."""
+    ways = packers(weight)
+    if len(ways) < 2:
+        return next(iter(ways.values()), None)
+    return ways["mkl" if _mkl_is_faster() else "onednn"]
 
 
 def _has(library: str, *operations: str) -> bool:
