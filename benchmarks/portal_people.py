@@ -136,9 +136,19 @@ class Reader:
         scripts: of the application; none for somebody whose browser has them from before.
         log: where times go.
         random: their choices.
+        transport: by default the network.
     """
 
-    def __init__(self, url: str, session: str, lab: Lab, scripts: Scripts, log: Log, random: Random) -> None:
+    def __init__(
+        self,
+        url: str,
+        session: str,
+        lab: Lab,
+        scripts: Scripts,
+        log: Log,
+        random: Random,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self.lab, self.scripts, self.log, self.random = lab, scripts, log, random
         self._url, self._session = url, session
         self._http = httpx.AsyncClient(
@@ -147,6 +157,7 @@ class Reader:
             cookies={"sessionid": session},
             limits=httpx.Limits(max_connections=_CONNECTIONS),
             timeout=60,
+            transport=transport,
         )
         self._answers: dict[str, tuple[float, bytes]] = {}
         self._files: set[str] = set()

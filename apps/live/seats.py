@@ -78,6 +78,11 @@ class SeatKeeper:
         self._lost: dict[UUID, Callable[[], object]] = {}
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def held(self) -> frozenset[UUID]:
+        """The seats it renews."""
+        return frozenset(self._lost)
+
     def hold(self, seat: UUID, lost: Callable[[], object]) -> None:
         """Renew the seat until it is released; ``lost`` is called, once, when another socket has taken it over."""
         self._lost[seat] = lost

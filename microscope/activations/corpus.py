@@ -23,7 +23,7 @@ from microscope.texts.pieces import LARGE_TEXT, pieces, segments
 
 _FEW_DOCUMENTS = 20
 # Texts kept in memory while they are put in order; what is more waits in a temporary file.
-_MEMORY_BYTES = 64 * 2**20
+MEMORY_BYTES = 64 * 2**20
 # How far a corpus is looked through for documents of both sides of the split.
 _LOOKED_THROUGH = 64 * 2**20
 
@@ -145,7 +145,7 @@ def open_corpus(
 def _shuffled(documents: Iterable[str], seed: int) -> Iterator[str]:
     """Texts in the order of a seeded hash; 24 bytes a document are in memory whatever their size."""
     keys, lengths = array("Q"), array("Q")
-    with tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES) as spool:
+    with tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES) as spool:
         for document in documents:
             raw = document.encode("utf-8", "surrogatepass")
             digest = hashlib.sha256(f"{seed}:".encode() + raw).digest()

@@ -107,7 +107,7 @@ class SiteReader:
         def some(first: int, last: int) -> SitesRows:
             part = windows[first:last]
             caught = self.read(*pad(part))
-            return {name: _stored(values, [len(w) for w in part]) for name, values in caught.items()}
+            return {name: stored_rows(values, [len(w) for w in part]) for name, values in caught.items()}
 
         loaded, count = self._loaded, len(windows)
         divided = loaded.device.type == "cpu" and not loaded.spread and loaded.quantisation is None
@@ -137,7 +137,7 @@ def joined(parts: Sequence[SitesRows]) -> SitesRows:
     return {name: [rows for part in parts for rows in part[name]] for name in parts[0]}
 
 
-def _stored(values: Tensor, lengths: Sequence[int]) -> list[SiteRows]:
+def stored_rows(values: Tensor, lengths: Sequence[int]) -> list[SiteRows]:
     """``[batch, positions, width]`` in the model's arithmetic as float16 rows of each sequence."""
     exact = values.float()
     norm = exact.norm(dim=-1)

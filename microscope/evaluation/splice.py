@@ -77,7 +77,7 @@ class Splicer(ABC):
         return self.sae.config.token_filter.keep(special.to(x.device), x.float().norm(dim=1))
 
 
-class _ResidualSplicer(Splicer):
+class ResidualSplicer(Splicer):
     """An SAE on a block's output: only the blocks above are run again."""
 
     def __init__(self, loaded: LoadedModel, sae: SparseAutoencoder, layer: int) -> None:
@@ -100,7 +100,7 @@ class _ResidualSplicer(Splicer):
         return self._runner.head(x)[0].float().log_softmax(-1)
 
 
-class _HookSplicer(Splicer):
+class HookSplicer(Splicer):
     """Any other site, and transcoders: hooks on the model's own modules, read at one site, write at another."""
 
     def __init__(self, loaded: LoadedModel, sae: SparseAutoencoder, source: Site, target: Site) -> None:
@@ -171,8 +171,8 @@ def splicer_for(loaded: LoadedModel, sae: SparseAutoencoder) -> Splicer:
     target = Site.parse(sae.config.site_out) if sae.config.site_out else source
     sae = sae.to(loaded.device_of(source))
     if source == target and source.kind == "resid_post" and not loaded.spread:
-        return _ResidualSplicer(loaded, sae, source.layer)
-    return _HookSplicer(loaded, sae, source, target)
+        return ResidualSplicer(loaded, sae, source.layer)
+    return HookSplicer(loaded, sae, source, target)
 
 
 @torch.inference_mode()
@@ -200,7 +200,7 @@ def loss_recovered(
             progress.advance(number + 1)
         progress.advance(len(usable), final=True)
     docs = [w.doc for w in usable]
-    with_filter, without = (_summed(rows, docs, bootstrap=bootstrap, seed=seed) for rows in sums)
+    with_filter, without = (recovered_from(rows, docs, bootstrap=bootstrap, seed=seed) for rows in sums)
     return with_filter, without
 
 
@@ -217,7 +217,14 @@ def _measure(splicer: Splicer, window: Window, device: torch.device, rows: np.nd
             row[place + 2] = float(F.kl_div(other[:-1], reference[:-1], reduction="sum", log_target=True))
 
 
-def _summed(rows: np.ndarray, docs: list[int], *, bootstrap: int, seed: int) -> LossRecovered:
+def recovered_from(rows: np.ndarray, docs: list[int], *, bootstrap: int, seed: int) -> LossRecovered:
+    """What contexts come to together.
+
+    Args:
+        rows: ``[contexts, 6]``: the number of predictions, and in nats the losses of the model, with the SAE and with
+            zeros, and the divergences with the SAE and with zeros; all of them sums over the context.
+        docs: of every context, the document it is from; intervals draw documents.
+    """
     n, model, spliced, zero, kl_sae, kl_zero = rows.sum(0).tolist()
     documents, of_document = np.unique(docs, return_inverse=True)
     top, bottom = (np.bincount(of_document, rows[:, 3] - rows[:, i], len(documents)) for i in (2, 1))

@@ -9,7 +9,7 @@ from microscope.errors import MicroscopeError
 _WORD = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _HUB_ID = re.compile(rf"(?:{_WORD}/)?{_WORD}")
 # Readers that the datasets library knows by a bare name: they read whatever lies in the working folder.
-_READERS = frozenset(
+READERS = frozenset(
     (
         *("csv", "json", "pandas", "parquet", "arrow", "text", "conll", "xml", "hdf5", "webdataset", "lance"),
         *("imagefolder", "audiofolder", "videofolder", "meshfolder", "pdffolder", "niftifolder", "eval"),
@@ -31,7 +31,7 @@ def check_dataset_id(reference: str) -> str:
             f"'{reference[:120]}' is no id of a dataset of the Hub.",
             "Write owner/name, for example roneneldan/TinyStories; files are named with --text.",
         )
-    if reference.lower() in _READERS:
+    if reference.lower() in READERS:
         raise MicroscopeError(
             "bad_dataset",
             f"'{reference}' is the datasets library's reader for local files, not a dataset of the Hub.",

@@ -28,14 +28,17 @@ Params = Mapping[str, Any]
 class Workbench:
     """A portal, with a person's API token.
 
-    Everywhere an object is wanted, its id is; :meth:`find` gives the id of a name.
+    Everywhere an object is wanted, its id is; :meth:`find` gives the id of a name. A request that the network
+    breaks is tried ``attempts`` times in all.
 
     Raises:
         MicroscopeError: from every method, with the portal's code, sentence and hint; ``unreachable``.
     """
 
-    def __init__(self, url: str, token: str, *, transport: httpx.BaseTransport | None = None) -> None:
-        self.connection = Connection(url, token, transport=transport)
+    def __init__(
+        self, url: str, token: str, *, attempts: int = 5, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self.connection = Connection(url, token, attempts=attempts, transport=transport)
 
     def __enter__(self) -> Self:
         return self

@@ -13,7 +13,7 @@ from microscope.errors import MicroscopeError
 
 # Answers after which the same request may succeed: too many requests, and a proxy without its server.
 _AGAIN = frozenset({429, 502, 503, 504})
-_LONGEST_WAIT = 30.0
+LONGEST_WAIT = 30.0
 
 Json = Any
 
@@ -82,7 +82,7 @@ class Connection:
             except httpx.TransportError as error:
                 if last:
                     raise self.unreachable(error) from error
-                time.sleep(min(_LONGEST_WAIT, 0.5 * 2**attempt))
+                time.sleep(min(LONGEST_WAIT, 0.5 * 2**attempt))
                 continue
             if answer.status_code in _AGAIN and not last:
                 time.sleep(_pause(answer, attempt))
@@ -121,4 +121,4 @@ def as_error(answer: httpx.Response) -> MicroscopeError:
 
 def _pause(answer: httpx.Response, attempt: int) -> float:
     asked = answer.headers.get("Retry-After", "")
-    return min(_LONGEST_WAIT, float(asked) if asked.isdecimal() else 0.5 * 2**attempt)
+    return min(LONGEST_WAIT, float(asked) if asked.isdecimal() else 0.5 * 2**attempt)

@@ -15,7 +15,7 @@ from microscope.progress import SILENT, Progress
 from microscope.remote.connection import Connection, as_error
 from microscope.remote.records import File, Upload
 
-_PIECE = 4 << 20
+PIECE = 4 << 20
 _READ = 1 << 20
 _CUTS = 20
 
@@ -94,7 +94,7 @@ def _send(connection: Connection, upload: Upload, file: Path) -> Iterator[int]:
     with file.open("rb") as stream:
         while offset < upload.bytes:
             stream.seek(offset)
-            piece = stream.read(_PIECE)
+            piece = stream.read(PIECE)
             digest = base64.b64encode(hashlib.sha256(piece).digest()).decode()
             headers = {
                 "Content-Type": "application/offset+octet-stream",

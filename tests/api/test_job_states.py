@@ -104,22 +104,13 @@ def test_zombie_cannot_do_anything(files, node) -> None:
     assert (leases.workdir(job.pk) / "out" / "number.txt").exists()
 
 
-def test_a_result_the_kind_refuses_leaves_everything_as_it_was(files, node, monkeypatch) -> None:
+def test_a_result_the_kind_refuses_leaves_everything_as_it_was(files, node) -> None:
     from apps.artifacts.models import Artifact
-    from apps.jobs import kinds
 
-    job = JobFactory()
+    job = JobFactory(kind="probe_refused")
     claimed = leases.claim(job_id=job.pk, node=node)
     leases.start(job_id=job.pk, token=claimed.lease_token)
     listing = with_output(job)
-    real = kinds.get_kind("probe")
-
-    def refuse(job, result, digest):
-        raise MicroscopeError("bad_result", "No.")
-
-    import dataclasses
-
-    monkeypatch.setitem(kinds._kinds, "probe", dataclasses.replace(real, on_success=refuse))
     with pytest.raises(MicroscopeError):
         leases.succeed(job=claimed, token=claimed.lease_token, result={}, files=listing, digest=None)
     assert Job.objects.get().state == State.RUNNING
@@ -328,16 +319,10 @@ def perform(name: str, job: Job, token, staff, node, listing):
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(operations=st.lists(OPERATIONS, min_size=1, max_size=25), limit=st.integers(1, 3))
-def test_random_orders(operations, limit, staff, node, files, monkeypatch) -> None:
+def test_random_orders(operations, limit, staff, node, files) -> None:
     """Whatever happens in whatever order, workers with old tokens included, the row is what the rules say."""
-    import dataclasses
-
-    from apps.jobs import kinds
-
-    bare = dataclasses.replace(kinds.get_kind("probe"), artifact=None)
-    monkeypatch.setitem(kinds._kinds, "probe", bare)
     with transaction.atomic():
-        job = JobFactory(max_attempts=limit)
+        job = JobFactory(kind="probe_bare", max_attempts=limit)
         shadow = Shadow()
         tokens = [uuid7() for _ in range(WORKERS)]
         for name, worker in operations:

@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 from django.db import transaction
 from django.urls import URLPattern, URLResolver, get_resolver, reverse
+from rest_framework.renderers import JSONRenderer
 from rest_framework.test import APIClient
 
 from apps.accounts.scopes import Scope
@@ -80,7 +81,7 @@ def call(client: APIClient, name: str, method: str, how: Call, world, body: Any 
     return client.generic(
         method.upper(),
         url,
-        client._encode_data(body, "json")[0] if body is not None else "",
+        JSONRenderer().render(body) if body is not None else "",
         content_type="application/json",
     )
 

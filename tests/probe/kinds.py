@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
 
+from apps.core.errors import Refused
 from apps.jobs.kinds import OUT, JobKind
 from microscope.params import JobParams
 
@@ -44,4 +46,14 @@ PROBE = JobKind(
     computes=lambda config: not config["light"],
     hub=True,
 )
-KINDS = (PROBE,)
+
+
+def _refuse(job, result, digest):
+    raise Refused("bad_result", "No.")
+
+
+KINDS = (
+    PROBE,
+    replace(PROBE, name="probe_refused", on_success=_refuse),
+    replace(PROBE, name="probe_bare", artifact=None),
+)

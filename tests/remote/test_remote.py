@@ -198,14 +198,13 @@ def test_a_cut_download_continues_and_damage_is_noticed(lab: Lab, token: str, tm
 def test_an_upload_survives_a_network_that_breaks(
     lab: Lab, token: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("microscope.remote.connection._LONGEST_WAIT", 0.05)
-    monkeypatch.setattr("microscope.remote.transfers._PIECE", 100_000)
+    monkeypatch.setattr("microscope.remote.connection.LONGEST_WAIT", 0.05)
+    monkeypatch.setattr("microscope.remote.transfers.PIECE", 100_000)
     data = random.Random(1).randbytes(3_000_000)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "data.bin").write_bytes(data)
     transport = Breaking()
-    with Workbench(lab.site.url, token, transport=transport) as portal:
-        portal.connection._attempts = 12
+    with Workbench(lab.site.url, token, attempts=12, transport=transport) as portal:
         [upload] = portal.upload(tmp_path / "in")
         assert transport.lost > 5
         assert portal.upload(tmp_path / "in") == [upload], "what is there already is not sent again"
@@ -214,7 +213,7 @@ def test_an_upload_survives_a_network_that_breaks(
 
 
 def test_a_portal_that_is_not_there_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("microscope.remote.connection._LONGEST_WAIT", 0.01)
+    monkeypatch.setattr("microscope.remote.connection.LONGEST_WAIT", 0.01)
     with Workbench("http://127.0.0.1:9", "token") as portal, pytest.raises(MicroscopeError) as refused:
         portal.projects()
     assert refused.value.code == "unreachable"

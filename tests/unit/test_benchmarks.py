@@ -145,9 +145,10 @@ def reader(
         return answers.get(request.url.path, httpx.Response(404, text="nothing there"))
 
     lab = portal_people.Lab(project="p", sae="s", saes=["s"], jobs=["j"], patches=["q"], words=["w"])
-    made = portal_people.Reader("http://portal", "key", lab, portal_people.Scripts({}), log, Random(0))
-    made._http = httpx.AsyncClient(base_url="http://portal", transport=httpx.MockTransport(answer))
-    return made, asked
+    scripts, network = portal_people.Scripts({}), httpx.MockTransport(answer)
+    return portal_people.Reader(
+        "http://portal", "key", lab, scripts, log, Random(0), transport=network
+    ), asked
 
 
 async def test_readers_ask_again_only_for_what_is_old_or_failed():

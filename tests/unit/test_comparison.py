@@ -16,7 +16,7 @@ from microscope.errors import MicroscopeError
 from microscope.evaluation import compare, difference_table, evaluate, write_reports
 from microscope.evaluation.compare import paired_difference
 from microscope.evaluation.probing import auroc, probe, text_properties
-from microscope.evaluation.splice import Window, _HookSplicer, _ResidualSplicer, loss_recovered
+from microscope.evaluation.splice import HookSplicer, ResidualSplicer, Window, loss_recovered
 from microscope.params import CompareParams, EvaluateParams, Site, TraceParams
 from microscope.progress import SILENT
 from microscope.sae import SaeConfig, SparseAutoencoder, TokenFilter, architecture, save_sae
@@ -59,13 +59,13 @@ def test_any_site_can_be_spliced(tiny, recording, kind):
     if tiny.family.name == "gpt_neox" and kind == "resid_mid":
         # parallel blocks have no middle
         with pytest.raises(MicroscopeError) as refused:
-            _HookSplicer(tiny, random_sae("resid_mid.1"), Site(kind, 1), Site(kind, 1)).start(
+            HookSplicer(tiny, random_sae("resid_mid.1"), Site(kind, 1), Site(kind, 1)).start(
                 torch.arange(3, 20), torch.zeros(17, dtype=torch.bool)
             )
         assert refused.value.code == "no_such_site"
         return
     sae = random_sae(f"{kind}.1", token_filter=TokenFilter(exclude_special=False))
-    splicer = _HookSplicer(tiny, sae, Site(kind, 1), Site(kind, 1))
+    splicer = HookSplicer(tiny, sae, Site(kind, 1), Site(kind, 1))
     tokens = torch.arange(3, 20)
     special = torch.zeros(17, dtype=torch.bool)
     with torch.inference_mode():
@@ -81,8 +81,8 @@ def test_hooks_and_the_runner_agree(llama, sae, recording):
     found = [
         loss_recovered(splicer, windows, progress=SILENT, bootstrap=50, seed=0)
         for splicer in (
-            _ResidualSplicer(llama, sae, 2),
-            _HookSplicer(llama, sae, Site("resid_post", 2), Site("resid_post", 2)),
+            ResidualSplicer(llama, sae, 2),
+            HookSplicer(llama, sae, Site("resid_post", 2), Site("resid_post", 2)),
         )
     ]
     for one, two in zip(*found, strict=True):
@@ -98,7 +98,7 @@ def test_without_the_filter_every_token_is_replaced(llama, recording):
         "resid_post.2", token_filter=TokenFilter(max_norm=float(np.median(np.concatenate(norms))))
     )
     filtered, every = loss_recovered(
-        _ResidualSplicer(llama, sae, 2), windows, progress=SILENT, bootstrap=0, seed=0
+        ResidualSplicer(llama, sae, 2), windows, progress=SILENT, bootstrap=0, seed=0
     )
     assert filtered.ce_model == every.ce_model
     assert filtered.kl_zero < every.kl_zero

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from microscope.errors import MicroscopeError
 from microscope.evaluation import evaluate, summarise, write_reports
 from microscope.evaluation.reconstruction import Accumulator, ratio_interval
-from microscope.evaluation.splice import _ResidualSplicer
+from microscope.evaluation.splice import ResidualSplicer, recovered_from
 from microscope.params import EvaluateParams
 from microscope.sae import SparseAutoencoder, load_sae, save_sae
 
@@ -118,11 +118,11 @@ def test_loss_recovered_equals_splicing_through_hugging_face(evaluation, recordi
 
 
 def test_a_share_of_loss_is_recovered_only_where_zeroing_does_harm():
-    from microscope.evaluation.splice import _summed
-
     # a context of 10 predictions: loss of the model 20 nats, spliced 22, zeroed 40 or 15; its divergences 1 and 5
     for zeroed, recovered in ((40.0, 18 / 20), (15.0, None), (20.0, None)):
-        found = _summed(np.array([[10.0, 20.0, 22.0, zeroed, 1.0, 5.0]] * 3), [0, 1, 2], bootstrap=20, seed=0)
+        found = recovered_from(
+            np.array([[10.0, 20.0, 22.0, zeroed, 1.0, 5.0]] * 3), [0, 1, 2], bootstrap=20, seed=0
+        )
         assert found.ce_recovered == (None if recovered is None else pytest.approx(recovered))
         assert (found.ce_recovered_interval is None) == (recovered is None)
         assert found.kl_recovered == pytest.approx(1 - 1 / 5)
@@ -230,7 +230,7 @@ def test_a_context_that_does_not_fit_is_an_error_with_a_remedy(params, monkeypat
     def no_memory(splicer, tokens, special):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(_ResidualSplicer, "start", no_memory)
+    monkeypatch.setattr(ResidualSplicer, "start", no_memory)
     with pytest.raises(MicroscopeError) as caught:
         evaluate(params)
     assert caught.value.code == "out_of_memory"

@@ -16,7 +16,7 @@ from microscope.models import inspect_model, load_model, memory, runner_for
 from microscope.models.families import supported_types
 from microscope.models.runner import GrowingKeyValue, run_blocks
 from microscope.models.runner.product import packers
-from microscope.models.runner.registry import _RUNNERS
+from microscope.models.runner.registry import RUNNERS
 from microscope.params import SITE_KINDS, Site
 from tests.tiny_models import make_model
 
@@ -303,7 +303,7 @@ def test_a_model_that_does_not_fit_is_refused_with_numbers(model_folders, monkey
 def test_the_readme_lists_the_supported_types():
     readme = " ".join((Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split())
     assert f"are read: {', '.join(f'`{kind}`' for kind in supported_types())}. Others" in readme
-    assert set(supported_types()) >= set(_RUNNERS)
+    assert set(supported_types()) >= set(RUNNERS)
 
 
 def test_models_of_other_families_are_refused_with_the_list(tmp_path):

@@ -20,7 +20,7 @@ from benchmarks.contestants.store import SITE, write_recording
 from microscope.activations import OVERFLOW, Recording, ShuffledRows, record
 from microscope.activations.ahead import read_ahead
 from microscope.activations.corpus import open_corpus
-from microscope.activations.forward import _stored
+from microscope.activations.forward import stored_rows
 from microscope.activations.manifest import SiteRecord
 from microscope.activations.writer import RecordingWriter, Rows, Running
 from microscope.errors import Cancelled, MicroscopeError
@@ -167,7 +167,7 @@ def test_what_overflows_float16_is_flagged_and_counted(tmp_path, recording):
     values[0, 3] = 1e6
     values[0, 5] = 100  # a sink
     values[0, 7] = 60_000  # longer than the largest float16, with entries that fit
-    (stored,) = _stored(values, [40])
+    (stored,) = stored_rows(values, [40])
     assert stored.values.dtype == np.float16
     assert np.array_equal(stored.values[7], [60_000] * 4)
     flags = np.zeros(40, np.uint8)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -81,7 +80,7 @@ def test_wrong_weights_are_refused(tmp_path, weights):
 def test_text_waits_on_disk_in_the_same_order(tmp_path, monkeypatch):
     folder = make_corpus(tmp_path / "texts", documents=50)
     in_memory = [d.text for d in open_corpus(text=(str(folder),), held_out=0.1, seed=3)]
-    monkeypatch.setattr("microscope.activations.corpus._MEMORY_BYTES", 100)
+    monkeypatch.setattr("microscope.activations.corpus.MEMORY_BYTES", 100)
     assert [d.text for d in open_corpus(text=(str(folder),), held_out=0.1, seed=3)] == in_memory
     assert in_memory != sorted(in_memory)
 
@@ -111,8 +110,8 @@ def test_a_dead_tracing_process_is_an_error_with_a_remedy(llama):
     def batches():
         for number in range(100):
             if number == 3:
-                for child in forward._pool._processes.values():
-                    os.kill(child.pid, signal.SIGKILL)
+                for child in multiprocessing.active_children():
+                    child.kill()
             yield number, [np.arange(8, dtype=np.int32)]
 
     forward = Forward(llama, [Site("resid_post", 1)], processes=2)

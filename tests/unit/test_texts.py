@@ -21,7 +21,7 @@ import pytest
 
 from microscope.activations.corpus import Corpus, open_corpus
 from microscope.errors import MicroscopeError
-from microscope.params.datasets import _READERS, check_dataset_id
+from microscope.params.datasets import READERS, check_dataset_id
 from microscope.params.files import ImportCorpusParams
 from microscope.quarantine.corpora import import_corpus
 from microscope.texts import TextFile, text_files
@@ -476,7 +476,7 @@ def test_the_readers_of_the_datasets_library_are_no_datasets() -> None:
     """Against the list of the installed library, so that a new reader is noticed."""
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
-    assert set(_PACKAGED_DATASETS_MODULES) <= _READERS
+    assert set(_PACKAGED_DATASETS_MODULES) <= READERS
 
 
 @pytest.mark.parametrize(

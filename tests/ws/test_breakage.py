@@ -10,7 +10,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from channels.layers import get_channel_layer
 
-from apps.core.metrics import LIVE_SESSIONS
+from apps.core.metrics import REGISTRY
 from apps.core.publish import user_group
 from apps.live import sockets
 from apps.live.consumers import JobsConsumer, LiveConsumer
@@ -96,7 +96,7 @@ async def test_an_event_that_breaks_closes_the_socket_and_leaves_nothing(
         raise Broken
 
     monkeypatch.setattr(LiveConsumer, "resident_changed", breaks, raising=True)
-    before = LIVE_SESSIONS._value.get()
+    before = REGISTRY.get_sample_value("workbench_live_sessions")
     connection = await opened("ws-live", world, cookie_of)
     assert await LiveSeat.objects.acount() == 1
     layer = get_channel_layer()
@@ -105,9 +105,9 @@ async def test_an_event_that_breaks_closes_the_socket_and_leaves_nothing(
     assert await connection.end() == sockets.FAILED
     await connection.wait(timeout=PATIENCE)
     assert await LiveSeat.objects.acount() == 0
-    assert not keeper._lost
+    assert not keeper.held
     assert not layer.groups
-    assert LIVE_SESSIONS._value.get() == before
+    assert REGISTRY.get_sample_value("workbench_live_sessions") == before
 
 
 async def test_what_breaks_while_letting_in_leaves_nothing(world, cookie_of, monkeypatch) -> None:
