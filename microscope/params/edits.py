@@ -119,11 +119,11 @@ def plan_fingerprint(edits: EditPlan | Sequence[Edit]) -> str:
     chosen = edits.active() if isinstance(edits, EditPlan) else tuple(e for e in edits if not e.is_noop)
     if not chosen:
         return ""
-    encoder = msgspec.json.Encoder(order="sorted")
-    identities = ({"kind": edit.kind, **kind_of(edit).identity(edit)} for edit in chosen)
-    return hashlib.sha256(b"\n".join(sorted(map(encoder.encode, identities)))).hexdigest()[:32]
+    identities = [_canonical.encode({"kind": e.kind, **kind_of(e).identity(e)}) for e in chosen]
+    return hashlib.sha256(b"\n".join(sorted(identities))).hexdigest()[:32]
 
 
+_canonical = msgspec.json.Encoder(order="sorted")
 MAX_EDITS = 256
 
 

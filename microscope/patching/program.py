@@ -79,6 +79,7 @@ def bind(
     check_references(kept, saes)
     directions = {i: d for i, e in enumerate(edits) if (d := direction_of(e, saes)) is not None}
     everywhere = [edits[i] for i in directions]
+    everywhere_key = plan_fingerprint(everywhere)
     sites = edits_by_layer(kept)
     deltas, head = _deltas(edits, adapters, family, n_layers)
     return Program(
@@ -87,9 +88,11 @@ def bind(
         deltas,
         span_of(kept, saes),
         directions,
-        plan_fingerprint(everywhere),
+        everywhere_key,
         tuple(
-            plan_fingerprint([*everywhere, *_unique(edits, deltas.get(layer, {}))])
+            plan_fingerprint([*everywhere, *_unique(edits, deltas[layer])])
+            if layer in deltas
+            else everywhere_key
             for layer in range(n_layers)
         ),
         tuple(plan_fingerprint(sites[layer].edits) if layer in sites else "" for layer in range(n_layers)),
