@@ -25,7 +25,7 @@ from microscope.activations.recorder import summarise
 from microscope.activations.writer import ROW_GROUP, recording_fingerprint, shard_schema
 from microscope.bundles import DOCUMENT, FILES, ListedFile, Listing, check_unpacked, write_archive
 from microscope.errors import MicroscopeError
-from microscope.models.places import remember_place
+from microscope.models.paths import remember_path
 from microscope.outputs import check_output_folder
 from microscope.params import Site
 from microscope.params.bundles import BUNDLE_VERSION, RECORDING_FORMAT
@@ -65,7 +65,7 @@ def pack_recording(params: PackRecordingParams, progress: Progress = SILENT) -> 
         "version": BUNDLE_VERSION,
         "artifacts": {_ARTIFACT: {"kind": _ARTIFACT, "files": files}},
     }
-    remember_place(manifest.model.fingerprint, manifest.model.reference)
+    remember_path(manifest.model.fingerprint, manifest.model.reference)
     listing = Listing(document=document, folders={_ARTIFACT: str(folder)})
     packed = write_archive(listing, Path(params.out) / "recording.zip", progress)
     return {"fingerprint": manifest.fingerprint, **packed}

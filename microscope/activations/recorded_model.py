@@ -6,7 +6,7 @@ from microscope.activations.manifest import ModelRecord
 from microscope.activations.reader import Recording
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, load_model
-from microscope.models.places import located
+from microscope.models.paths import local_reference
 from microscope.progress import SILENT, Progress
 
 
@@ -37,7 +37,7 @@ def load_recorded_model(
             "Name it with --model.",
         )
     loaded = load_model(
-        reference or located(wanted.fingerprint, wanted.reference),
+        reference or local_reference(wanted.fingerprint, wanted.reference),
         revision=wanted.revision,
         dtype=dtype or wanted.quantisation or "float32",
         arithmetic="float32",

@@ -59,7 +59,7 @@ def apply(**values: Any) -> None:
     """
 
     def work(params: PatchApplyParams, progress: Progress) -> dict[str, Any]:
-        from microscope.patching.trying import apply_patch
+        from microscope.patching.probe import apply_patch
 
         return apply_patch(params, progress)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from microscope.errors import MicroscopeError
 from microscope.formats import dictionary_learning, gemma_scope, llama_scope, pickled, saelens, sparsify
 from microscope.formats.base import Format, Hints
-from microscope.models.places import remember_place
+from microscope.models.paths import remember_path
 from microscope.naming import named_model
 from microscope.params import architectures
 from microscope.sae import SparseAutoencoder, load_sae, save_sae
@@ -26,7 +26,7 @@ NATIVE = Format(
 
 def _save(sae: SparseAutoencoder, folder: Path) -> None:
     model = sae.config.model
-    remember_place(str(model.get("fingerprint") or ""), str(model.get("reference") or ""))
+    remember_path(str(model.get("fingerprint") or ""), str(model.get("reference") or ""))
     config = save_sae(sae, folder) / CONFIG
     config.write_bytes(named_model(config.read_bytes()))
 

@@ -149,15 +149,15 @@ def _mask(
 ) -> Tensor:
     """True where the edit may act."""
     rows, where = len(norms), edit.positions
-    place = torch.arange(start, start + rows, device=norms.device)
+    position = torch.arange(start, start + rows, device=norms.device)
     if where.mode == "from":
-        keep = place >= where.start
+        keep = position >= where.start
     elif where.mode == "generated":
-        keep = place >= prompt
+        keep = position >= prompt
     elif where.mode == "set":
-        keep = torch.isin(place, torch.tensor(where.indices, dtype=place.dtype, device=place.device))
+        keep = torch.isin(position, torch.tensor(where.indices, dtype=position.dtype, device=position.device))
     else:
-        keep = torch.ones_like(place, dtype=torch.bool)
+        keep = torch.ones_like(position, dtype=torch.bool)
     if not where.include_sinks:
         keep &= ~special
         if sae.config.token_filter.max_norm is not None:

@@ -11,7 +11,7 @@ from microscope.params import Edit, EditPlan, ImportAdapterParams, plan_fingerpr
 from microscope.patching.adapters import LowRankAdapter, save_adapter
 from microscope.patching.peft_files import read_peft
 from microscope.patching.plan_file import PatchFile, write_patch
-from microscope.patching.program import place_of
+from microscope.patching.program import block_of
 from microscope.progress import SILENT, Progress
 
 PATCH_FILE = "patch.json"
@@ -37,7 +37,7 @@ def import_adapter(params: ImportAdapterParams, progress: Progress = SILENT) -> 
     read = read_peft(params.path, loaded.model)
     for path in read.factors:
         if path != loaded.family.head:
-            place_of(path, loaded.family, loaded.n_layers)
+            block_of(path, loaded.family, loaded.n_layers)
     adapter = LowRankAdapter(read.factors, loaded.fingerprint, read.about)
     folder = save_adapter(adapter, params.out)
     modules = tuple(sorted(adapter.factors))

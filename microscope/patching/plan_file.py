@@ -11,7 +11,7 @@ import msgspec
 from microscope.activations.token_filters import settle_on_model
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel
-from microscope.models.places import located
+from microscope.models.paths import local_reference
 from microscope.params import (
     Edit,
     EditPlan,
@@ -99,7 +99,7 @@ def create_patch(params: PatchCreateParams) -> PatchFile:
         sae.check_feature(params.feature)
         feature = FeatureRef(sae=fingerprint, index=params.feature)
     named = (str(sae.config.model.get(key) or "") for key in ("fingerprint", "reference"))
-    model = params.model or located(*named)
+    model = params.model or local_reference(*named)
     edit = Edit(
         kind=params.kind,
         site=sae.config.site,

@@ -143,13 +143,13 @@ def _deltas(
             if path == family.head:
                 head.append(delta)
                 continue
-            layer, module = place_of(path, family, n_layers)
+            layer, module = block_of(path, family, n_layers)
             inside = found.setdefault(layer, {})
             inside[module] = (*inside.get(module, ()), delta)
     return found, tuple(head)
 
 
-def place_of(path: str, family: Family, n_layers: int) -> tuple[int, str]:
+def block_of(path: str, family: Family, n_layers: int) -> tuple[int, str]:
     """The block a module is in and its path there.
 
     Raises:

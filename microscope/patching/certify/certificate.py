@@ -20,7 +20,7 @@ import numpy as np
 
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, load_model
-from microscope.models.places import place_of
+from microscope.models.paths import path_of
 from microscope.params import CertifyParams
 from microscope.patching.certify.comparing import BATCH, Comparison, Effect
 from microscope.patching.certify.gates import Gate, advice, judge
@@ -91,7 +91,7 @@ def certify(params: CertifyParams, progress: Progress = SILENT) -> Certificate:
     folder = Path(params.export)
     manifest = read_manifest(folder)
     loaded = load_model(
-        params.model or place_of(manifest.base.fingerprint) or manifest.base.reference,
+        params.model or path_of(manifest.base.fingerprint) or manifest.base.reference,
         revision=params.revision or manifest.base.revision,
         dtype="float32",
         device=params.device,

@@ -14,7 +14,7 @@ or removing: cached keys and values belong to the model they were computed with.
 A patch that acts "while generating" has to know where the prompt ends. ``generate`` says it. In a loop of
 your own, set ``patch.prompt_length`` to the columns of the prompt, padding included; without it the first
 call on an empty cache counts as the prompt and single tokens on that cache as generated, and what is neither
-is refused. Whatever the loader cannot place raises a ValueError.
+is refused. A token whose position cannot be told raises a ValueError.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Call(threading.local):
     generating: int | None = None  # columns of the prompt, while generate() runs
     began: Tensor | None = None  # tokens of the last call on an empty cache
     seen = 0  # columns the cache of that text has by now
-    place: Tensor | None = None  # position of each token in its text, [batch, columns]
+    position: Tensor | None = None  # of each token in its text, [batch, columns]
     behind = is_special = torch.empty(0)
 
 
@@ -70,7 +70,7 @@ class Patch:
         where = [edit["positions"] for edit in all_edits]
         self.spares_special = any(not one["include_sinks"] for one in where)
         self.generates = any(one["mode"] == "generated" for one in where)
-        self.needs_places = any(one["mode"] != "all" for one in where)
+        self.needs_positions = any(one["mode"] != "all" for one in where)
         # Columns of the prompt, padding included, of all rows or of each ([batch, 1]); None: as generate() or
         # the first call on an empty cache says.
         self.prompt_length: int | Tensor | None = None
@@ -147,7 +147,7 @@ class Patch:
         """Guidance runs a second text beside the first through the same model, with positions of its own."""
         configs = (kwargs.get("generation_config"), getattr(self.model, "generation_config", None))
         scales = [kwargs.get("guidance_scale"), *(getattr(c, "guidance_scale", None) for c in configs)]
-        if self.needs_places and next((s for s in scales if s is not None), 1) != 1:
+        if self.needs_positions and next((s for s in scales if s is not None), 1) != 1:
             raise ValueError("the patch acts at positions, which guidance_scale counts in two texts")
 
     def _see_tokens(self, _module: Any, args: Args, kwargs: Kwargs) -> None:
@@ -162,7 +162,9 @@ class Patch:
         tokens: Any = ids if ids is not None else embedded
         (batch, width), device = tokens.shape[:2], tokens.device
         start = _cached(given)
-        self._call.place = _places(given, start, width, device, self.needs_places).expand(batch, width)
+        self._call.position = _positions(given, start, width, device, self.needs_positions).expand(
+            batch, width
+        )
         columns = torch.arange(start, start + width, device=device)
         prompt = self._prompt(ids, start, width)
         self._call.behind = columns >= (prompt.to(device) if isinstance(prompt, Tensor) else prompt)
@@ -191,7 +193,7 @@ class Patch:
         return start
 
     def _forget_tokens(self, *_: Any) -> None:
-        self._call.place = None
+        self._call.position = None
 
     def _delta_of(self, name: str) -> Any:
         def hook(_module: Any, inputs: Args, output: Tensor) -> Tensor:
@@ -218,7 +220,7 @@ class Patch:
 
     def _site(self, edits: list[Kwargs]) -> Any:
         def change(x: Tensor) -> Tensor:
-            if self._call.place is None or self._call.place.shape != x.shape[:2]:
+            if self._call.position is None or self._call.position.shape != x.shape[:2]:
                 raise ValueError("call the model the patch was attached to, not a part of it")
             stream = x.float()
             total = torch.zeros_like(stream)
@@ -229,13 +231,15 @@ class Patch:
         return lambda _module, _inputs, output: self._map(output, change)
 
     def _mask(self, edit: Kwargs, x: Tensor) -> Tensor:
-        assert self._call.place is not None
-        where, place = edit["positions"], self._call.place.to(x.device)
-        keep = place >= (where["start"] if where["mode"] == "from" else 0)
+        assert self._call.position is not None
+        where, position = edit["positions"], self._call.position.to(x.device)
+        keep = position >= (where["start"] if where["mode"] == "from" else 0)
         if where["mode"] == "generated":
             keep = keep & self._call.behind.to(x.device)
         elif where["mode"] == "set":
-            keep = keep & torch.isin(place, torch.tensor(where["indices"], dtype=torch.long, device=x.device))
+            keep = keep & torch.isin(
+                position, torch.tensor(where["indices"], dtype=torch.long, device=x.device)
+            )
         if not where["include_sinks"]:
             keep = keep & ~self._call.is_special.to(x.device)
             if edit["max_norm"] is not None:
@@ -315,7 +319,7 @@ def _cached(given: Kwargs) -> int:
     raise ValueError(f"the patch cannot tell how much is in a cache of type {type(cache).__name__}")
 
 
-def _places(given: Kwargs, start: int, width: int, device: torch.device, needed: bool) -> Tensor:
+def _positions(given: Kwargs, start: int, width: int, device: torch.device, needed: bool) -> Tensor:
     """Positions ``[batch or 1, width]`` counted without padding on the left, which gets negative ones."""
     mask, positions = given.get("attention_mask"), given.get("position_ids")
     if isinstance(mask, Tensor) and mask.dim() == 2:
@@ -323,7 +327,7 @@ def _places(given: Kwargs, start: int, width: int, device: torch.device, needed:
             raise ValueError(
                 f"attention_mask has {mask.shape[1]} columns, but {start} are cached and {width} are new"
             )
-        # Right of a text the count stays where it is, which matters to nobody.
+        # Padding on the right repeats the last position; nothing is read from it.
         return (mask.to(device).long().cumsum(1) - 1)[:, start : start + width]
     if isinstance(positions, Tensor) and positions.dim() <= 2 and positions.shape[-1] == width:
         return positions.to(device).reshape(-1, width)

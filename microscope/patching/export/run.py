@@ -10,7 +10,7 @@ import msgspec
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, load_model
 from microscope.models.load import has_writer_bias, is_tied
-from microscope.models.places import remember_place
+from microscope.models.paths import remember_path
 from microscope.naming import public_name
 from microscope.params import EditPlan, ModelTraits, PatchExportParams, plan_fingerprint, verdict
 from microscope.patching.adapters import LowRank, LowRankAdapter, load_adapter, save_adapter
@@ -123,7 +123,7 @@ def _export(
                 write_seen(seen, folder)
     progress.log(f"Writing {judged.title}")
     name = params.base_name or public_name(loaded.reference)
-    remember_place(loaded.fingerprint, loaded.reference)
+    remember_path(loaded.fingerprint, loaded.reference)
     rank, untied = _write(folder, loaded, patch.plan, change, saes, adapters, params, name)
     manifest = ExportManifest(
         target=params.target,
