@@ -23,7 +23,7 @@ from microscope.patching import LowRank, LowRankAdapter, save_adapter
 from microscope.patching.certify.comparing import Comparison, Effect
 from microscope.patching.certify.gates import Gate, judge
 from microscope.patching.certify.live import LiveAgreement
-from microscope.patching.certify.measure import collateral, felt, parity
+from microscope.patching.certify.measure import affected, collateral, parity
 from microscope.patching.export.manifest import MANIFEST, list_files, read_manifest
 from microscope.patching.fitting.samples import TextWindow, with_prompts
 from microscope.patching.hooks import PatchedModel
@@ -78,7 +78,7 @@ def gates_of(
     for at in (0, 4):
         run.measure(with_prompts(plan, windows)[at : at + 4], plain=True)
     options = {"bootstrap": 50, "seed": 0}
-    acting = felt(run.behind)
+    acting = affected(run.behind)
     effect = run.effect(acting, **options)
     spread = float(np.sqrt(run.clean.column("spread").mean()))
     cost = collateral(run.clean, "kl_base_export", "loss_export", **options)

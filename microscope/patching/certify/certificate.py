@@ -28,8 +28,8 @@ from microscope.patching.certify.live import LiveAgreement, live_agreement
 from microscope.patching.certify.measure import (
     Collateral,
     Parity,
+    affected,
     collateral,
-    felt,
     parity,
 )
 from microscope.patching.certify.reload import Reloaded, reload
@@ -45,7 +45,7 @@ class Certificate(msgspec.Struct, kw_only=True, frozen=True):
     """Everything measured of an export.
 
     ``clean`` is held-out text as it comes, ``trigger`` the positions where the patch acts, in it, in further
-    held-out contexts and in the prompts given: those where an edit fires, and those behind where that is felt.
+    held-out contexts and in the prompts given: those where an edit fires, and later ones that the patch affects.
     ``spread`` is the standard deviation of the base's logits over the vocabulary, which differences of logits
     are measured in; ``documents`` how many the held-out contexts are of; ``notes`` what a reader has to know
     before the numbers. ``live`` compares some contexts with the incremental replay
@@ -157,7 +157,7 @@ def _certificate(
     seconds: float,
 ) -> Certificate:
     options = {"bootstrap": params.bootstrap, "seed": params.seed}
-    acting = felt(run.behind)
+    acting = affected(run.behind)
     clean, trigger = parity(run.clean, **options), parity(acting, **options)
     cost = collateral(run.clean, "kl_base_export", "loss_export", **options)
     effect = run.effect(acting, **options)

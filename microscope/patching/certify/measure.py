@@ -15,9 +15,9 @@ from torch import Tensor
 
 from microscope.evaluation.reconstruction import ratio_interval
 
-# Behind the first position where an edit fires, a position counts when the patch changes its prediction by at
-# least this part of what it changes where edits fire (mean KL(patch ‖ base)).
-_FELT = 0.1
+# After the first position where an edit fires, a position counts as affected when KL(patch ‖ base) is at least this
+# part of its mean where edits fire.
+_AFFECTED = 0.1
 
 
 class Mean(msgspec.Struct, kw_only=True, frozen=True):
@@ -163,8 +163,8 @@ def collateral(rows: Rows, kl: str, loss: str, bootstrap: int, seed: int) -> Col
     )
 
 
-def felt(rows: Rows) -> Rows:
-    """Where the patch acts: positions at which an edit fires, and those behind at which it is felt.
+def affected(rows: Rows) -> Rows:
+    """Where the patch acts: positions at which an edit fires, and later ones that it affects.
 
     ``rows`` holds, for every context in which an edit fires, the positions from the first at which one does;
     their column ``fires`` tells where.
@@ -172,7 +172,7 @@ def felt(rows: Rows) -> Rows:
     if not len(rows):
         return rows
     fires, effect = rows.column("fires") > 0, rows.column("kl_patch_base")
-    return rows.where(fires | ((effect > 0) & (effect >= _FELT * effect[fires].mean())))
+    return rows.where(fires | ((effect > 0) & (effect >= _AFFECTED * effect[fires].mean())))
 
 
 def share_kept(rows: Rows, against: str, bootstrap: int, seed: int) -> Mean | None:

@@ -1,7 +1,7 @@
 """The second step of a fit: low-rank factors trained so that the model predicts what the patched one predicts.
 
 Loss: KL(patched ‖ fitted) over all positions and where the patch acts, each in units of what a certificate
-allows. The best state by held-aside text is kept, so training can only improve on where it began. Its length
+allows. The best state on validation text is kept, so the result is never worse than the start. Its length
 is a number of steps, so that equal inputs give equal factors on any machine; the time is only a stop.
 """
 
@@ -37,9 +37,9 @@ class Agreement:
     clean: float
     trigger: float
 
-    def score(self, nothing: Agreement) -> float:
-        """The worse of the two as a multiple of what is allowed; ``nothing`` is that of the untouched model."""
-        allowed = LOST * nothing.trigger
+    def score(self, untouched: Agreement) -> float:
+        """The worse of the two as a multiple of what is allowed; ``untouched`` is that of the untouched model."""
+        allowed = LOST * untouched.trigger
         lost = self.trigger / allowed if allowed > 0 else 0.0
         return max(self.clean / CLEAN_KL, lost)
 
@@ -77,9 +77,9 @@ def distil(
     student: Student,
     teacher: PatchedModel,
     windows: Sequence[TextWindow],
-    aside: Sequence[TextWindow],
+    validation: Sequence[TextWindow],
     *,
-    nothing: Agreement,
+    untouched: Agreement,
     planned: int,
     deadline: float,
     seed: int,
@@ -88,40 +88,40 @@ def distil(
     """Train the student's factors in place.
 
     Args:
-        nothing: agreement of the untouched model on the text held aside.
+        untouched: agreement of the untouched model on validation text.
         planned: steps, fewer when the time is up or the student is good enough before.
         deadline: when it stops.
 
     Returns:
-        The best factors, agreement on the text held aside before and after, the steps done, and whether they
+        The best factors, agreement on validation text before and after, the steps done, and whether they
         were ended by the deadline.
     """
-    before = best = agreement(student, teacher, aside)
+    before = best = agreement(student, teacher, validation)
     kept = student.frozen()
     steps, late = 0, False
     order = torch.Generator().manual_seed(seed)
     parameters = [p.requires_grad_() for p in student.parameters()]
     optimiser = torch.optim.Adam(parameters, lr=_RATE)
     with progress.phase("distilling", max(planned, 1), "steps"):
-        while steps < planned and best.score(nothing) > _ENOUGH:
+        while steps < planned and best.score(untouched) > _ENOUGH:
             late = progress.now() >= deadline
             if late:
                 break
             for group in optimiser.param_groups:
                 group["lr"] = _RATE * 0.5 * (1 + math.cos(math.pi * steps / planned))
-            loss = _loss(student, teacher, _pick(windows, order), nothing)
+            loss = _loss(student, teacher, _pick(windows, order), untouched)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             steps += 1
             if steps % _CHECK_STEPS == 0:
-                best, kept = _better(student, teacher, aside, nothing, best, kept)
+                best, kept = _better(student, teacher, validation, untouched, best, kept)
             progress.advance(
                 steps, {"loss": float(loss.detach()), "kl clean": best.clean, "kl trigger": best.trigger}
             )
         if steps % _CHECK_STEPS:
-            best, kept = _better(student, teacher, aside, nothing, best, kept)
+            best, kept = _better(student, teacher, validation, untouched, best, kept)
         progress.advance(steps, final=True)
     return kept, before, best, steps, late
 
@@ -129,13 +129,13 @@ def distil(
 def _better(
     student: Student,
     teacher: PatchedModel,
-    aside: Sequence[TextWindow],
-    nothing: Agreement,
+    validation: Sequence[TextWindow],
+    untouched: Agreement,
     best: Agreement,
     kept: dict[str, LowRank],
 ) -> tuple[Agreement, dict[str, LowRank]]:
-    now = agreement(student, teacher, aside)
-    return (now, student.frozen()) if now.score(nothing) < best.score(nothing) else (best, kept)
+    now = agreement(student, teacher, validation)
+    return (now, student.frozen()) if now.score(untouched) < best.score(untouched) else (best, kept)
 
 
 def _pick(windows: Sequence[TextWindow], order: torch.Generator) -> list[TextWindow]:
@@ -148,7 +148,9 @@ def _pick(windows: Sequence[TextWindow], order: torch.Generator) -> list[TextWin
     return chosen
 
 
-def _loss(student: Student, teacher: PatchedModel, batch: Sequence[TextWindow], nothing: Agreement) -> Tensor:
+def _loss(
+    student: Student, teacher: PatchedModel, batch: Sequence[TextWindow], untouched: Agreement
+) -> Tensor:
     tokens, real = padded(batch)
     wanted, fired = teacher(tokens, prompts=prompts_of(batch))
     kl = divergence(wanted.clone(), student.logits(tokens))
@@ -157,7 +159,7 @@ def _loss(student: Student, teacher: PatchedModel, batch: Sequence[TextWindow], 
     if not bool(fired.any()):
         return loss
     # In units of what is allowed, with weights that add up to one.
-    clean, acting = 1 / CLEAN_KL, 1 / max(LOST * nothing.trigger, 1e-12)
+    clean, acting = 1 / CLEAN_KL, 1 / max(LOST * untouched.trigger, 1e-12)
     return (clean * loss + acting * kl[fired].mean()) / (clean + acting)
 
 

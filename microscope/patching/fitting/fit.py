@@ -24,11 +24,11 @@ from microscope.patching.weights import WeightChange, weight_of
 from microscope.progress import Progress
 
 _LEAST_SQUARES_SHARE = 0.4
-_ASIDE = 16
+_VALIDATION = 16
 
 
 class FitReport(msgspec.Struct, kw_only=True, frozen=True):
-    """How a fit went. KL in nats on training text held aside, before and after distillation.
+    """How a fit went. KL in nats on validation text, before and after distillation.
 
     ``r2`` and ``leak`` are of the least squares, by block: the share of the edits' squared norm explained
     where they fire, and what is added elsewhere, relative to it. ``kl_nothing`` is the KL of the untouched
@@ -106,9 +106,9 @@ def fit(
                 "No edit of the patch acts anywhere in the text the fit was given.",
                 "Give text in which its features fire, or export the runtime bundle.",
             )
-    aside = _aside(windows)
-    training = [w for w in windows if not any(w is a for a in aside)] or list(windows)
-    nothing = agreement(None, teacher, aside)
+    validation = _validation_part(windows)
+    training = [w for w in windows if not any(w is a for a in validation)] or list(windows)
+    untouched = agreement(None, teacher, validation)
     hooks = _held_hooks(loaded, held)
     # The least squares look at one block; behind the others their solution may be worse than none.
     starts = [
@@ -116,13 +116,13 @@ def fit(
         for s in (solutions, {})
         if s or not solutions
     ]
-    student = min(starts, key=lambda s: agreement(s, teacher, aside).score(nothing))
+    student = min(starts, key=lambda s: agreement(s, teacher, validation).score(untouched))
     factors, before, after, steps, late = distil(
         student,
         teacher,
         training,
-        aside,
-        nothing=nothing,
+        validation,
+        untouched=untouched,
         planned=options.steps,
         deadline=started + options.seconds,
         seed=options.seed,
@@ -138,8 +138,8 @@ def fit(
         kl_trigger=(before.trigger, after.trigger),
         steps=steps,
         seconds=progress.now() - started,
-        kl_nothing=(nothing.clean, nothing.trigger),
-        share=1 - after.trigger / nothing.trigger if nothing.trigger > 0 else None,
+        kl_nothing=(untouched.clean, untouched.trigger),
+        share=1 - after.trigger / untouched.trigger if untouched.trigger > 0 else None,
         planned_tokens=planned,
         planned_steps=options.steps,
         cut_short=_cut_short(read, planned, steps, options, late),
@@ -161,8 +161,8 @@ def _cut_short(read: int, planned: int, steps: int, options: FitOptions, late: b
 
 def _refuse_failed(report: FitReport) -> None:
     """Raises ``fit_failed`` unless the fit is nearer to the patch than nothing at all."""
-    nothing = report.kl_nothing
-    if report.share is None or nothing is None:
+    untouched = report.kl_nothing
+    if report.share is None or untouched is None:
         raise MicroscopeError(
             "never_fires",
             "The patch changes no prediction in the text that the fit is judged by.",
@@ -174,15 +174,15 @@ def _refuse_failed(report: FitReport) -> None:
     raise MicroscopeError(
         "fit_failed",
         f"The fit is no better than nothing: where the patch acts, its KL to the patch is "
-        f"{report.kl_trigger[1]:.3g} nats, that of the untouched model {nothing[1]:.3g}.{cut}",
+        f"{report.kl_trigger[1]:.3g} nats, that of the untouched model {untouched[1]:.3g}.{cut}",
         "Give it more time and steps, a higher rank, more blocks or more text; or export the runtime bundle, "
         "which is exact.",
     )
 
 
-def _aside(windows: Sequence[TextWindow]) -> list[TextWindow]:
+def _validation_part(windows: Sequence[TextWindow]) -> list[TextWindow]:
     """A few windows to judge by: half of them firing, at most a third of the text."""
-    room = max(1, min(_ASIDE, len(windows) // 3))
+    room = max(1, min(_VALIDATION, len(windows) // 3))
     firing = [w for w in windows if w.fires][-((room + 1) // 2) :]
     return firing + [w for w in windows if not w.fires][-(room - len(firing)) :]
 

@@ -20,7 +20,7 @@ from microscope.patching.fitting.samples import TextWindow
 from microscope.patching.hooks import PatchedModel
 from microscope.progress import Progress
 
-# Every third window is kept from the solution and chooses its ridge.
+# Every third window is for validation: the ridge is chosen on it.
 _CHECK_EVERY = 3
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 _BATCH = 8
@@ -53,7 +53,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Solution:
-    """Deltas by module path, and the held-aside share of ‖Δ‖² explained where edits fire.
+    """Deltas by module path, and the share of ‖Δ‖² explained where edits fire, on validation windows.
 
     ``leak`` is the mean squared norm of what is added where nothing should be, over that of Δ where it fires.
     """
@@ -87,7 +87,7 @@ class Collector:
 
         return [m.register_forward_pre_hook(catch(i)) for i, m in enumerate(self._modules)]
 
-    def add(self, delta: Tensor, real: Tensor, *, aside: bool) -> None:
+    def add(self, delta: Tensor, real: Tensor, *, validation: bool) -> None:
         """One batch: deltas ``[batch, positions, d]`` and which positions are no padding."""
         h = torch.cat(self._inputs, dim=2).float()[real]
         target = delta.float()[real]
@@ -96,7 +96,7 @@ class Collector:
         fires = target.norm(dim=1) > 0
         for kind in (True, False):
             rows = fires == kind
-            where = self.moments.setdefault((kind, aside), Moments.empty(h.shape[1], target.shape[1]))
+            where = self.moments.setdefault((kind, validation), Moments.empty(h.shape[1], target.shape[1]))
             where.add(h[rows], target[rows])
 
     def solve(self, rank: int) -> Solution | None:
@@ -158,11 +158,13 @@ def least_squares(
         for number, batch in enumerate(batched(windows)):
             tokens, real = padded(batch)
             handles = [handle for c in collectors.values() for handle in c.attach()]
-            aside = number % _CHECK_EVERY == _CHECK_EVERY - 1
+            validation = number % _CHECK_EVERY == _CHECK_EVERY - 1
 
-            def observe(layer: int, delta: Tensor, real: Tensor = real, aside: bool = aside) -> None:
+            def observe(
+                layer: int, delta: Tensor, real: Tensor = real, validation: bool = validation
+            ) -> None:
                 if layer in collectors:
-                    collectors[layer].add(delta, real.to(delta.device), aside=aside)
+                    collectors[layer].add(delta, real.to(delta.device), validation=validation)
 
             try:
                 teacher(tokens, observe, prompts_of(batch))
