@@ -30,7 +30,7 @@ from apps.accounts.models import User  # noqa: E402
 from apps.artifacts import storage  # noqa: E402
 from apps.artifacts.models import Artifact  # noqa: E402
 from apps.core.ids import uuid7  # noqa: E402
-from apps.features.details import DETAILS, rows_of  # noqa: E402
+from apps.features.details import rows_of  # noqa: E402
 from apps.features.kinds import BATCH, learn_what_is_common  # noqa: E402
 from apps.features.models import Analysis, Feature  # noqa: E402
 from apps.jobs.models import Job, JobEvent  # noqa: E402
@@ -39,6 +39,7 @@ from apps.projects.models import Membership, Project, Role  # noqa: E402
 from apps.registry.models import LanguageModel  # noqa: E402
 from apps.saes.models import Sae  # noqa: E402
 from microscope.params import AnalyseParams  # noqa: E402
+from microscope.params.features import DETAILS  # noqa: E402
 from tests import factories  # noqa: E402
 
 _CORPORA, _RECORDINGS, _SAES, _PATCHES, _EXPORTS = 6, 20, 24, 30, 12

@@ -18,13 +18,14 @@ from apps.artifacts.models import Artifact
 from apps.bundles.sections import SECTIONS, Section
 from apps.core.errors import MicroscopeError, Refused
 from apps.core.ids import uuid7
-from apps.features.details import DETAILS, rows_of
+from apps.features.details import rows_of
 from apps.features.models import Analysis, Feature
 from apps.jobs.models import Job
 from apps.projects.models import Project
 from apps.registry import places
 from apps.registry.models import LanguageModel, ResultState
 from microscope.params import EditPlan
+from microscope.params.features import DETAILS
 
 _BATCH = 2000
 

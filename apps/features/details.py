@@ -10,78 +10,7 @@ import msgspec
 
 from apps.core.errors import NotVisible, Refused
 from apps.features.models import SEPARATOR, Analysis, Feature
-
-DETAILS, MANIFEST = "details.jsonl", "analysis.json"
-
-
-class TokenMean(msgspec.Struct, kw_only=True, frozen=True):
-    """A token the feature fires on: mean activation there, and how often."""
-
-    token: int
-    text: str
-    mean: float
-    count: int
-
-
-class TokenWeight(msgspec.Struct, kw_only=True, frozen=True):
-    """A next token and the feature's effect on its logit per unit of activation."""
-
-    token: int
-    text: str
-    weight: float
-
-
-class Example(msgspec.Struct, kw_only=True, frozen=True):
-    """A stretch of text: its tokens and the feature's activation on each; ``peak`` is a place in it.
-
-    ``group`` is 0 among the strongest, else the quantile group of its peak, 1 the strongest.
-    """
-
-    doc: int
-    pos: int
-    peak: int
-    max: float
-    texts: list[str]
-    values: list[float]
-    group: int = 0
-
-
-class Neighbour(msgspec.Struct, kw_only=True, frozen=True):
-    """Another feature of the SAE and the cosine between the two directions."""
-
-    index: int
-    cosine: float
-
-
-class Partner(msgspec.Struct, kw_only=True, frozen=True):
-    """A feature that fires on the same tokens: the share of this one's firings it joins, and how much over chance."""
-
-    index: int
-    share: float
-    lift: float
-
-
-class FeatureDetails(msgspec.Struct, kw_only=True, frozen=True):
-    """Everything known about one feature. ``histogram`` counts firings in equal bins up to ``max_activation``."""
-
-    index: int
-    density: float
-    firings: int
-    max_activation: float
-    mean_activation: float
-    p999: float
-    dead: bool
-    histogram: list[int]
-    top_tokens: list[TokenMean]
-    promoted: list[TokenWeight]
-    suppressed: list[TokenWeight]
-    examples: list[Example]
-    decoder_norm: float
-    encoder_decoder_cosine: float
-    quantile_examples: list[Example] = []
-    decoder_neighbours: list[Neighbour] = []
-    encoder_neighbours: list[Neighbour] = []
-    partners: list[Partner] = []
+from microscope.params.features import DETAILS, FeatureDetails
 
 
 class _Text(msgspec.Struct):

@@ -10,12 +10,13 @@ from django.db import connection
 from apps.artifacts import services as artifacts
 from apps.artifacts.models import Artifact
 from apps.core.errors import Refused
-from apps.features.details import DETAILS, rows_of
+from apps.features.details import rows_of
 from apps.features.models import Analysis, Feature
 from apps.jobs.kinds import OUT, JobKind, engine_command
 from apps.jobs.models import Job
 from apps.saes.kinds import clone_sae_job, load_sae, sae_places
 from microscope.params import AnalyseParams
+from microscope.params.features import DETAILS
 
 BATCH = 2000
 _KEPT = ("id", "sae", "index", "label", "starred", "created_at")

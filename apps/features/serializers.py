@@ -8,8 +8,8 @@ from rest_framework import serializers
 
 from apps.core.etags import EtagField, etag_of
 from apps.core.structs import StructField
-from apps.features.details import FeatureDetails
 from apps.features.models import SEPARATOR, Feature
+from microscope.params.features import AddedAnalysis, FeatureDetails
 
 
 class TokensField(serializers.ListField):
@@ -100,9 +100,12 @@ class FeatureSaeSerializer(serializers.Serializer[Any]):
 
 
 class FeatureDetailSerializer(serializers.Serializer[Any]):
-    """A feature with its examples, histogram and logit effects; ``related`` are the features these name."""
+    """A feature with its examples, histogram and logit effects; ``related`` are the features these name, and
+    ``analyses`` say how what other packages found (``details.more``) is shown.
+    """
 
     feature = FeatureSerializer()
     sae = FeatureSaeSerializer()
     details = StructField(FeatureDetails)
+    analyses = StructField(list[AddedAnalysis])
     related = FeatureSerializer(many=True)

@@ -105,6 +105,7 @@ class FeatureViewSet(mixins.ListModelMixin, VisibleViewSet):
             "feature": feature,
             "sae": feature.sae,
             "details": details,
+            "analyses": analysis.manifest.get("analyses", []),
             "related": Feature.objects.filter(sae_id=feature.sae_id, index__in=related_indices(details)),
         }
         return with_etag(feature, FeatureDetailSerializer(shown).data)

@@ -1,9 +1,9 @@
 import { MantineProvider } from "@mantine/core";
-import { fireEvent, render, screen } from "@testing-library/react";
+import { fireEvent, render, screen, within } from "@testing-library/react";
 import { useState } from "react";
 import { describe, expect, it } from "vitest";
 import { ApiError, errorOf } from "@/api/errors";
-import type { Edit, FieldSpec, Job, JobEvent, Lineage, LineageNode, Sae } from "@/api/types";
+import type { Edit, FeatureDetail, FieldSpec, Job, JobEvent, Lineage, LineageNode, Sae } from "@/api/types";
 import * as search from "@/app/search";
 import { ErrorNote } from "@/components/ErrorNote";
 import { progressSentence } from "@/components/JobProgress";
@@ -11,6 +11,7 @@ import { entryProblem, initialEntries, type Entries } from "@/forms/fields";
 import { ParamsForm } from "@/forms/ParamsForm";
 import { layoutOf } from "@/pages/home/lineage";
 import { curvesOf } from "@/pages/jobs/curves";
+import { AddedAnalyses } from "@/pages/features/AddedAnalyses";
 import { densityShare } from "@/pages/features/FeatureTable";
 import { percentile } from "@/pages/lab/Readings";
 import { Assumed } from "@/pages/saes/Assumed";
@@ -195,6 +196,28 @@ describe("a generated form", () => {
     rerender(<Form tried />);
     expect(screen.getByText("At least 1.")).toBeTruthy();
     expect(entryProblem(specs[0]!, "0")).toBe("At least 1.");
+  });
+});
+
+describe("what analyses of other packages found", () => {
+  const analysis = (name: string, more: object) => ({ name, title: name, description: "", package: "p 1", columns: [], error: "", ...more });
+  const detail = {
+    analyses: [
+      analysis("entropy", {}),
+      analysis("runs", { columns: ["document", "tokens"] }),
+      analysis("empty", { columns: ["document"] }),
+      analysis("broken", { error: "The analysis failed." }),
+    ],
+    details: { more: { entropy: 1.25, runs: [[12, 4], [7, null]], empty: [], broken: null } },
+  } as unknown as FeatureDetail;
+
+  it("is a titled value or a titled table, or why there is none", () => {
+    render(<MantineProvider><AddedAnalyses detail={detail} /></MantineProvider>);
+    expect(screen.getByTestId("analysis-entropy").textContent).toBe("entropy1.25");
+    const cells = within(screen.getByRole("table", { name: "runs" })).getAllByRole("cell").map((cell) => cell.textContent);
+    expect(cells).toEqual(["12", "4", "7", "–"]);
+    expect(screen.getByTestId("analysis-empty").textContent).toBe("emptynone");
+    expect(screen.getByTestId("analysis-broken").textContent).toContain("The analysis failed.");
   });
 });
 

@@ -323,6 +323,16 @@ def _show_features(_options: dict[str, Any], result: dict[str, Any], console: Co
     ):
         words = "  ".join(f"{t['text']!r} {t[number]:.2f}" for t in feature[name])
         console.print(f"[bold]{title:<11}[/]{words}", highlight=False)
+    for analysis in result["analysis"]["analyses"]:
+        found = analysis["error"] or feature["more"][analysis["name"]]
+        rows = found if isinstance(found, list) else [[found]]
+        console.print(
+            f"[bold]{_plain(analysis['title'])}[/]  {_plain(analysis['description'])}", highlight=False
+        )
+        table = Table(*analysis["columns"], show_header=bool(analysis["columns"]))
+        for row in rows:
+            table.add_row(*("–" if value is None else _plain(str(value)) for value in row))
+        console.print(table)
     for example in feature["examples"]:
         parts = [
             f"[reverse]{_plain(t)}[/]" if v > 0 else _plain(t)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 
+from microscope.features.accumulator import Accumulator, AnalysisContext
 from microscope.features.codes import Firings
 from microscope.features.statistics import GroupedCounts
+from microscope.params.features import Partner
 
 # Firings looked at per feature, so that rare features are known as well as common ones at a bounded cost.
 _PAIRS, _FEWEST, _MOST = 32_000_000, 16, 256
@@ -65,3 +70,23 @@ class Coactivation:
             rows.sort(key=lambda row: -row[1] * np.log(row[2]))
             found[feature] = rows[:count]
         return found
+
+
+class Partners(Accumulator):
+    def __init__(self, context: AnalysisContext) -> None:
+        super().__init__(context)
+        config = context.sae.config
+        self._together = Coactivation(config.n_latents, config.k, memory_bytes=context.memory_bytes)
+
+    def first_pass(self, firings: Firings) -> None:
+        self._together.add(firings)
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        found = self._together.partners(self.context.density, self.context.params.neighbours)
+        for i in self.context.features.tolist():
+            yield {
+                "partners": [
+                    Partner(index=j, share=round(share, 4), lift=round(lift, 2))
+                    for j, share, lift in found.get(i, [])
+                ]
+            }

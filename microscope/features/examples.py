@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from microscope.activations import Chunk
+from microscope.features.accumulator import Accumulator, AnalysisContext
 from microscope.features.codes import Firings
 from microscope.features.statistics import KeptWindows, spread_over_quantiles
+from microscope.params.features import Example
 
 # A random sample this many times as large as what is shown, so that quantiles of its peaks mean something.
 _OVERSAMPLED = 8
@@ -124,3 +126,46 @@ def _text_ends(chunk: Chunk) -> list[int]:
     """The rows at which a text that runs on without a gap, over windows perhaps, begins or ends; ascending."""
     gaps = (np.diff(chunk.doc) != 0) | (np.diff(chunk.pos) != 1)
     return [0, *(np.flatnonzero(gaps) + 1).tolist(), len(chunk.doc)]
+
+
+class ExampleTexts(Accumulator):
+    def __init__(self, context: AnalysisContext) -> None:
+        super().__init__(context)
+        params = context.params
+        self._choice = ExampleChoice(
+            context.sae.config.n_latents,
+            strongest=params.examples,
+            quantiles=params.quantiles,
+            each=params.quantile_examples,
+            memory_bytes=context.memory_bytes,
+        )
+
+    def first_pass(self, firings: Firings) -> None:
+        self._choice.add(firings)
+
+    def between_passes(self) -> None:
+        self._examples = Examples(*self._choice.result(), window=self.context.params.window)
+
+    def second_pass(self, firings: Firings) -> None:
+        self._examples.add(firings)
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        for i in self.context.features.tolist():
+            found = [self._example(e) for e in self._examples.of(i)]
+            yield {
+                "examples": [e for e in found if e.group == 0],
+                "quantile_examples": [e for e in found if e.group],
+            }
+
+    def _example(self, found: Found) -> Example:
+        return Example(
+            doc=found.doc,
+            pos=found.pos,
+            peak=found.peak,
+            max=float(found.values[found.peak]),
+            texts=self.context.text.each(
+                found.tokens.tolist(), before=found.before.tolist(), after=found.after.tolist()
+            ),
+            values=[round(v, 4) for v in found.values.tolist()],
+            group=found.group,
+        )

@@ -10,7 +10,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from microscope.features.details import DETAILS, EXAMPLES, NEIGHBOURS, TABLE, TOKENS, FeatureDetails
+from microscope.params.features import DETAILS, EXAMPLES, NEIGHBOURS, TABLE, TOKENS, FeatureDetails
 from microscope.progress import Progress
 
 _BATCH = 1024

@@ -19,9 +19,9 @@ import msgspec
 import numpy as np
 
 from microscope.errors import MicroscopeError
-from microscope.features.details import ANALYSIS, DETAILS, Analysis, Example, FeatureDetails
 from microscope.naming import public_name
 from microscope.params import Site
+from microscope.params.features import ANALYSIS, DETAILS, Analysis, Example, FeatureDetails
 from microscope.progress import SILENT, Progress
 from microscope.sae import SparseAutoencoder
 

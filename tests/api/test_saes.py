@@ -224,6 +224,27 @@ def test_feature_page_reads_its_line(world, client_of) -> None:
         assert shown["sae"]["model"] == str(world.model.pk)
 
 
+def test_what_other_packages_analysed_is_on_the_feature_and_says_how_it_is_shown(world, editor) -> None:
+    assert editor.get(f"/api/v1/features/{world.feature.pk}").json()["analyses"] == []
+    added = {
+        "name": "runs",
+        "title": "Runs",
+        "description": "",
+        "package": "p 1",
+        "columns": ["document", "tokens"],
+    }
+    world.analysis.manifest = {**world.analysis.manifest, "analyses": [added]}
+    world.analysis.save()
+    line = (
+        json.dumps(details_line(world.feature.index, more={"runs": [[12, 4], ["a", None]]})).encode() + b"\n"
+    )
+    (world.analysis.artifact.checkout() / "details.jsonl").write_bytes(line)
+    Feature.objects.filter(pk=world.feature.pk).update(detail_offset=0, detail_length=len(line))
+    shown = editor.get(f"/api/v1/features/{world.feature.pk}").json()
+    assert shown["details"]["more"] == {"runs": [[12, 4], ["a", None]]}
+    assert shown["analyses"] == [{**added, "error": ""}]
+
+
 def test_feature_whose_file_is_gone(world, editor) -> None:
     (world.analysis.artifact.checkout() / "details.jsonl").unlink()
     assert editor.get(f"/api/v1/features/{world.feature.pk}").status_code == 404

@@ -1632,6 +1632,23 @@ export interface components {
             adapter: components["schemas"]["Adapter"];
             job: components["schemas"]["JobSummary"];
         };
+        /**
+         * AddedAnalysis
+         * @description An analysis of another package, and how its results are shown.
+         *
+         *     Each result is one value, or rows of values under ``columns`` where it has any; ``error`` says why there are
+         *     none from some feature on.
+         */
+        AddedAnalysis: {
+            name: string;
+            title: string;
+            description: string;
+            package: string;
+            /** @default [] */
+            columns: string[];
+            /** @default  */
+            error: string;
+        };
         /** @description What the analysis of an SAE's features found. */
         AnalysisSummary: {
             /** Format: uuid */
@@ -2006,9 +2023,12 @@ export interface components {
         };
         /**
          * Example
-         * @description A stretch of text: its tokens and the feature's activation on each; ``peak`` is a place in it.
+         * @description A stretch of text around a peak: token texts and this feature's activation on each.
          *
-         *     ``group`` is 0 among the strongest, else the quantile group of its peak, 1 the strongest.
+         *     Of a character of several tokens the last one has the text, and those before have none.
+         *
+         *     ``group`` is 0 among the strongest; others are a random sample by the quantile of their peak, 1 the
+         *     strongest quantile.
          */
         Example: {
             doc: number;
@@ -2123,16 +2143,26 @@ export interface components {
             /** @description For If-Match. */
             readonly etag: string;
         };
-        /** @description A feature with its examples, histogram and logit effects; ``related`` are the features these name. */
+        /**
+         * @description A feature with its examples, histogram and logit effects; ``related`` are the features these name, and
+         *     ``analyses`` say how what other packages found (``details.more``) is shown.
+         */
         FeatureDetail: {
             feature: components["schemas"]["Feature"];
             sae: components["schemas"]["FeatureSae"];
             details: components["schemas"]["FeatureDetails"];
+            analyses: components["schemas"]["AddedAnalysis"][];
             related: components["schemas"]["Feature"][];
         };
         /**
          * FeatureDetails
-         * @description Everything known about one feature. ``histogram`` counts firings in equal bins up to ``max_activation``.
+         * @description Everything known about one feature; one line of ``details.jsonl``.
+         *
+         *     ``density`` is the share it fires on of the tokens that the SAE's filter keeps; ``p999`` the 99.9th percentile of its activation
+         *     where it fires; ``histogram`` counts firings in thirty equal bins up to ``max_activation``;
+         *     ``decoder_norm`` is the length one unit of activation adds to the residual stream, in raw units;
+         *     ``examples`` are the strongest windows, ``quantile_examples`` a random sample over all strengths; ``more`` is
+         *     what analyses of other packages found, by their names.
          */
         FeatureDetails: {
             index: number;
@@ -2157,6 +2187,10 @@ export interface components {
             encoder_neighbours: components["schemas"]["Neighbour"][];
             /** @default [] */
             partners: components["schemas"]["Partner"][];
+            /** @default {} */
+            more: {
+                [key: string]: boolean | number | string | (boolean | number | string | null)[][] | null;
+            };
         };
         /**
          * FeatureRef
@@ -2953,7 +2987,7 @@ export interface components {
         };
         /**
          * Partner
-         * @description A feature that fires on the same tokens: the share of this one's firings it joins, and how much over chance.
+         * @description A feature that fires on the same tokens: the share of this one's firings it joins, over chance.
          */
         Partner: {
             index: number;
@@ -3513,7 +3547,7 @@ export interface components {
         };
         /**
          * TokenMean
-         * @description A token the feature fires on: mean activation there, and how often.
+         * @description A token a feature fires on: mean activation where it fires, and how often.
          */
         TokenMean: {
             token: number;

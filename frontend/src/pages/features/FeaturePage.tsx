@@ -14,6 +14,7 @@ import { Page, type Crumb } from "@/components/Page";
 import { WeightBars } from "@/charts/WeightBars";
 import { integer, number, percent } from "@/science/format";
 import { equalBins, shareAbove } from "@/science/histogram";
+import { AddedAnalyses } from "./AddedAnalyses";
 import { Examples } from "./Examples";
 import { FeatureLabel, StarButton } from "./FeatureLabel";
 import styles from "./FeaturePage.module.css";
@@ -107,6 +108,7 @@ function Evidence({ detail }: { detail: FeatureDetail }) {
         </div>
         {details.examples.length > 0 && <Examples details={details} index={feature.index} onHover={hover} />}
         <RelatedFeatures detail={detail} />
+        <AddedAnalyses detail={detail} />
       </div>
     </div>
   );

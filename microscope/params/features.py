@@ -1,8 +1,10 @@
-"""What is known about a feature, and the files it is kept in."""
+"""What is known about a feature, and the files it is kept in; no torch."""
 
 from __future__ import annotations
 
 import msgspec
+
+from microscope.params.analyses import Result
 
 HISTOGRAM_BINS = 30
 DETAILS, ANALYSIS = "details.jsonl", "analysis.json"
@@ -70,7 +72,8 @@ class FeatureDetails(msgspec.Struct, kw_only=True):
     ``density`` is the share it fires on of the tokens that the SAE's filter keeps; ``p999`` the 99.9th percentile of its activation
     where it fires; ``histogram`` counts firings in thirty equal bins up to ``max_activation``;
     ``decoder_norm`` is the length one unit of activation adds to the residual stream, in raw units;
-    ``examples`` are the strongest windows, ``quantile_examples`` a random sample over all strengths.
+    ``examples`` are the strongest windows, ``quantile_examples`` a random sample over all strengths; ``more`` is
+    what analyses of other packages found, by their names.
     """
 
     index: int
@@ -91,13 +94,29 @@ class FeatureDetails(msgspec.Struct, kw_only=True):
     decoder_neighbours: list[Neighbour] = []
     encoder_neighbours: list[Neighbour] = []
     partners: list[Partner] = []
+    more: dict[str, Result] = {}
+
+
+class AddedAnalysis(msgspec.Struct, kw_only=True):
+    """An analysis of another package, and how its results are shown.
+
+    Each result is one value, or rows of values under ``columns`` where it has any; ``error`` says why there are
+    none from some feature on.
+    """
+
+    name: str
+    title: str
+    description: str
+    package: str
+    columns: list[str] = []
+    error: str = ""
 
 
 class Analysis(msgspec.Struct, kw_only=True):
     """Summary of a run; ``analysis.json``.
 
     ``tokens`` were read; ``counted`` of them the SAE's token filter keeps, and ``filter_rule`` says in words
-    what it leaves out.
+    what it leaves out. ``analyses`` are those of other packages.
     """
 
     sae: str
@@ -114,3 +133,4 @@ class Analysis(msgspec.Struct, kw_only=True):
     quantiles: int = 0
     seconds: float = 0.0
     features_per_second: float = 0.0
+    analyses: list[AddedAnalysis] = []
