@@ -10,8 +10,8 @@ from microscope.features.codes import Firings
 _PER_OCTAVE, _LOW, _HIGH = 16, -8, 8
 _BINS = (_HIGH - _LOW) * _PER_OCTAVE
 # Counts are merged once their memory is full, and pruned to the heaviest per feature.
-_MOST_PAIRS, _PAIR_BYTES = 4_000_000, 96  # three columns, and copies of them while they are sorted
-_KEEP_ITEMS = 64
+MOST_PAIRS, _PAIR_BYTES = 4_000_000, 96  # three columns, and copies of them while they are sorted
+KEEP_ITEMS = 64
 _FEWEST_WAITING, _WINDOW_BYTES = 10_000, 96
 
 
@@ -75,7 +75,7 @@ class GroupedCounts:
 
     def __init__(self, items: int, *, memory_bytes: int) -> None:
         self._items = items
-        self._limit = max(10_000, min(_MOST_PAIRS, memory_bytes // _PAIR_BYTES))
+        self._limit = max(10_000, min(MOST_PAIRS, memory_bytes // _PAIR_BYTES))
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._pairs = 0
 
@@ -111,7 +111,7 @@ class GroupedCounts:
             *(np.concatenate(column) for column in zip(*self._parts, strict=True))
         )
         if prune:
-            keep = np.sort(_best_per_group(key // self._items, total, _KEEP_ITEMS))
+            keep = np.sort(_best_per_group(key // self._items, total, KEEP_ITEMS))
             key, total, times = key[keep], total[keep], times[keep]
         self._parts = [(key, total, times)]
         # what is left counts as the floor, so that merging stays rare
@@ -147,6 +147,11 @@ class KeptWindows:
         self._floor = np.zeros(latents)
         self._parts: list[tuple[np.ndarray, ...]] = []
         self._waiting = 0
+
+    @property
+    def held(self) -> int:
+        """Pairs of feature and window in memory, those that wait included."""
+        return sum(len(feature) for feature, *_ in self._parts)
 
     def add(self, firings: Firings) -> None:
         key = firings.feature.astype(np.int64) << 40 | firings.window

@@ -37,7 +37,7 @@ def needed_bytes(params: TrainParams, d_in: int, d_out: int, device: torch.devic
 
 def refuse_what_does_not_fit(params: TrainParams, d_in: int, d_out: int, device: torch.device) -> None:
     """Raises :class:`MicroscopeError` ``out_of_memory`` with a batch size that fits, if there is one."""
-    free = _free_bytes(device)
+    free = free_bytes(device)
     if free is None:
         return
     if needed_bytes(params, d_in, d_out, device) > free:
@@ -69,7 +69,7 @@ def too_large(
     )
 
 
-def _free_bytes(device: torch.device) -> int | None:
+def free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:

@@ -29,9 +29,9 @@ from microscope.training.memory import refuse_what_does_not_fit, too_large
 from microscope.training.objectives import variance
 from microscope.training.run import CURVE, TrainingRun
 
-_REPORT_SECONDS = 0.5
+REPORT_SECONDS = 0.5
 # Checkpoints may take at most about this share of the time.
-_CHECKPOINT_SHARE = 0.05
+CHECKPOINT_SHARE = 0.05
 _HELD_OUT_ROWS = 40_000
 _NO_BETTER_THAN_THE_MEAN = 1.0
 
@@ -164,7 +164,7 @@ class _Training:
             now = time.monotonic()
             self.seconds = before + now - started
             finished = self.step == self.steps
-            if finished or now - last_report > _REPORT_SECONDS:
+            if finished or now - last_report > REPORT_SECONDS:
                 last_report = now
                 self._report(final=finished)
             if finished:
@@ -172,7 +172,7 @@ class _Training:
             if now - last_saved > pause and self.group.rank == 0:
                 self._save_checkpoint()
                 last_saved = time.monotonic()
-                pause = max(self.params.checkpoint_seconds, (last_saved - now) / _CHECKPOINT_SHARE)
+                pause = max(self.params.checkpoint_seconds, (last_saved - now) / CHECKPOINT_SHARE)
 
     def _threads(self) -> contextlib.AbstractContextManager[None]:
         pieces = self.device.type == "cpu" and all(run.objective.in_pieces for run in self.runs)

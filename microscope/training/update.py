@@ -16,7 +16,7 @@ from microscope.training.adam import adam
 from microscope.training.objectives.sparse import LatentGradients
 
 # So many numbers of each matrix are updated at once: fewer do not pay for their calls, more leave the cache.
-_PIECE = 2**17
+PIECE = 2**17
 
 
 @dataclass
@@ -108,7 +108,7 @@ def step_in_pieces(sae: SparseAutoencoder, optimiser: Adam, sink: LatentGradient
             add(first, last, torch.from_numpy(grad))
             rows.step(first, last, grad)
 
-    in_pieces(piece, len(sae.W_dec), max(1, _PIECE // sae.W_dec.shape[1]))
+    in_pieces(piece, len(sae.W_dec), max(1, PIECE // sae.W_dec.shape[1]))
     for name, moments in optimiser.moments.items():
         if name in ("W_dec", "W_enc"):
             moments.step += 1

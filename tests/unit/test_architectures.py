@@ -202,7 +202,7 @@ def test_inference_follows_the_definition(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_single_feature_is_what_encoding_finds(name, norm, monkeypatch):
     """Also in many blocks of latents, and bit for bit whatever rows come along."""
-    monkeypatch.setattr("microscope.sae.architectures.topk._FIRST_LOOK", 5)
+    monkeypatch.setattr("microscope.sae.architectures.topk.FIRST_LOOK", 5)
     sae = make(name).float()
     sae.config.input_norm = norm
     if name in ("batchtopk", "matryoshka"):
@@ -261,8 +261,8 @@ class _CancelAfter(Progress):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_resume_is_bit_identical(name, tmp_path, recording_folder, monkeypatch):
-    monkeypatch.setattr("microscope.training.trainer._REPORT_SECONDS", 0.0)
-    monkeypatch.setattr("microscope.training.trainer._CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr("microscope.training.trainer.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("microscope.training.trainer.CHECKPOINT_SHARE", math.inf)
 
     def params(folder: str, resume: bool) -> TrainParams:
         return TrainParams(

@@ -144,18 +144,18 @@ def test_weights_laid_out_beforehand_give_the_same_winners(monkeypatch):
     plain = Bfloat16Product(narrow, bias, len(x))
     backend = BACKENDS["cpu"]
     expected = backend.winners_of_rows(x, weight, bias, 32, bfloat16=True)
-    monkeypatch.setattr("microscope.sae.backends.cpu.product._LAID_OUT_ROWS", 1)
-    monkeypatch.setattr("microscope.sae.backends.cpu.product._LAID_OUT_NUMBERS", 1)
+    monkeypatch.setattr("microscope.sae.backends.cpu.product.LAID_OUT_ROWS", 1)
+    monkeypatch.setattr("microscope.sae.backends.cpu.product.LAID_OUT_NUMBERS", 1)
     laid_out = Bfloat16Product(narrow, bias, len(x))
-    assert plain._laid_out is None
-    assert laid_out._laid_out is not None
+    assert plain.laid_out is None
+    assert laid_out.laid_out is not None
     torch.testing.assert_close(laid_out(x_narrow), plain(x_narrow), rtol=2**-7, atol=1e-3)
     got = backend.winners_of_rows(x, weight, bias, 32, bfloat16=True)
     assert torch.equal(got[1].sort(1).values, expected[1].sort(1).values)
 
 
 def test_blocks_are_used_where_the_tests_above_mean_them_to_be():
-    used = [search._blocks(latents, k) < latents for latents, k in SHAPES]
+    used = [search.block_count(latents, k) < latents for latents, k in SHAPES]
     assert used == [True, True, True, True, False, False]
 
 

@@ -296,14 +296,14 @@ def test_equal_inputs_give_equal_fits_and_a_stop_is_reported(lab, recording_fold
     }
     files = []
     for slow in (0.0, 0.05):
-        plain = distil._loss
+        plain = distil.Student.logits
 
-        def loss(*arguments: object, slow: float = slow, plain: object = plain) -> torch.Tensor:
+        def logits(student: object, tokens: torch.Tensor, slow: float = slow, plain: object = plain):
             time.sleep(slow)
-            return plain(*arguments)
+            return plain(student, tokens)
 
         with monkeypatch.context() as patched:
-            patched.setattr(distil, "_loss", loss)
+            patched.setattr(distil.Student, "logits", logits)
             files.append((lab.export("peft", **how) / "adapter_model.safetensors").read_bytes())
     assert files[0] == files[1]
     fit = read_manifest(lab.folder / "peft").fit
@@ -325,12 +325,12 @@ def test_equal_inputs_give_equal_fits_and_a_stop_is_reported(lab, recording_fold
 def test_a_fit_that_ends_no_better_than_nothing_is_refused(lab, recording_folder, monkeypatch):
     """Whatever went wrong: here, a start that has nothing to do with the patch and no step to mend it."""
     fit = importlib.import_module("microscope.patching.fitting.fit")
-    start = fit._start
+    start = fit.starting_factors
 
     def wild(*arguments: object) -> dict:
         return {path: LowRank(d.a, torch.ones_like(d.b)) for path, d in start(*arguments).items()}
 
-    monkeypatch.setattr(fit, "_start", wild)
+    monkeypatch.setattr(fit, "starting_factors", wild)
     lab.save(lab.edit("scale", busiest(lab, recording_folder), strength=0.5))
     arguments = ["patch", "export", "--patch", lab.folder / "patch.json", "--out", lab.folder / "bad",
                  "--activations", recording_folder, "--fit-steps", 0, "--fit-tokens", 1000]  # fmt: skip

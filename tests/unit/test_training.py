@@ -70,8 +70,8 @@ class _CancelAt(Progress):
 @pytest.fixture
 def eager(monkeypatch) -> None:
     """Report and checkpoint after every step."""
-    monkeypatch.setattr("microscope.training.trainer._REPORT_SECONDS", 0.0)
-    monkeypatch.setattr("microscope.training.trainer._CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr("microscope.training.trainer.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("microscope.training.trainer.CHECKPOINT_SHARE", math.inf)
 
 
 def test_resuming_gives_bit_identical_weights(tmp_path, recording_folder, eager):

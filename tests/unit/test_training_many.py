@@ -81,8 +81,8 @@ def test_every_combination_is_trained_and_equals_the_sae_trained_alone(tmp_path,
 
 
 def test_a_run_of_several_resumes_bit_for_bit_from_any_step(tmp_path, recording_folder, monkeypatch):
-    monkeypatch.setattr("microscope.training.trainer._REPORT_SECONDS", 0.0)
-    monkeypatch.setattr("microscope.training.trainer._CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr("microscope.training.trainer.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("microscope.training.trainer.CHECKPOINT_SHARE", math.inf)
     wide = {"width": (48, 96), "k": (2, 4), "aux_coefficient": 0.2, "dead_after": 200}
     whole = train_all(settings(recording_folder, tmp_path / "whole", **wide))
     often = {"checkpoint_seconds": 1e-9, "resume": True}
@@ -244,8 +244,8 @@ def test_pairs_of_sites_are_those_of_the_same_token(recording):
 
 def test_transcoders_of_different_widths_resume_exactly(tmp_path, model_folders, corpus, monkeypatch):
     """From the hidden activations of an MLP (wider) to its block's output."""
-    monkeypatch.setattr("microscope.training.trainer._REPORT_SECONDS", 0.0)
-    monkeypatch.setattr("microscope.training.trainer._CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr("microscope.training.trainer.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("microscope.training.trainer.CHECKPOINT_SHARE", math.inf)
     folder = tmp_path / "acts"
     base = {
         "model": str(model_folders["llama"]),
@@ -339,7 +339,7 @@ def test_a_run_that_cannot_fit_is_refused_with_a_batch_that_does(tmp_path, recor
     huge = {"width": 4096, "batch_size": 10**7, "tokens": 10**7, "buffer_mb": 16}
     params = settings(recording_folder, tmp_path / "x", **huge)
     with monkeypatch.context() as patch:
-        patch.setattr(memory, "_free_bytes", lambda device: 2**30)
+        patch.setattr(memory, "free_bytes", lambda device: 2**30)
         with pytest.raises(MicroscopeError) as caught:
             train(params)
     assert caught.value.code == "out_of_memory"

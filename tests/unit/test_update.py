@@ -44,7 +44,7 @@ def torchs_of(objective: Objective[SparseAutoencoder]) -> torch.optim.Adam:
 @pytest.mark.parametrize("name", trained_architectures())
 def test_steps_equal_steps_of_torchs_adam(name, pieces, monkeypatch):
     """Several steps with and without dead latents, in pieces that do not divide the width, in float64."""
-    monkeypatch.setattr(update, "_PIECE", 12 * 16)
+    monkeypatch.setattr(update, "PIECE", 12 * 16)
     ours, plain = fresh(name), fresh(name)
     adam, theirs = ours_of(ours), torchs_of(plain)
     for step in range(6):

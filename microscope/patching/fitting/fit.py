@@ -112,7 +112,7 @@ def fit(
     hooks = _held_hooks(loaded, held)
     # The least squares look at one block; behind the others their solution may be worse than none.
     starts = [
-        Student(loaded, hooks, _start(loaded, layers, s, options))
+        Student(loaded, hooks, starting_factors(loaded, layers, s, options))
         for s in (solutions, {})
         if s or not solutions
     ]
@@ -197,7 +197,7 @@ def _held_hooks(loaded: LoadedModel, held: WeightChange) -> Any:
     return attach
 
 
-def _start(
+def starting_factors(
     loaded: LoadedModel, layers: Sequence[int], solutions: Mapping[int, Solution], options: FitOptions
 ) -> dict[str, LowRank]:
     """Factors of one rank for all modules in reach: the solved ones first, zeros in B elsewhere."""

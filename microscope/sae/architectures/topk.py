@@ -11,7 +11,7 @@ from microscope.sae.base import Codes, SparseAutoencoder
 from microscope.sae.config import SaeConfig
 
 # Latents that :meth:`TopKSae.feature` computes first; twice as many each time after that.
-_FIRST_LOOK = 512
+FIRST_LOOK = 512
 
 
 class TopKSae(SparseAutoencoder):
@@ -42,7 +42,7 @@ class TopKSae(SparseAutoencoder):
         centred = self.centred(self.scaled(x))
         value = self.pre_activation(centred, index).relu()
         larger = torch.zeros_like(value, dtype=torch.long)
-        start, size = 0, _FIRST_LOOK
+        start, size = 0, FIRST_LOOK
         while start < self.config.n_latents:
             rows = ((value > 0) & (larger < self.config.k)).nonzero()[:, 0]
             if not len(rows):

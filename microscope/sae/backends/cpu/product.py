@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # From these sizes on it pays to lay the weights out for the processor's bfloat16 instructions beforehand.
-_LAID_OUT_ROWS, _LAID_OUT_NUMBERS = 1024, 2**22
+LAID_OUT_ROWS, LAID_OUT_NUMBERS = 1024, 2**22
 # The layout is chosen for pieces of about this many rows.
 _LAID_OUT_FOR = 256
 
@@ -32,19 +32,22 @@ class Bfloat16Product:
         weight: ``[latents, d]`` in bfloat16.
         bias: ``[latents]``.
         rows: how many will be multiplied in all.
+
+    Attributes:
+        laid_out: the weight in the processor's own layout, None where that does not pay.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, rows: int) -> None:
         self.weight, self.bias = weight, bias.detach().bfloat16()
-        self._laid_out: Tensor | None = None
-        if rows >= _LAID_OUT_ROWS and weight.numel() >= _LAID_OUT_NUMBERS and _has_onednn():
-            self._laid_out = torch.ops.mkldnn._reorder_linear_weight(self.weight, _LAID_OUT_FOR)
+        self.laid_out: Tensor | None = None
+        if rows >= LAID_OUT_ROWS and weight.numel() >= LAID_OUT_NUMBERS and _has_onednn():
+            self.laid_out = torch.ops.mkldnn._reorder_linear_weight(self.weight, _LAID_OUT_FOR)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Of rows ``[rows, d]`` in bfloat16."""
-        if self._laid_out is None:
+        if self.laid_out is None:
             return F.linear(x, self.weight, self.bias)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._laid_out, self.bias, "none", [], "")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.laid_out, self.bias, "none", [], "")
         return out
 
 

@@ -105,7 +105,7 @@ def block_maxima(pre: Tensor, k: int) -> np.ndarray | None:
     ``pre`` is float32 or bfloat16 ``[rows, latents]``.
     """
     bits = pre.view(torch.int16 if pre.dtype == torch.bfloat16 else torch.int32).numpy()
-    maxima = np.empty((len(pre), _blocks(pre.shape[1], k)), bits.dtype)
+    maxima = np.empty((len(pre), block_count(pre.shape[1], k)), bits.dtype)
     infinite = _INFINITE_16 if bits.dtype == np.int16 else _INFINITE_32
 
     def piece(first: int, last: int) -> bool:
@@ -165,7 +165,7 @@ def _floats(keys: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def _blocks(latents, k):
+def block_count(latents, k):
     """Into how many blocks a row is cut: as many as its entries if it is too narrow to gain from it."""
     wanted = (max(4 * k, latents // 64) + 31) // 32 * 32
     return wanted if 2 * wanted <= latents else latents
@@ -287,7 +287,7 @@ def _lower_bound(keys, k, maxima):
 def _best_of_exact(pre, bits, k, values, latents):
     rows, n = pre.shape
     keys, reached = np.empty(n, np.int32), np.zeros(n + 8, np.uint8)
-    maxima, where = np.empty(_blocks(n, k), np.int32), np.empty(n + 8, np.int32)
+    maxima, where = np.empty(block_count(n, k), np.int32), np.empty(n + 8, np.int32)
     found, some = np.empty(n, np.float32), np.empty(n, np.int32)
     flags = reached[: (n + 7) // 8 * 8]
     for r in range(rows):
@@ -316,7 +316,7 @@ def _best_of_rounded(
     """
     rows, n = bits.shape
     keys, reached = np.empty(n, np.int16), np.zeros(n + 8, np.uint8)
-    maxima, where = np.empty(_blocks(n, k), np.int16), np.empty(n + 8, np.int32)
+    maxima, where = np.empty(block_count(n, k), np.int16), np.empty(n + 8, np.int32)
     rough, some = np.empty(n, np.int16), np.empty(n, np.int32)
     likely, others = np.empty(n, np.int32), np.empty(n, np.int32)
     found = np.empty(n, np.float32)
