@@ -245,7 +245,6 @@ def _seconds_to_start(supervisor: Supervisor) -> float:
 
 def _process_of(supervisor: Supervisor) -> psutil.Process:
     child = next(child for child in supervisor.children if child.name == "web")
-    assert child.process is not None
     return psutil.Process(child.process.pid)
 
 

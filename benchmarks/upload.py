@@ -128,7 +128,6 @@ class Watch(threading.Thread):
 
     @property
     def _pid(self) -> int:
-        assert self._child.process is not None
         return self._child.process.pid
 
     def run(self) -> None:

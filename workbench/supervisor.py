@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -23,12 +21,12 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from microscope.processes import die_with_parent
+from microscope.processes.group import Backoff, ProcessGroup
+from microscope.processes.sockets import short_path
 
 _RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0)
 _STABLE_SECONDS = 30.0
 _STOP_SECONDS = 10.0
-_SOCKET_PATH_LIMIT = 100
 
 
 @dataclass
@@ -37,9 +35,8 @@ class Child:
 
     name: str
     command: Sequence[str]
-    process: subprocess.Popen[bytes] | None = None
-    started: float = 0.0
-    failures: int = 0
+    process: ProcessGroup
+    backoff: Backoff = field(default_factory=lambda: Backoff(_RESTART_SECONDS, stable=_STABLE_SECONDS))
     restart_at: float = 0.0
 
 
@@ -73,7 +70,7 @@ class Supervisor:
             "WORKBENCH_DATA_DIR": str(self.data_dir),
             "WORKBENCH_PUBLIC_URL": self.url,
             "MICROSCOPE_CACHE_DIR": str(self.data_dir / "models" / ".cache"),
-            "REDIS_URL": f"unix://{self._socket('valkey')}",
+            "REDIS_URL": f"unix://{self._valkey_socket}",
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONUNBUFFERED": "1",
         }
@@ -104,7 +101,7 @@ class Supervisor:
         except OSError as error:
             raise RuntimeError(f"Another portal runs on the data folder {self.data_dir}.") from error
         if "REDIS_URL" not in os.environ:
-            self._add("valkey", broker_command(self._socket("valkey")))
+            self._add("valkey", broker_command(self._valkey_socket))
         self.manage("migrate", "--no-input", "-v", "0")
 
     def start(self) -> None:
@@ -136,15 +133,13 @@ class Supervisor:
         """Stop all children, the last started first; kill what does not go."""
         self._stopping.set()
         with self._lock:
-            running = [child for child in reversed(self.children) if child.process]
-            for child in running:
-                _signal_group(child, signal.SIGTERM)
+            running = [child.process for child in reversed(self.children)]
+            for process in running:
+                process.signal(signal.SIGTERM)
             deadline = time.monotonic() + _STOP_SECONDS
-            for child in running:
-                assert child.process is not None
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.process.wait(max(0.0, deadline - time.monotonic()))
-                _signal_group(child, signal.SIGKILL)
+            for process in running:
+                process.wait(max(0.0, deadline - time.monotonic()))
+                process.reap()
 
     def wait(self) -> None:
         """Block until SIGINT or SIGTERM."""
@@ -163,27 +158,26 @@ class Supervisor:
     # --- inside ---------------------------------------------------------------------------------------
 
     def _add(self, name: str, command: Sequence[str]) -> None:
-        child = Child(name, command)
         with self._lock:
-            self._spawn(child)
-            self.children.append(child)
+            self.children.append(Child(name, command, self._start(name, command)))
 
-    def _spawn(self, child: Child) -> None:
-        log = (self.data_dir / "logs" / f"{child.name}.log").open("ab")
-        child.process = subprocess.Popen(
-            child.command,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
+    def _start(self, name: str, command: Sequence[str]) -> ProcessGroup:
+        log = self._log(name).open("ab")
+        process = ProcessGroup(
+            command,
+            environment=self.environment,
             stdout=subprocess.PIPE if self.echo else log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=die_with_parent,
+            tied=True,
         )
-        child.started = time.monotonic()
         if self.echo:
-            threading.Thread(target=_copy_lines, args=(child, log), daemon=True).start()
+            threading.Thread(target=_copy_lines, args=(name, process.stdout, log), daemon=True).start()
         else:
             log.close()
+        return process
+
+    def _log(self, name: str) -> Path:
+        return self.data_dir / "logs" / f"{name}.log"
 
     def _watch(self) -> None:
         while not self._stopping.wait(0.2):
@@ -195,32 +189,24 @@ class Supervisor:
 
     def _revive(self, child: Child) -> None:
         now = time.monotonic()
-        assert child.process is not None
-        if child.process.poll() is None:
+        if child.process.running:
             return
         if not child.restart_at:
-            child.failures = 0 if now - child.started > _STABLE_SECONDS else child.failures
-            delay = _RESTART_SECONDS[min(child.failures, len(_RESTART_SECONDS) - 1)]
+            delay = child.backoff.after(now - child.process.started)
             child.restart_at = now + delay
             print(
-                f"{child.name} ended with status {child.process.returncode}; starting it again in {delay:g} s "
-                f"(see {self.data_dir / 'logs' / child.name}.log)",
+                f"{child.name} ended with status {child.process.reap()}; starting it again in {delay:g} s "
+                f"(see {self._log(child.name)})",
                 file=sys.stderr,
                 flush=True,
             )
         elif now >= child.restart_at:
-            child.restart_at, child.failures = 0.0, child.failures + 1
-            self._spawn(child)
+            child.restart_at = 0.0
+            child.process = self._start(child.name, child.command)
 
-    def _socket(self, name: str) -> Path:
-        """A socket in the data folder, or in a private temporary one where paths would be too long."""
-        path = self.data_dir / "run" / f"{name}.sock"
-        if len(str(path)) <= _SOCKET_PATH_LIMIT:
-            return path
-        digest = hashlib.sha256(str(self.data_dir).encode()).hexdigest()[:10]
-        folder = Path(tempfile.gettempdir()) / f"workbench-{os.getuid()}-{digest}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return folder / f"{name}.sock"
+    @property
+    def _valkey_socket(self) -> Path:
+        return short_path(self.data_dir / "run", "valkey.sock")
 
 
 def free_port(wanted: int) -> int:
@@ -267,20 +253,13 @@ def _valkey_binary() -> str:
         return found
 
 
-def _signal_group(child: Child, number: signal.Signals) -> None:
-    assert child.process is not None
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.process.pid, number)
-
-
-def _copy_lines(child: Child, log: IO[bytes]) -> None:
-    assert child.process is not None
-    assert child.process.stdout is not None
-    for line in child.process.stdout:
-        sys.stdout.write(f"{child.name:<8}| {line.decode(errors='replace')}")
-        sys.stdout.flush()
-        log.write(line)
-        log.flush()
+def _copy_lines(name: str, lines: IO[bytes], log: IO[bytes]) -> None:
+    with lines, log:
+        for line in lines:
+            sys.stdout.write(f"{name:<8}| {line.decode(errors='replace')}")
+            sys.stdout.flush()
+            log.write(line)
+            log.flush()
 
 
 def wait_for_web(supervisor: Supervisor, seconds: float = 60.0) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import os
 import signal
-import tempfile
+import subprocess
 import time
 from datetime import datetime
 from pathlib import Path
@@ -27,17 +25,18 @@ from apps.live.models import ResidentWorker
 from apps.live.resident_client import ResidentClient, ResidentError, ResidentLost
 from apps.registry.models import LanguageModel
 from microscope import protocol as p
+from microscope.processes.group import Backoff, ProcessGroup
+from microscope.processes.sockets import short_path
 from worker.environment import child_environment, names_the_hub
 
 log = structlog.get_logger(__name__)
 
 State = ResidentWorker.State
 PING_SECONDS = 5.0
-PING_PATIENCE = 60.0
+HANGS_SECONDS = 60.0
 STOP_SECONDS = 5.0
-BACKOFF = (0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
+RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
 STABLE_SECONDS = 60.0
-_SOCKET_PATH_LIMIT = 100
 
 _NOWHERE: dict[str, Any] = {"address": "", "pid": None, "memory_bytes": None}
 _ended = ("resident_lost", "The process that held the model ended{how}.", "It is being started again.")
@@ -53,15 +52,8 @@ def _too_idle() -> dict[str, str]:
 
 
 def socket_path(model_id: UUID) -> Path:
-    """Where the process of a model listens; in a private temporary folder when the data folder's path is long."""
-    name = f"m{model_id.hex[-12:]}.sock"
-    path = Path(settings.WORKBENCH_RUN_DIR) / name
-    if len(os.fsencode(path)) <= _SOCKET_PATH_LIMIT:
-        return path
-    digest = hashlib.sha256(os.fsencode(settings.WORKBENCH_RUN_DIR)).hexdigest()[:10]
-    folder = Path(tempfile.gettempdir()) / f"workbench-{os.getuid()}-{digest}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder / name
+    """Where the process of a model listens."""
+    return short_path(Path(settings.WORKBENCH_RUN_DIR), f"m{model_id.hex[-12:]}.sock")
 
 
 class Wanted(NamedTuple):
@@ -79,7 +71,7 @@ class ResidentProcess:
 
     def __init__(self, wanted: Wanted, host: str) -> None:
         self.wanted, self._host = wanted, host
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: ProcessGroup | None = None
         self._stopping = False
         self._idle = False
         self.given_away = False  # another host was quicker, or thought this one dead
@@ -93,12 +85,8 @@ class ResidentProcess:
     async def stop(self) -> None:
         """End the process and wait for it."""
         self._stopping = True
-        process = self._process
-        if process is not None and process.returncode is None:
-            _signal(process, signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), STOP_SECONDS)
-            _signal(process, signal.SIGKILL)
+        if self._process is not None:
+            await self._process.stopped(STOP_SECONDS)
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -106,7 +94,7 @@ class ResidentProcess:
 
     async def _run(self) -> None:
         """Start the process again and again until it is stopped or says that it cannot load the model."""
-        failures = 0
+        backoff = Backoff(RESTART_SECONDS, stable=STABLE_SECONDS)
         while not self._stopping:
             started = time.monotonic()
             try:
@@ -116,9 +104,7 @@ class ResidentProcess:
                 refused = False
             if refused or self._stopping:
                 return
-            failures = 0 if time.monotonic() - started > STABLE_SECONDS else failures
-            await asyncio.sleep(BACKOFF[min(failures, len(BACKOFF) - 1)])
-            failures += 1
+            await asyncio.sleep(backoff.after(time.monotonic() - started))
 
     async def _one_life(self) -> bool:
         """Start, announce, watch; True when the worker refused the model, which trying again would not change."""
@@ -126,15 +112,14 @@ class ResidentProcess:
         if not await self._store(State.STARTING, **_NOWHERE, started_at=timezone.now()):
             self.given_away = True
             return True
-        process = self._process = await self._spawn(f"tcp:{host}:0" if host else f"unix:{path}")
+        process = self._process = self._start(f"tcp:{host}:0" if host else f"unix:{path}")
         try:
             return await self._watch(process)
         finally:
-            _signal(process, signal.SIGKILL)
-            await process.wait()
+            await process.stopped(0.0)
             path.unlink(missing_ok=True)
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> bool:
+    async def _watch(self, process: ProcessGroup) -> bool:
         try:
             said = await asyncio.wait_for(
                 self._first_word(process), settings.WORKBENCH_RESIDENT_START_SECONDS
@@ -160,7 +145,7 @@ class ResidentProcess:
             await self._note_fingerprint(info.fingerprint)
             await self._live(process, said["address"])
         if not self._stopping:
-            status = await self._status(process)
+            status = process.reap() if await process.ended(1.0) else None  # None: it hangs
             how = f" ({signal.Signals(-status).name})" if status is not None and status < 0 else ""
             code, message, hint = _ended
             if status == -signal.SIGKILL:
@@ -169,13 +154,12 @@ class ResidentProcess:
             await self._store_error(State.LOST, code, message.format(how=how), hint)
         return False
 
-    async def _live(self, process: asyncio.subprocess.Process, address: str) -> None:
+    async def _live(self, process: ProcessGroup, address: str) -> None:
         """Ping until the process ends or no longer answers."""
-        waiting = asyncio.create_task(process.wait())
         answered = time.monotonic()
         client: ResidentClient | None = None
         try:
-            while not waiting.done():
+            while process.running:
                 try:
                     if client is None or client.closed:
                         client = await ResidentClient.connect(address)
@@ -185,12 +169,11 @@ class ResidentProcess:
                     if not await self._note(status):
                         return
                 except (ResidentLost, ResidentError, TimeoutError):
-                    if time.monotonic() - answered > PING_PATIENCE:
+                    if time.monotonic() - answered > HANGS_SECONDS:
                         log.error("resident_hangs", model=str(self.wanted.model_id), pid=process.pid)
                         return
-                await asyncio.wait([waiting], timeout=PING_SECONDS)
+                await process.ended(PING_SECONDS)
         finally:
-            waiting.cancel()
             if client is not None:
                 client.close()
 
@@ -205,7 +188,7 @@ class ResidentProcess:
             await sync_to_async(services.unload_idle)(model_id=self.wanted.model_id, minutes=minutes)
         return mine
 
-    async def _spawn(self, address: str) -> asyncio.subprocess.Process:
+    def _start(self, address: str) -> ProcessGroup:
         wanted = self.wanted
         command = [
             str(settings.WORKBENCH_ENGINE_PYTHON),
@@ -222,34 +205,29 @@ class ResidentProcess:
         logs = Path(settings.WORKBENCH_LOG_DIR)
         logs.mkdir(parents=True, exist_ok=True)
         with (logs / f"resident-{wanted.model_id.hex[-12:]}.log").open("ab") as errors:
-            return await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
+            return ProcessGroup(
+                command,
+                stdout=subprocess.PIPE,
                 stderr=errors,
-                env=child_environment(
+                environment=child_environment(
                     hub=names_the_hub({"model": wanted.reference}),
                     hub_token=settings.HF_TOKEN,
                     resident=bool(settings.WORKBENCH_RESIDENT_HOST),
                     more=settings.WORKBENCH_CHILD_ENVIRONMENT,
                 ),
-                start_new_session=True,
             )
 
-    async def _first_word(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
+    async def _first_word(self, process: ProcessGroup) -> dict[str, Any]:
         """The one JSON line it prints; an empty answer when it dies without a word."""
-        assert process.stdout is not None
-        while line := await process.stdout.readline():
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, process.stdout)
+        while line := await reader.readline():
             with contextlib.suppress(msgspec.DecodeError):
                 said = msgspec.json.decode(line)
                 if isinstance(said, dict):
                     return said
         return {}
-
-    async def _status(self, process: asyncio.subprocess.Process) -> int | None:
-        with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(process.wait(), 1)
-        return None
 
     async def _store(self, state: str, **values: Any) -> bool:
         """False when the model is gone, or another host's."""
@@ -333,9 +311,3 @@ class Residents:
         return {
             row.pk: Wanted(row.pk, row.locate(), row.revision, row.dtype, row.load_asked_at) for row in rows
         }
-
-
-def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import os
 import queue
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
-from uuid import UUID
 
 import msgspec
 import structlog
@@ -22,7 +18,6 @@ from django.conf import settings
 from django.db import OperationalError, connection
 
 from apps.artifacts import services as artifacts
-from apps.artifacts import storage
 from apps.core.errors import MicroscopeError
 from apps.jobs import leases
 from apps.jobs.kinds import OUT, get_kind
@@ -30,10 +25,12 @@ from apps.jobs.leases import LeaseLost
 from apps.jobs.models import Job
 from apps.jobs.states import State
 from microscope.params import ExitCode
-from worker.child import Child, kill_leftover
+from microscope.processes.limits import BY_SIGNAL, Usage
 from worker.environment import child_environment, names_the_hub
-from worker.limits import BY_SIGNAL, Watch, limits_of
+from worker.job_process import JobProcess
+from worker.limits import JobLimits, limits_of
 from worker.reporting import Reporter
+from worker.workdirs import WorkdirBusy, locked
 
 log = structlog.get_logger(__name__)
 
@@ -55,10 +52,6 @@ DISK_FULL = (
 )
 
 
-class WorkdirBusy(Exception):
-    """A child of an earlier attempt still works in the folder."""
-
-
 class Supervision:
     """Runs one claimed job to its end. Call :meth:`run` from a thread that outlives the child.
 
@@ -74,8 +67,9 @@ class Supervision:
         self._kind = get_kind(job.kind)
         self._workdir = leases.workdir(job.pk)
         self._cancel_file = self._workdir / "cancel"
-        self._child: Child | None = None
-        self._watch: Watch | None = None
+        self._child: JobProcess | None = None
+        self._limits: JobLimits | None = None
+        self._usage: Usage | None = None
         self._lost = threading.Event()
         self._done = threading.Event()
         self._log = log.bind(job=str(job.pk), kind=job.kind, attempt=job.attempt)
@@ -105,7 +99,7 @@ class Supervision:
         finally:
             self._done.set()
             if self._child is not None:
-                self._child.finish()
+                self._child.reap()
             heartbeat.join(timeout=10)
 
     # --- start ----------------------------------------------------------------------------------------
@@ -118,17 +112,17 @@ class Supervision:
             return
         self._log.info("job_started", pid=child.pid)
         reason = self._follow(child, reporter)
-        status = child.finish()
+        status = child.reap()
         self._drain_events(child, reporter)
         self._conclude(status, reason, reporter)
 
-    def _start_child(self) -> tuple[Child | None, Reporter]:
+    def _start_child(self) -> tuple[JobProcess | None, Reporter]:
         """Start the child in the folder; None when the job was cancelled before.
 
         The child inherits the lock of the folder and is then its only holder: two children never work
         there at once, and a supervisor that hangs does not keep the next attempt out.
         """
-        with self._locked_workdir() as lock:
+        with locked(self._workdir, give_up=self._lost.is_set) as lock:
             leases.recover_output(self._job)
             self._cancel_file.unlink(missing_ok=True)
             config = self._kind.prepare(self._job, self._workdir)
@@ -146,14 +140,14 @@ class Supervision:
                     more=settings.WORKBENCH_CHILD_ENVIRONMENT,
                     confined=limits.confined,
                 )
-                self._child = Child(
+                self._child = JobProcess(
                     command,
                     self._workdir,
                     environment=environment,
                     limits=limits,
                     keep_open=[lock],
                 )
-                self._watch = Watch(self._child.pid, limits)
+                self._limits, self._usage = limits, Usage(self._child.pid, limits)
             except (FileNotFoundError, PermissionError) as error:
                 raise MicroscopeError(
                     "engine_missing",
@@ -172,40 +166,14 @@ class Supervision:
                 return Job.objects.for_display().get(pk=self._job.pk)
             raise
 
-    @contextlib.contextmanager
-    def _locked_workdir(self) -> Iterator[int]:
-        """Hold the folder's lock until the child has it."""
-        descriptor = os.open(self._workdir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            self._acquire(descriptor)
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def _acquire(self, descriptor: int) -> None:
-        deadline = time.monotonic() + 10
-        killed = False
-        while True:
-            try:
-                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if self._lost.is_set():
-                    raise LeaseLost from None
-                if time.monotonic() > deadline:
-                    self._log.error("workdir_busy")
-                    raise WorkdirBusy from None
-                if not killed and time.monotonic() > deadline - 8:
-                    killed = kill_leftover(self._workdir)
-                time.sleep(0.05)
-
     # --- while it runs --------------------------------------------------------------------------------
 
-    def _follow(self, child: Child, reporter: Reporter) -> str:
+    def _follow(self, child: JobProcess, reporter: Reporter) -> str:
         """Read events until the child ends; returns why it was told to stop, if it was."""
         reason, asked_at, sent, looked = "", 0.0, 0, 0.0
         grace = settings.WORKBENCH_CANCEL_GRACE_SECONDS
-        watch = self._watch
-        assert watch is not None
+        usage = self._usage
+        assert usage is not None
         while child.running:
             if self._lost.is_set():
                 raise LeaseLost
@@ -223,7 +191,7 @@ class Supervision:
                     if self._state() == State.CANCELLING:
                         reason = "cancel"
                     else:
-                        reason = watch.exceeded()
+                        reason = usage.exceeded()
                 if reason == "memory":
                     child.signal(signal.SIGKILL)  # it would take more while it was asked
                 if reason:
@@ -239,7 +207,7 @@ class Supervision:
                 sent += 1
         return reason
 
-    def _drain_events(self, child: Child, reporter: Reporter) -> None:
+    def _drain_events(self, child: JobProcess, reporter: Reporter) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 reporter.take(child.events.get_nowait())
@@ -285,8 +253,10 @@ class Supervision:
             self._settle(lambda: leases.confirm_cancel(job=job, token=token))
         elif reason == "drain":
             self._settle(lambda: leases.give_back(job=job, token=token))
-        elif (limit := reason or BY_SIGNAL.get(status)) and self._watch is not None:
-            self._fail(*self._watch.refusal(limit))
+        elif limit := reason or BY_SIGNAL.get(status):
+            assert self._limits is not None
+            assert self._usage is not None
+            self._fail(*self._limits.refusal(limit, self._usage.memory))
         elif reporter.error is not None and status in (ExitCode.REFUSED, ExitCode.CRASHED):
             error = reporter.error
             self._fail(error.code or "failed", error.message, error.hint)
@@ -375,23 +345,3 @@ def _crash(status: int) -> tuple[str, str, str]:
         f"The process doing the work ended with status {status}.",
         "See the last lines of its log.",
     )
-
-
-def clean_workdirs(older_than: float) -> int:
-    """Remove folders of jobs that are over and untouched for so many seconds; returns how many.
-
-    That of a job that succeeded goes whatever its age: its worker died between the result and the broom.
-    """
-    removed = 0
-    root = Path(settings.WORKBENCH_JOB_DIR)
-    for folder in root.iterdir() if root.is_dir() else ():
-        with contextlib.suppress(ValueError, FileNotFoundError):
-            old = time.time() - folder.stat().st_mtime >= older_than
-            job = Job.objects.filter(pk=UUID(folder.name)).select_related("artifact").first()
-            succeeded = job is not None and job.state == State.SUCCEEDED
-            if succeeded and job is not None and job.artifact is not None:
-                storage.drop_scratch(job.artifact.local_path)
-            if succeeded or (old and (job is None or job.is_final)):
-                shutil.rmtree(folder, ignore_errors=True)
-                removed += 1
-    return removed

@@ -16,7 +16,8 @@ from apps.jobs import leases
 from apps.jobs.announce import RUN_JOB
 from apps.jobs.models import WorkerNode
 from worker.node import Node
-from worker.supervise import Supervision, clean_workdirs
+from worker.supervise import Supervision
+from worker.workdirs import clean_workdirs
 
 log = structlog.get_logger(__name__)
 

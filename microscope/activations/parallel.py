@@ -16,7 +16,7 @@ from microscope.activations.forward import SiteReader, SitesRows, joined
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, is_out_of_memory
 from microscope.params import Site
-from microscope.processes import die_with_parent
+from microscope.processes.manners import die_with_parent
 from microscope.threads import Begun
 
 Batch = Sequence[np.ndarray]  # token windows

@@ -19,7 +19,7 @@ from microscope.cli.outputs import check_outputs
 from microscope.cli.reporting import BarProgress, EventProgress
 from microscope.errors import Cancelled, MicroscopeError
 from microscope.params import ExitCode, JobEvent, JobParams, decode_params
-from microscope.processes import die_with_parent, event_stream, yield_to_people
+from microscope.processes.manners import die_with_parent, event_stream, yield_to_people
 from microscope.progress import Progress
 
 _LAUNCH = ("config", "events", "cancel_file", "as_json")

@@ -164,13 +164,12 @@ async def test_what_a_resident_is_told(world, settings, monkeypatch, tmp_path, o
     monkeypatch.setattr(ResidentProcess, "_run", never)
     reference = "some/model" if on_the_hub else str(tmp_path)
     resident = ResidentProcess(Wanted(world.model.pk, reference, "", "auto", None), "h")
-    process = await resident._spawn(f"unix:{tmp_path}/s" if not host else f"tcp:{host}:0")
+    process = resident._start(f"unix:{tmp_path}/s" if not host else f"tcp:{host}:0")
     try:
         raw = Path(f"/proc/{process.pid}/environ").read_bytes().decode()
         told = dict(entry.split("=", 1) for entry in raw.split("\0") if entry)
     finally:
-        process.kill()
-        await process.wait()
+        process.reap()
     assert secrets.keys() & told.keys() == set()
     assert ("HF_TOKEN" in told) is on_the_hub
     assert ("WORKBENCH_RESIDENT_TOKEN" in told) is bool(host)

@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from apps.jobs import leases
 from tests.factories import ArtifactFactory, JobFactory
-from worker.supervise import clean_workdirs
+from worker.workdirs import clean_workdirs
 
 WEEK = 7 * 24 * 3600.0
 

@@ -1,4 +1,4 @@
-"""Manners of a process that another one started."""
+"""How a process behaves that another one started."""
 
 from __future__ import annotations
 
