@@ -76,7 +76,7 @@ def _in_turns(columns: dict[str, Column], tokens: int) -> dict[str, list[float]]
 def _plain(resident: ResidentModel) -> Column:
     """Greedy decoding as Hugging Face does it, with keys and values kept."""
     model = resident.loaded.model
-    ids = resident._session(SESSION).tokens[None]
+    ids = resident.sessions.get(SESSION).tokens[None]
     with torch.inference_mode():
         out = model(ids, use_cache=True, logits_to_keep=1)
 
@@ -90,7 +90,9 @@ def _plain(resident: ResidentModel) -> Column:
 
 
 def _ours(resident: ResidentModel, program: Program) -> Column:
-    column = Continuation(resident._runner, resident._session(SESSION).baseline, program, resident._saes)
+    column = Continuation(
+        resident._runner, resident.sessions.get(SESSION).baseline, program, resident.attached.saes
+    )
     token = int(column.logits(lambda _: False).argmax())
 
     def write() -> None:
@@ -104,14 +106,14 @@ def _ours(resident: ResidentModel, program: Program) -> Column:
 def _scaled(resident: ResidentModel, sae: SparseAutoencoder, bias: float) -> Column:
     """A column under a feature multiplied by 3; ``bias`` is the feature's in the encoder."""
     sae.b_enc[FEATURE] = bias
-    resident._saes[sae.content_fingerprint()] = sae
+    resident.attached.saes[sae.content_fingerprint()] = sae
     feature = FeatureRef(sae=sae.content_fingerprint(), index=FEATURE)
     edit = Edit(kind="scale", site=sae.config.site, feature=feature, strength=3.0)
     program = bind(
         EditPlan(edits=(edit,)),
         family=resident.loaded.family,
         n_layers=resident.loaded.n_layers,
-        saes=resident._saes,
+        saes=resident.attached.saes,
         adapters={},
         generating=True,
     )

@@ -71,7 +71,7 @@ def silent_sae(d: int, layer: int, seed: int) -> SparseAutoencoder:
 
 
 def attach(resident: ResidentModel, sae: SparseAutoencoder) -> str:
-    resident._saes[sae.content_fingerprint()] = sae
+    resident.attached.saes[sae.content_fingerprint()] = sae
     return sae.content_fingerprint()
 
 

@@ -30,7 +30,7 @@ def stand_in(d: int, layer: int, kind: str = "topk") -> SparseAutoencoder:
 def opened(model: str, text: str, dtype: Any, sae: SparseAutoencoder) -> ResidentModel:
     """A resident model with the autoencoder attached and a session on the text."""
     resident = ResidentModel(load_model(model, dtype=dtype, device="cpu"))
-    resident._saes[sae.content_fingerprint()] = sae
+    resident.attached.saes[sae.content_fingerprint()] = sae
     resident.open(SESSION, text)
     return resident
 
@@ -68,7 +68,7 @@ def seen(
 def _resident(model: str, text: str, ids: list[int], dtype: str, layer: int) -> tuple[ResidentModel, _Edits]:
     sae = stand_in(576, layer)
     resident = opened(model, text, dtype, sae)
-    assert resident._session(SESSION).tokens.tolist() == ids, "all contestants run the same tokens"
+    assert resident.sessions.get(SESSION).tokens.tolist() == ids, "all contestants run the same tokens"
     return resident, _Edits(sae)
 
 

@@ -32,7 +32,7 @@ def apply_patch(params: PatchApplyParams, progress: Progress = SILENT) -> dict[s
     kept = (path for fingerprint, path in patch.adapters.items() if fingerprint in patch.plan.adapters())
     for path in params.adapter_path or kept:
         resident.attach_adapter(path)
-    refuse_missing(patch.plan, resident.saes, resident.adapters)
+    refuse_missing(patch.plan, resident.attached.saes, resident.attached.adapters)
     resident.open("prompt", params.prompt, top=params.top)
     applied = resident.apply("prompt", patch.plan, top=params.top)
     comparison = applied.comparison

@@ -32,7 +32,8 @@ class Worker:
 
     def __init__(self, resident: ResidentModel, place: Path) -> None:
         self.may_read = threading.Event()
-        self._read, resident.read_sae = resident.read_sae, self._slowly  # type: ignore[method-assign]
+        attached = resident.attached
+        self._read, attached.read_sae = attached.read_sae, self._slowly  # type: ignore[method-assign]
         self.server, self.address = ResidentServer(resident), f"unix:{place}"
         self.clients: list[ResidentClient] = []
         self.loop = asyncio.new_event_loop()

@@ -53,7 +53,7 @@ def test_every_token_is_what_the_plain_model_says_under_the_plan_of_the_moment(t
     saes = [random_sae(32, layer, 1, kind=kind) for layer, kind in enumerate(kinds)]
     table = {attach(resident, sae): sae for sae in saes}
     adapters = [random_adapter(tiny, seed) for seed in range(2)]
-    resident._adapters = {adapter.fingerprint: adapter for adapter in adapters}
+    resident.attached.adapters.update({adapter.fingerprint: adapter for adapter in adapters})
     prompt = tiny.tokenizer(PROMPT)["input_ids"]
     kinds = ("scale", "clamp_firing", "clamp_all", "add", "project", "splice", "ablate_everywhere")
 
@@ -68,7 +68,9 @@ def test_every_token_is_what_the_plain_model_says_under_the_plan_of_the_moment(t
             current = plan()
             resident.apply("s", current)
         ids = torch.tensor([*prompt, *said])
-        want = through_hugging_face(tiny, ids, current.edits, table, resident._adapters, prompt=len(prompt))
+        want = through_hugging_face(
+            tiny, ids, current.edits, table, resident.attached.adapters, prompt=len(prompt)
+        )
         step = resident.next_tokens("s")
         if step.patched is None:
             break
@@ -113,7 +115,7 @@ def test_equal_seeds_say_the_same_and_others_do_not(resident):
 
 
 def test_sampling_follows_the_softmax(resident):
-    logits = resident._session("s").baseline.logits
+    logits = resident.sessions.get("s").baseline.logits
     want = (logits.double() / 0.7).softmax(0)
     drawn = torch.zeros(len(want), dtype=torch.float64)
     for seed in range(600):
@@ -138,7 +140,7 @@ def test_edits_of_generated_positions_leave_the_prompt_alone(resident):
 def test_nothing_of_a_generation_reaches_the_prompts_states(resident):
     sae = random_sae(32, 1, 0)
     attach(resident, sae)
-    baseline = resident._session("s").baseline
+    baseline = resident.sessions.get("s").baseline
     before = [t.clone() for kv in baseline.past for t in kv]
     generate(resident, EditPlan(edits=(make_edit(sae, 3, "add", 9.0),)))
     assert all(
@@ -151,7 +153,7 @@ def test_nothing_of_a_generation_reaches_the_prompts_states(resident):
 
 def test_endings(resident, llama):
     assert generate(resident, EditPlan(), 3)[-1].ended == "tokens"
-    room = resident.max_context - len(resident._session("s").baseline)
+    room = resident.max_context - len(resident.sessions.get("s").baseline)
     resident.loaded.config.eos_token_id, kept = None, resident.loaded.config.eos_token_id
     try:
         steps = generate(resident, EditPlan(), 4000)
@@ -189,7 +191,7 @@ def test_what_is_impossible_is_refused(resident):
     with pytest.raises(MicroscopeError) as caught:
         resident.next_tokens("s")
     assert caught.value.code == "not_finite"
-    assert resident._session("s").generation is None
+    assert resident.sessions.get("s").generation is None
 
 
 def test_positions_move_by_the_kl_of_the_whole_forward(resident, llama):

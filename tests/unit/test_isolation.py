@@ -72,7 +72,7 @@ def fresh(llama, saes, adapters):
         resident = ResidentModel(llama)
         for sae in saes:
             attach(resident, sae)
-        resident._adapters = {adapter.fingerprint: adapter for adapter in adapters}
+        resident.attached.adapters.update({adapter.fingerprint: adapter for adapter in adapters})
         return resident
 
     return make
@@ -116,7 +116,7 @@ def act(resident: ResidentModel, name: str, action: Action) -> Answer:
             case "open":
                 assert isinstance(what, str)
                 resident.open(name, what)
-                return resident._session(name).baseline.logits.numpy().tobytes()
+                return resident.sessions.get(name).baseline.logits.numpy().tobytes()
             case "close":
                 resident.close(name)
                 return None
@@ -188,7 +188,7 @@ def check_against_the_plain_model(
     loaded, ids = resident.loaded, torch.empty(0, dtype=torch.long)
 
     def plain(plan: EditPlan) -> torch.Tensor:
-        return everywhere_through_hugging_face(loaded, ids, plan.edits, table, resident._adapters)
+        return everywhere_through_hugging_face(loaded, ids, plan.edits, table, resident.attached.adapters)
 
     for number, ((kind, what), answer) in enumerate(zip(actions, answers, strict=True)):
         if kind == "open":
@@ -270,7 +270,7 @@ def test_a_neighbours_baseline_is_the_same_before_during_and_after(fresh, saes):
     resident = fresh()
     for name in ("a", "b"):
         resident.open(name, PROMPT)
-    neighbour = resident._session("b").baseline
+    neighbour = resident.sessions.get("b").baseline
     states = [*neighbour.residuals, *itertools.chain(*neighbour.past), neighbour.logits]
     before = [t.clone() for t in states]
     rng = random.Random(1)
@@ -295,7 +295,7 @@ def test_a_failure_at_any_tap_leaves_everybody_as_they_were(family, model_folder
     sae, adapter = random_sae(32, 1, 1), random_adapter(loaded, 0)
     resident = ResidentModel(loaded)
     attach(resident, sae)
-    resident._adapters = {adapter.fingerprint: adapter}
+    resident.attached.adapters.update({adapter.fingerprint: adapter})
     for name in ("a", "b"):
         resident.open(name, PROMPT)
     edits = (
@@ -306,7 +306,7 @@ def test_a_failure_at_any_tap_leaves_everybody_as_they_were(family, model_folder
     expected = {
         name: resident.apply(name, EditPlan(edits=edits)).outcome.logits.clone() for name in ("a", "b")
     }
-    base = resident._session("a").baseline.logits.clone()
+    base = resident.sessions.get("a").baseline.logits.clone()
     runner = type(resident._runner)
     taps = [
         (runner, "block"),
@@ -328,8 +328,8 @@ def test_a_failure_at_any_tap_leaves_everybody_as_they_were(family, model_folder
                     raise Injected
                 return original(*args, **kwargs)
 
-            state = resident._session("a")
-            state.seen.clear(), state.runs.clear()
+            state = resident.sessions.get("a")
+            state.outcomes.clear(), state.runs.clear()
             for layer in state.baseline.layers:
                 layer.codes.clear()
             with monkeypatch.context() as patched:
@@ -340,7 +340,7 @@ def test_a_failure_at_any_tap_leaves_everybody_as_they_were(family, model_folder
                     broken += 1
             assert torch.equal(resident.apply("a", EditPlan()).outcome.logits, base)
             for person, logits in expected.items():
-                resident._session(person).seen.clear()
+                resident.sessions.get(person).outcomes.clear()
                 again = resident.apply(person, EditPlan(edits=edits)).outcome.logits
                 torch.testing.assert_close(again, logits, rtol=1e-5, atol=1e-6)
     assert broken >= 12
@@ -359,13 +359,13 @@ def test_what_is_not_finite_stays_with_its_row_and_session(fresh, saes):
         resident.apply("a", EditPlan(edits=(absurd,)))
     assert caught.value.code == "not_finite"
     assert "Lower the strength" in caught.value.hint
-    resident._session("b").seen.clear()
-    resident._session("b").runs.clear()
+    resident.sessions.get("b").outcomes.clear()
+    resident.sessions.get("b").runs.clear()
     assert torch.equal(resident.apply("b", plan).outcome.logits, before)
     torch.testing.assert_close(resident.apply("a", plan).outcome.logits, before, rtol=1e-5, atol=1e-6)
     # an infinite change where the edit may not act is no change
     beyond = make_edit(saes[0], 1, "add", 1e38, unit_value=1e30, positions=Positions(mode="from", start=99))
     assert (
         resident.apply("a", EditPlan(edits=(beyond,))).outcome.logits
-        is resident._session("a").baseline.logits
+        is resident.sessions.get("a").baseline.logits
     )

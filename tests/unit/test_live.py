@@ -72,7 +72,7 @@ def test_random_toggling_equals_the_plain_full_forward(tiny):
     resident = ResidentModel(tiny)
     resident._special = frozenset()
     resident.open("s", PROMPT)
-    norm = float(resident._session("s").baseline.residuals[1].norm(dim=1).quantile(0.8))
+    norm = float(resident.sessions.get("s").baseline.residuals[1].norm(dim=1).quantile(0.8))
     saes = [
         random_sae(32, layer, seed, kind=kind, max_norm=norm if seed % 2 else None)
         for layer in range(4)
@@ -80,7 +80,7 @@ def test_random_toggling_equals_the_plain_full_forward(tiny):
     ]
     table = {attach(resident, sae): sae for sae in saes}
     adapters = [random_adapter(tiny, seed) for seed in range(3)]
-    resident._adapters = {adapter.fingerprint: adapter for adapter in adapters}
+    resident.attached.adapters.update({adapter.fingerprint: adapter for adapter in adapters})
     edits: list[Edit] = []
     starts = set()
     for _ in range(70):
@@ -92,7 +92,7 @@ def test_random_toggling_equals_the_plain_full_forward(tiny):
             edits[rng.randrange(len(edits))] = random_edit(rng, saes, len(ids), adapters, ALL_KINDS)
         plan = one_splice_per_site(edits)
         applied = resident.apply("s", plan)
-        expected = through_hugging_face(tiny, ids, plan.edits, table, resident._adapters)
+        expected = through_hugging_face(tiny, ids, plan.edits, table, resident.attached.adapters)
         torch.testing.assert_close(
             applied.outcome.logits, expected, rtol=1e-4, atol=1e-5 * max(1.0, float(expected.abs().max()))
         )
@@ -155,7 +155,7 @@ def test_receipts_name_the_positions_and_the_size(llama):
     sae = random_sae(32, 2, 3)
     attach(resident, sae)
     resident.open("s", PROMPT)
-    x = resident._session("s").baseline.residuals[2]
+    x = resident.sessions.get("s").baseline.residuals[2]
     fired = [(i, (sae.encode(x).indices == i).any(1).nonzero()[:, 0].tolist()) for i in range(64)]
     index, places = next((i, p) for i, p in fired if 0 < len(p) < 5)
     applied = resident.apply("s", EditPlan(edits=(make_edit(sae, index, "ablate"),)))
@@ -171,7 +171,7 @@ def test_special_tokens_and_sinks_are_left_alone_unless_asked(llama):
     resident._special = frozenset({llama.tokenizer("state")["input_ids"][0]})
     sae = random_sae(32, 2, 3)
     resident.open("s", PROMPT)
-    norms = resident._session("s").baseline.residuals[2].norm(dim=1)
+    norms = resident.sessions.get("s").baseline.residuals[2].norm(dim=1)
     loudest = int(norms.argmax())
     sae.config.token_filter = TokenFilter(max_norm=float(norms.sort().values[-2]) + 1e-3)
     attach(resident, sae)
@@ -262,7 +262,7 @@ def test_features_of_a_prompt(llama):
     sae = random_sae(32, 2, 3)
     name = attach(resident, sae)
     resident.open("s", PROMPT)
-    x = resident._session("s").baseline.residuals[2]
+    x = resident.sessions.get("s").baseline.residuals[2]
     codes = sae.encode(x)
     dense = torch.zeros(len(x), 64).scatter_(1, codes.indices, codes.values)
     got = resident.read_features("s", name, indices=(5, 9))
@@ -359,7 +359,7 @@ def test_changing_the_topmost_edit_restarts_only_there(llama, monkeypatch):
 
     resident.apply("s", EditPlan(edits=(everywhere, late(1.0))))
     ran = counting(type(resident._runner), monkeypatch)
-    rows = len(resident._session("s").baseline)
+    rows = len(resident.sessions.get("s").baseline)
     resident.apply("s", EditPlan(edits=(everywhere, late(2.0))))
     # the lower edit changes every row, but only the upper one moved, and it acts from position 10 on
     assert ran == [(3, rows - 10, 10, "last row")]
@@ -379,10 +379,10 @@ def test_the_top_block_is_completed_when_an_edit_behind_it_needs_all_rows(family
     low, high = random_sae(32, 1, 0), random_sae(32, 3, 0)
     table = {attach(resident, sae): sae for sae in (low, high)}
     resident.open("s", PROMPT)
-    ids = resident._session("s").baseline.tokens
+    ids = resident.sessions.get("s").baseline.tokens
     below = make_edit(low, 3, "add", 2.0, positions=Positions(include_sinks=True))
     moved = resident.read_positions("s", EditPlan(edits=(below,)))[1]
-    top = resident._session("s").runs.popitem()[1].layers[-1]
+    top = resident.sessions.get("s").runs.popitem()[1].layers[-1]
     assert top.only_last
     assert len(top.x) == 1
     fresh = ResidentModel(loaded)
@@ -390,7 +390,7 @@ def test_the_top_block_is_completed_when_an_edit_behind_it_needs_all_rows(family
     fresh.open("s", PROMPT)
     whole = EditPlan(edits=(below, make_edit(high, 3, "add", 1e-6, positions=Positions(include_sinks=True))))
     fresh.apply("s", whole)
-    assert not fresh._session("s").runs.popitem()[1].layers[-1].only_last
+    assert not fresh.sessions.get("s").runs.popitem()[1].layers[-1].only_last
     assert moved == pytest.approx(fresh.read_positions("s", whole)[1], abs=1e-4)
     for strength, positions in ((1.0, Positions()), (0.5, Positions(mode="from", start=4))):
         resident.apply("s", EditPlan(edits=(below,)))
@@ -407,12 +407,12 @@ def test_a_low_rank_edit_starts_at_its_lowest_module(llama, monkeypatch):
     resident = ResidentModel(llama)
     resident.open("s", PROMPT)
     adapter = random_adapter(llama, 1)
-    resident._adapters[adapter.fingerprint] = adapter
+    resident.attached.adapters[adapter.fingerprint] = adapter
     ran = counting(type(resident._runner), monkeypatch)
     lowest = min(int(path.split(".")[2]) for path in adapter.factors)
     edit = Edit(kind="lora", adapter=adapter.fingerprint, strength=1.0)
     applied = resident.apply("s", EditPlan(edits=(edit,)))
-    rows = len(resident._session("s").baseline)
+    rows = len(resident.sessions.get("s").baseline)
     assert [(layer, rows, 0) for layer in range(lowest, 4)] == [call[:3] for call in ran]
     assert applied.outcome.effects[0].positions == tuple(range(rows))
 
@@ -430,9 +430,9 @@ def test_caches_stay_within_their_budget(llama):
         plan = EditPlan(edits=tuple(random_edit(rng, saes, 10) for _ in range(2)))
         got = [r.apply("abc"[step % 3], plan).outcome.logits for r in (roomy, tight)]
         torch.testing.assert_close(*got, rtol=1e-4, atol=1e-4)
-    baselines = sum(tight._session(name).baseline.nbytes for name in ("a", "b", "c"))
-    assert tight.cache_bytes <= max(100_000, baselines)
-    assert roomy.cache_bytes > tight.cache_bytes
+    baselines = sum(tight.sessions.get(name).baseline.nbytes for name in ("a", "b", "c"))
+    assert tight.sessions.nbytes <= max(100_000, baselines)
+    assert roomy.sessions.nbytes > tight.sessions.nbytes
 
 
 def test_a_block_that_ignores_its_patch_is_an_error_not_an_answer(model_folders, monkeypatch):
@@ -442,7 +442,7 @@ def test_a_block_that_ignores_its_patch_is_an_error_not_an_answer(model_folders,
     resident = ResidentModel(loaded)
     resident.open("s", PROMPT)
     adapter = random_adapter(loaded, 1)
-    resident._adapters[adapter.fingerprint] = adapter
+    resident.attached.adapters[adapter.fingerprint] = adapter
     for module in loaded.model.modules():
         module._forward_hooks.clear()
     plan = EditPlan(edits=(Edit(kind="lora", adapter=adapter.fingerprint, strength=1.0),))
@@ -491,8 +491,8 @@ def test_low_rank_edits_of_strength_zero_are_the_baseline_itself(llama):
     resident = ResidentModel(llama)
     resident.open("s", PROMPT)
     adapter = random_adapter(llama, 3)
-    resident._adapters[adapter.fingerprint] = adapter
+    resident.attached.adapters[adapter.fingerprint] = adapter
     applied = resident.apply(
         "s", EditPlan(edits=(Edit(kind="lora", adapter=adapter.fingerprint, strength=0.0),))
     )
-    assert applied.outcome.logits is resident._session("s").baseline.logits
+    assert applied.outcome.logits is resident.sessions.get("s").baseline.logits

@@ -52,7 +52,7 @@ class Conversation:
         self.silent = [silent_sae(32, layer, 3) for layer in range(4)]
         self.table = {attach(self.resident, sae): sae for sae in (*self.saes, *self.silent)}
         self.adapters: Sequence[LowRankAdapter] = [random_adapter(loaded, seed) for seed in range(2)]
-        self.resident._adapters = {a.fingerprint: a for a in self.adapters}  # type: ignore[assignment]
+        self.resident.attached.adapters.update({a.fingerprint: a for a in self.adapters})
         self.edits: list[Edit] = []
         self.said: list[int] = []
         self.open()
@@ -84,7 +84,7 @@ class Conversation:
 
     def plain(self, plan: EditPlan, ids: Tensor) -> Tensor:
         return everywhere_through_hugging_face(
-            self.loaded, ids, plan.edits, self.table, self.resident._adapters, prompt=len(self.ids)
+            self.loaded, ids, plan.edits, self.table, self.resident.attached.adapters, prompt=len(self.ids)
         )
 
     # --- requests ---------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ class Conversation:
         plan = self.change()
         applied = self.resident.apply("s", plan)
         close(applied.outcome.logits, self.plain(plan, self.ids)[-1])
-        if self.resident._session("s").generation is not None:
+        if self.resident.sessions.get("s").generation is not None:
             self.plan = plan
 
     def positions(self) -> None:
@@ -138,7 +138,7 @@ class Conversation:
 
     def write(self) -> None:
         """Each column's token is the likeliest, or as likely, and as probable as the plain model says."""
-        if self.resident._session("s").generation is None:
+        if self.resident.sessions.get("s").generation is None:
             self.begin()
         step = self.resident.next_tokens("s")
         for piece, said, plan in ((step.base, self.base, EditPlan()), (step.patched, self.said, self.plan)):

@@ -19,6 +19,7 @@ from microscope.cli import main
 from microscope.errors import MicroscopeError
 from microscope.evaluation import evaluate
 from microscope.live import ResidentModel
+from microscope.live.readings import sinks
 from microscope.models import LoadedModel, inspect_model, load_model, runner_for
 from microscope.models.effect import TEXT, inspect
 from microscope.models.quantised import Int8Linear
@@ -224,12 +225,12 @@ def test_evaluation_uses_the_rounded_model_and_refuses_the_whole_one(
     outcome = resident.apply("s", plan, top=5)
     row = sae.W_dec[3].float() / sae.W_dec[3].float().norm()
     loaded = _load(folders["llama"], "nf4")
-    changed = resident._sessions["s"]
+    changed = resident.sessions.by_name["s"]
 
     def push(_module: object, _inputs: object, output: Any) -> Any:
         x = output[0] if isinstance(output, tuple) else output
-        sinks = resident._sinks(changed.baseline) | changed.baseline.special
-        x = x + 5.0 * row * (~sinks)[:, None]
+        skipped = sinks(changed.baseline) | changed.baseline.special
+        x = x + 5.0 * row * (~skipped)[:, None]
         return (x, *output[1:]) if isinstance(output, tuple) else x
 
     handle = loaded.model.model.layers[2].register_forward_hook(push)

@@ -14,13 +14,13 @@ from worker.resident.server import ResidentServer
 
 async def test_nobody_waits_while_an_autoencoder_is_read(llama, sae, sae_folder, tmp_path, monkeypatch):
     resident, gate = ResidentModel(llama), threading.Event()
-    read = resident.read_sae
+    read = resident.attached.read_sae
 
     def slowly(*args, **kwargs):
         assert gate.wait(60)
         return read(*args, **kwargs)
 
-    monkeypatch.setattr(resident, "read_sae", slowly)
+    monkeypatch.setattr(resident.attached, "read_sae", slowly)
     listening, address = await ResidentServer(resident).listen(f"unix:{tmp_path}/r.sock")
     async with listening:
         waits, works = [await Client.connect(address.removeprefix("unix:")) for _ in range(2)]
@@ -43,14 +43,14 @@ async def test_an_autoencoder_is_read_on_when_the_request_is_answered_before(
 ):
     """Read once for all, also when a connection ends; every connection hears of the end, and a later request of a failure."""
     resident, gate, reads = ResidentModel(llama), threading.Event(), []
-    read = resident.read_sae
+    read = resident.attached.read_sae
 
     def slowly(path, *, expect):
         reads.append(path)
         gate.wait(20)
         return read(path, expect=expect)
 
-    monkeypatch.setattr(resident, "read_sae", slowly)
+    monkeypatch.setattr(resident.attached, "read_sae", slowly)
     listening, address = await ResidentServer(resident).listen(f"unix:{tmp_path}/r.sock")
 
     def asks(wait_seconds: float | None, name: str = sae.config.fingerprint) -> p.AttachSae:

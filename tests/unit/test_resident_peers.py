@@ -13,6 +13,8 @@ import pytest
 from apps.live.resident_client import ResidentClient
 from microscope import protocol as p
 from microscope.live import ResidentModel
+from microscope.live.cache import FileCache
+from microscope.live.sessions import SessionCache
 from microscope.params import EditPlan
 from microscope.patching.apply import EditEffect
 from tests.resident_talk import PROMPT, Client, add
@@ -65,16 +67,17 @@ async def test_health_and_answers_are_read_by_the_compute_thread_alone(
     readers: dict[str, set[str]] = {}
 
     def noted(owner: type, name: str) -> None:
-        real = getattr(owner, name).fget
+        real = vars(owner)[name]
 
         def read(self):
             readers.setdefault(name, set()).add(threading.current_thread().name.partition("_")[0])
-            return real(self)
+            return real.fget(self) if isinstance(real, property) else real(self)
 
-        monkeypatch.setattr(owner, name, property(read))
+        monkeypatch.setattr(owner, name, property(read) if isinstance(real, property) else read)
 
     for owner, names in (
-        (ResidentModel, ("sessions", "cache_bytes", "saes", "adapters")),
+        (SessionCache, ("__len__", "nbytes")),
+        (FileCache, ("__iter__",)),
         (EditEffect, ("positions", "max_delta")),
     ):
         for name in names:
@@ -92,9 +95,11 @@ async def test_health_and_answers_are_read_by_the_compute_thread_alone(
     assert isinstance(status, p.Status)
     assert status.sessions == 1
     assert status.saes == [sae.config.fingerprint]
-    assert status.cache_bytes == server.resident._sessions[next(iter(server.resident._sessions))]._measure()
+    assert status.cache_bytes == sum(
+        session.measure() for session in server.resident.sessions.by_name.values()
+    )
     assert readers == {name: {"compute"} for name in readers}
-    assert len(readers) == 6
+    assert len(readers) == 5
     client.writer.close()
 
 
@@ -331,13 +336,13 @@ async def test_room_is_made_before_an_autoencoder_is_read(
     server = ResidentServer(resident)
     listening, address = await server.listen(f"unix:{tmp_path}/r.sock")
     held_while_reading = []
-    read = resident._saes.read
+    read = resident.attached.saes.read
 
     def watched(path: Path):
-        held_while_reading.append(len(resident._saes.in_memory))
+        held_while_reading.append(len(resident.attached.saes.in_memory))
         return read(path)
 
-    monkeypatch.setattr(resident._saes, "read", watched)
+    monkeypatch.setattr(resident.attached.saes, "read", watched)
     async with listening:
         client = await Client.connect(place(address))
         await client.attach(sae, sae_folder)

@@ -252,14 +252,13 @@ def test_what_a_colleague_attaches_moves_no_threshold(native, sinking, tmp_path)
     assert shared.left_out("s", other.content_fingerprint()) == everything
 
 
-def test_a_filter_found_live_survives_being_put_away(native, sinking, tmp_path):
+def test_a_filter_found_live_survives_eviction(native, sinking, tmp_path):
     back = brought_back(native, tmp_path, stated=False)
     loaded = load_model(str(sinking), dtype="float32", device="cpu")
     resident, (sae,) = resident_with(loaded, [back])
     fingerprint, found = sae.content_fingerprint(), sae.config.token_filter
-    assert resident._saes.put_away(fingerprint)
-    resident._room.gave(resident._saes, fingerprint)
-    again = resident._saes[fingerprint]
+    resident.attached.saes.evict(fingerprint)
+    again = resident.attached.saes[fingerprint]
     assert again is not sae
     assert again.config.token_filter == found
 

@@ -112,7 +112,8 @@ class ResidentServer:
     def _look(self) -> Holdings:
         """What the model holds; only the compute thread may look, for it is the one that changes it."""
         resident = self.resident
-        return Holdings(resident.sessions, resident.cache_bytes, resident.saes, resident.adapters)
+        sessions, attached = resident.sessions, resident.attached
+        return Holdings(len(sessions), sessions.nbytes, tuple(attached.saes), tuple(attached.adapters))
 
     # --- one connection -------------------------------------------------------------------------------
 
@@ -184,11 +185,11 @@ class ResidentServer:
 
     async def _read_and_attach(self, name: str, path: str) -> p.SaeAttached:
         """Read an SAE beside the compute thread, then take it over when it is its turn."""
-        loop, resident = asyncio.get_running_loop(), self.resident
+        loop, attached = asyncio.get_running_loop(), self.resident.attached
         if name not in self._holdings.saes:
-            await self.submit("attach", lambda: resident.make_room_for(path)).done
-        sae = await loop.run_in_executor(self._reader, lambda: resident.read_sae(path, expect=name))
-        kept = await self.submit("attach", lambda: resident.attach(path, expect=name, read=sae)).done
+            await self.submit("attach", lambda: attached.make_room_for(path)).done
+        sae = await loop.run_in_executor(self._reader, lambda: attached.read_sae(path, expect=name))
+        kept = await self.submit("attach", lambda: attached.attach_sae(path, expect=name, read=sae)).done
         return p.SaeAttached(sae=name, site=kept.config.site, n_latents=kept.config.n_latents)
 
     def _announce(self, sae: str, error: Exception | None) -> None:
@@ -202,11 +203,11 @@ class ResidentServer:
 
     async def attach_adapter(self, request: p.AttachAdapter, queue: str) -> p.AdapterAttached:
         """Read an adapter, then take it over when it is this queue's turn."""
-        loop, resident = asyncio.get_running_loop(), self.resident
+        loop, attached = asyncio.get_running_loop(), self.resident.attached
         path, name = request.path, request.adapter
         if name not in self._holdings.adapters:
-            await self.submit(queue, lambda: resident.make_room_for(path)).done
-        adapter = await loop.run_in_executor(self._reader, lambda: resident.read_adapter(path, expect=name))
-        kept = await self.submit(queue, lambda: resident.attach_adapter(path, expect=name, read=adapter)).done
+            await self.submit(queue, lambda: attached.make_room_for(path)).done
+        adapter = await loop.run_in_executor(self._reader, lambda: attached.read_adapter(path, expect=name))
+        kept = await self.submit(queue, lambda: attached.attach_adapter(path, expect=name, read=adapter)).done
         rank = max(len(pair.a) for pair in kept.factors.values())
         return p.AdapterAttached(adapter=kept.fingerprint, modules=len(kept.factors), rank=rank)

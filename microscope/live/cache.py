@@ -1,4 +1,4 @@
-"""Attached autoencoders and adapters within one budget of memory: what rested longest is put away and read again."""
+"""Caches of autoencoders and adapters that share one budget of memory: the least recently used is evicted and read again."""
 
 from __future__ import annotations
 
@@ -19,50 +19,49 @@ from microscope.sae import SparseAutoencoder, load_sae
 T = TypeVar("T")
 
 
-class Room:
-    """Memory that shelves share.
+class MemoryBudget:
+    """Memory that caches share.
 
     Args:
-        budget: bytes that may be taken; what was used last always may stay.
+        limit: bytes that may be held; what was used last may always stay.
     """
 
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
-        self._used: OrderedDict[tuple[Shelf[Any], str], int] = OrderedDict()
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        # Least recently used first.
+        self._held: OrderedDict[tuple[FileCache[Any], str], int] = OrderedDict()
 
     @property
     def nbytes(self) -> int:
         """Memory held."""
-        return sum(self._used.values())
+        return sum(self._held.values())
 
-    def make(self, need: int) -> None:
-        """Something is about to be read: whatever rested longest makes room for it."""
+    def make_room(self, need: int) -> None:
+        """Evict what is needed to hold so many bytes more."""
         before = self.nbytes
-        for resting, other in list(self._used):
-            if self.nbytes + need <= self._budget:
-                break
-            if resting.put_away(other):
-                del self._used[resting, other]
+        self._evict(list(self._held), need)
         if self.nbytes < before:
             trim_heap()
 
-    def took(self, shelf: Shelf[Any], name: str, nbytes: int) -> None:
-        """Something new is held; whatever rested longest makes room for it."""
-        self._used[shelf, name] = nbytes
-        self.used(shelf, name)
-        for resting, other in list(self._used)[:-1]:
-            if self.nbytes <= self._budget:
-                return
-            if resting.put_away(other):
-                del self._used[resting, other]
+    def added(self, cache: FileCache[Any], name: str, nbytes: int) -> None:
+        """Something new is held: others may have to go."""
+        self._held[cache, name] = nbytes
+        self.used(cache, name)
+        self._evict(list(self._held)[:-1], 0)
 
-    def used(self, shelf: Shelf[Any], name: str) -> None:
+    def used(self, cache: FileCache[Any], name: str) -> None:
         """Something that is held was used."""
-        self._used.move_to_end((shelf, name))
+        self._held.move_to_end((cache, name))
 
-    def gave(self, shelf: Shelf[Any], name: str) -> None:
-        """Something is gone."""
-        self._used.pop((shelf, name), None)
+    def removed(self, cache: FileCache[Any], name: str) -> None:
+        """Something is held no more."""
+        self._held.pop((cache, name), None)
+
+    def _evict(self, candidates: list[tuple[FileCache[Any], str]], need: int) -> None:
+        for cache, name in candidates:
+            if self.nbytes + need <= self._limit:
+                return
+            cache.evict(name)
 
 
 def size_of(path: Path) -> int:
@@ -70,11 +69,11 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
-class Shelf(MutableMapping[str, T], ABC, Generic[T]):
-    """Things by fingerprint.
+class FileCache(MutableMapping[str, T], ABC, Generic[T]):
+    """Things by fingerprint. Those that were read from a folder can be evicted, and are read again when used.
 
     Args:
-        room: the memory they share with those of other shelves.
+        budget: the memory they share with those of other caches.
         device: where they go.
     """
 
@@ -82,12 +81,12 @@ class Shelf(MutableMapping[str, T], ABC, Generic[T]):
     kind: str
     code: str
 
-    def __init__(self, room: Room, device: torch.device) -> None:
-        self._room, self._device = room, device
+    def __init__(self, budget: MemoryBudget, device: torch.device) -> None:
+        self._budget, self._device = budget, device
         self._loaded: dict[str, T] = {}
-        self._places: dict[str, Path] = {}
+        self._paths: dict[str, Path] = {}
 
-    # Each is a key of the room, whatever it holds.
+    # The budget tells caches apart by identity, whatever they hold.
     __hash__ = object.__hash__
     __eq__ = object.__eq__
 
@@ -129,41 +128,39 @@ class Shelf(MutableMapping[str, T], ABC, Generic[T]):
 
     def keep(self, fingerprint: str, item: T, path: Path) -> None:
         """Keep one that can be read again from its folder."""
-        self._places[fingerprint] = path
+        self._paths[fingerprint] = path
         self[fingerprint] = item
 
-    def put_away(self, fingerprint: str) -> bool:
-        """Let go of one if it can be read again; whether it could."""
-        if fingerprint not in self._places:
-            return False
-        del self._loaded[fingerprint]
-        return True
+    def evict(self, fingerprint: str) -> None:
+        """Let go of one, if it is held and can be read again."""
+        if fingerprint in self._paths and self._loaded.pop(fingerprint, None) is not None:
+            self._budget.removed(self, fingerprint)
 
     def __getitem__(self, fingerprint: str) -> T:
         if fingerprint in self._loaded:
-            self._room.used(self, fingerprint)
+            self._budget.used(self, fingerprint)
         else:
-            self._room.make(size_of(self._places[fingerprint]))
-            _, self[fingerprint] = self.load(self._places[fingerprint], expect=fingerprint)
+            self._budget.make_room(size_of(self._paths[fingerprint]))
+            _, self[fingerprint] = self.load(self._paths[fingerprint], expect=fingerprint)
         return self._loaded[fingerprint]
 
     def __setitem__(self, fingerprint: str, item: T) -> None:
         self._loaded[fingerprint] = item
-        self._room.took(self, fingerprint, self.size(item))
+        self._budget.added(self, fingerprint, self.size(item))
 
     def __delitem__(self, fingerprint: str) -> None:
         del self._loaded[fingerprint]
-        self._places.pop(fingerprint, None)
-        self._room.gave(self, fingerprint)
+        self._paths.pop(fingerprint, None)
+        self._budget.removed(self, fingerprint)
 
     def __contains__(self, fingerprint: object) -> bool:
-        return fingerprint in self._loaded or fingerprint in self._places
+        return fingerprint in self._loaded or fingerprint in self._paths
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._loaded.keys() | self._places.keys())
+        return iter(self._loaded.keys() | self._paths.keys())
 
     def __len__(self) -> int:
-        return len(self._loaded.keys() | self._places.keys())
+        return len(self._loaded.keys() | self._paths.keys())
 
     @property
     def in_memory(self) -> tuple[T, ...]:
@@ -171,25 +168,25 @@ class Shelf(MutableMapping[str, T], ABC, Generic[T]):
         return tuple(self._loaded.values())
 
 
-class SaeShelf(Shelf[SparseAutoencoder]):
+class SaeCache(FileCache[SparseAutoencoder]):
     """Autoencoders.
 
     Args:
-        room: the memory they share with adapters.
+        budget: the memory they share with adapters.
         device: where they go.
-        settle: completes each one that is held, read for the first time or again.
+        complete: completes each one that is held, read for the first time or again.
     """
 
     kind, code = "SAE", "sae"
 
     def __init__(
-        self, room: Room, device: torch.device, settle: Callable[[SparseAutoencoder], object]
+        self, budget: MemoryBudget, device: torch.device, complete: Callable[[SparseAutoencoder], object]
     ) -> None:
-        super().__init__(room, device)
-        self._settle = settle
+        super().__init__(budget, device)
+        self._complete = complete
 
     def __setitem__(self, fingerprint: str, item: SparseAutoencoder) -> None:
-        self._settle(item)
+        self._complete(item)
         super().__setitem__(fingerprint, item)
 
     def read(self, path: Path) -> SparseAutoencoder:
@@ -202,7 +199,7 @@ class SaeShelf(Shelf[SparseAutoencoder]):
         return sum(t.nbytes for t in item.state_dict().values())
 
 
-class AdapterShelf(Shelf[LowRankAdapter]):
+class AdapterCache(FileCache[LowRankAdapter]):
     """Low-rank adapters."""
 
     kind, code = "adapter", "adapter"
