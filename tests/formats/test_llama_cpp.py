@@ -18,9 +18,9 @@ from microscope.patching.adapters import LowRank, LowRankAdapter, matrix_shape, 
 from microscope.patching.export import read_manifest
 from tests.formats.conftest import run_peer
 from tests.formats.llama_base import ASSUMED, F32, use_table_gelu, write_base
+from tests.patch_lab import EVERYWHERE, Lab, logits
 from tests.tiny_models import make_model
 from tests.unit.test_demo_exports import PROMPTS, Patches
-from tests.unit.test_patch_export import EVERYWHERE, Lab, logits
 
 pytestmark = pytest.mark.peers
 

@@ -28,8 +28,7 @@ from microscope.patching.export.manifest import MANIFEST, list_files, read_manif
 from microscope.patching.fitting.samples import TextWindow, with_prompts
 from microscope.patching.hooks import PatchedModel
 from tests.live_rig import make_edit, one_splice_per_site, random_adapter, random_edit, random_sae
-from tests.unit.test_patch_certificate import busiest, measure
-from tests.unit.test_patch_export import EVERYWHERE, Lab
+from tests.patch_lab import EVERYWHERE, busiest, measure
 
 PROMISE = {"Share of effect kept", "More than half the patch"}
 KINDS = (
@@ -59,11 +58,6 @@ class Reproduction:
     ) -> torch.Tensor:
         with within or contextlib.nullcontext():
             return self._patched(tokens, prompts=prompts)[0]
-
-
-@pytest.fixture
-def lab(tmp_path, model_folders, sae):
-    return Lab(tmp_path, model_folders["llama"], sae)
 
 
 def gates_of(

@@ -12,7 +12,7 @@ import pytest
 
 from microscope.errors import MicroscopeError
 from microscope.models import load_model
-from tests.unit.test_hostile_files import made_gguf
+from tests.tiny_gguf import made_gguf
 
 
 @pytest.fixture

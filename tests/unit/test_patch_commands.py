@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from peft import LoraConfig, get_peft_model
 
 from microscope.cli import main
-from tests.unit.test_patch_export import Lab, logits
+from tests.patch_lab import Lab, logits
 
 PROMPT = "the state of union is strong"
 
