@@ -19,10 +19,10 @@ T = TypeVar("T")
 _cores: ContextVar[int | None] = ContextVar("cores", default=None)
 
 
-class Begun(Generic[T]):
+class Handle(Generic[T]):
     """Pieces of work under way.
 
-    With one thread or one piece nothing is gained by beginning: then asking for the results does the work.
+    With one thread or one piece nothing is started: asking for the results then does the work.
     """
 
     def __init__(self, work: Callable[[], list[T]], futures: Sequence[Future[T]] = ()) -> None:
@@ -33,7 +33,7 @@ class Begun(Generic[T]):
         return self._work()
 
     def stop(self) -> None:
-        """Begin no more pieces, and wait for those that run."""
+        """Start no more pieces, and wait for those that run."""
         for future in self._futures:
             future.cancel()
         wait(self._futures)
@@ -45,10 +45,10 @@ def in_pieces(task: Callable[[int, int], T], total: int, size: int) -> list[T]:
     Each piece is worked on by one thread, torch's operations in it included, so that what it needs stays in that
     processor's cache, and results do not depend on the number of threads. Gradients are not recorded.
     """
-    return begun_in_pieces(task, total, size).results()
+    return start_in_pieces(task, total, size).results()
 
 
-def begun_in_pieces(task: Callable[[int, int], T], total: int, size: int) -> Begun[T]:
+def start_in_pieces(task: Callable[[int, int], T], total: int, size: int) -> Handle[T]:
     """As :func:`in_pieces`, without waiting."""
     pieces = [(first, min(first + size, total)) for first in range(0, total, size)]
     threads = _cores.get() or torch.get_num_threads()
@@ -58,10 +58,10 @@ def begun_in_pieces(task: Callable[[int, int], T], total: int, size: int) -> Beg
             return task(*piece)
 
     if threads == 1 or len(pieces) == 1:
-        return Begun(lambda: [run(piece) for piece in pieces])
+        return Handle(lambda: [run(piece) for piece in pieces])
     pool = _pool("pieces", threads, os.getpid())
     futures = [pool.submit(run, piece) for piece in pieces]
-    return Begun(lambda: [future.result() for future in futures], futures)
+    return Handle(lambda: [future.result() for future in futures], futures)
 
 
 def alone(task: Callable[[], T]) -> T:

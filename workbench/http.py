@@ -22,7 +22,7 @@ from django.core.handlers.asgi import ASGIHandler
 # Those used last go first, so that few are used at all while little is asked.
 THREADS = 4
 # When none has become free for so long they do not compute but wait for something, and others get threads of their own.
-PATIENCE_SECONDS = 2.0
+WAIT_SECONDS = 2.0
 # What waits for a model computes nothing meanwhile, and must not make others wait with it.
 WAITING = re.compile(r"/api/v1/(?:inference|saes/[^/]+/attach)/?")
 
@@ -65,7 +65,7 @@ class Handler(ASGIHandler):
 
     async def _free_thread(self) -> ThreadPoolExecutor | None:
         with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(self._idle.get(), PATIENCE_SECONDS)
+            return await asyncio.wait_for(self._idle.get(), WAIT_SECONDS)
         return None
 
     async def get_response_async(self, request: Any) -> Any:

@@ -19,7 +19,7 @@ from daphne import server
 from daphne.cli import CommandLineInterface
 from daphne.http_protocol import HTTPFactory, WebRequest
 
-from workbench.web_sockets import PatientFactory, PatientServer
+from workbench.web_sockets import BackpressureFactory, BackpressureServer
 
 LINGER_SECONDS = 2.0
 # A thread that requests share keeps its connection for so long.
@@ -102,8 +102,8 @@ def main() -> None:
     settings.DATABASES["default"].update(CONN_MAX_AGE=CONNECTION_SECONDS, CONN_HEALTH_CHECKS=True)
     LimitedRequest.limit = settings.WORKBENCH_BODY_BYTES
     # The server takes them from its module and has no other place for them.
-    server.HTTPFactory, server.WebSocketFactory = LimitedFactory, PatientFactory
-    CommandLineInterface.server_class = PatientServer
+    server.HTTPFactory, server.WebSocketFactory = LimitedFactory, BackpressureFactory
+    CommandLineInterface.server_class = BackpressureServer
     CommandLineInterface.entrypoint()
 
 

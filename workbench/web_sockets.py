@@ -18,7 +18,7 @@ MAX_QUEUED = 1000  # frames that wait for the application
 TOO_FAST = 1008
 
 
-class PatientProtocol(WebSocketProtocol):  # type: ignore[misc]
+class BackpressureProtocol(WebSocketProtocol):  # type: ignore[misc]
     """One WebSocket, told by its transport when its buffer is full and when it is empty again."""
 
     muted: bool
@@ -68,17 +68,17 @@ class PatientProtocol(WebSocketProtocol):  # type: ignore[misc]
         super().onMessage(payload, isBinary)
 
 
-class PatientFactory(WebSocketFactory):  # type: ignore[misc]
+class BackpressureFactory(WebSocketFactory):  # type: ignore[misc]
     """Makes them."""
 
-    protocol = PatientProtocol
+    protocol = BackpressureProtocol
 
 
-class PatientServer(server.Server):  # type: ignore[misc]
+class BackpressureServer(server.Server):  # type: ignore[misc]
     """Lets the application's ``send`` return when the peer has taken most of what was sent."""
 
     async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
         """Send a message of the application."""
         await super().handle_reply(protocol, message)
-        if isinstance(protocol, PatientProtocol):
+        if isinstance(protocol, BackpressureProtocol):
             await protocol.drained()

@@ -15,7 +15,7 @@ from apps.jobs.models import Job
 from apps.jobs.summary import EventSummary, JobSummary, summaries, summarise_event
 from apps.live import messages as m
 from apps.live.resident_client import pool
-from apps.live.seats import keeper, leave_seat, take_seat
+from apps.live.seats import leave_seat, renewer, take_seat
 from apps.live.services import Paths, Resident, live_paths, resident_of, visible_model
 from apps.live.session import LiveSession
 from apps.live.sockets import FORBIDDEN, NOT_FOUND, SEAT_LOST, TOO_MANY, Socket
@@ -55,12 +55,12 @@ class LiveConsumer(Socket):
             await super().__call__(scope, receive, send)
         finally:
             if self.seat is not None:
-                keeper.release(self.seat)
+                renewer.release(self.seat)
 
     async def admit(self) -> int | None:
         """People who may hold live sessions with the model."""
         self.model_id: UUID = self.scope["url_route"]["kwargs"]["model_id"]
-        code: int | None = await self.still_welcome()
+        code: int | None = await self.check_access()
         if code is not None:
             return code
         try:
@@ -73,7 +73,7 @@ class LiveConsumer(Socket):
         except QuotaExceeded as error:
             await self.fail(error.code, error.message, error.hint)
             return TOO_MANY
-        keeper.hold(self.seat, lambda: self.spawn(self._lose_seat()))
+        renewer.hold(self.seat, lambda: self.spawn(self._lose_seat()))
         LIVE_SESSIONS.inc()
         self.session = LiveSession(
             model_id=self.model_id,
@@ -126,7 +126,7 @@ class LiveConsumer(Socket):
             self.session.look_soon()
 
     @database_sync_to_async  # type: ignore[untyped-decorator]
-    def still_welcome(self) -> int | None:
+    def check_access(self) -> int | None:
         """Whether the model is still visible and live sessions allowed."""
         try:
             visible_model(self.user, self.model_id)
@@ -235,7 +235,7 @@ class JobsConsumer(Socket):
 
     # --- access ---------------------------------------------------------------------------------------
 
-    async def still_welcome(self) -> int | None:
+    async def check_access(self) -> int | None:
         """Drop what may no longer be seen; the socket closes when that was a project it followed."""
         wanted = self.projects | set(self.jobs.values())
         if wanted - await self._visible(wanted):

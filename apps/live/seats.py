@@ -71,7 +71,7 @@ def leave_seat(seat_id: UUID) -> None:
     LiveSeat.objects.filter(pk=seat_id).delete()
 
 
-class SeatKeeper:
+class SeatRenewer:
     """Renews the seats of all sockets of a process, with one statement every few seconds."""
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class SeatKeeper:
                     lost()
 
 
-keeper = SeatKeeper()
+renewer = SeatRenewer()
 
 
 def register() -> None:

@@ -36,7 +36,7 @@ _encoder = msgspec.json.Encoder()
 class Socket(AsyncWebsocketConsumer):  # type: ignore[misc]
     """A signed-in WebSocket that speaks JSON messages.
 
-    Subclasses set ``requests`` and implement :meth:`admit`, :meth:`handle`, :meth:`still_welcome` and
+    Subclasses set ``requests`` and implement :meth:`admit`, :meth:`handle`, :meth:`check_access` and
     :meth:`leave`.
     """
 
@@ -53,7 +53,7 @@ class Socket(AsyncWebsocketConsumer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
-        self._doubts = asyncio.Event()  # whether the person may still be here
+        self._recheck_now = asyncio.Event()
         self.groups_joined: set[str] = set()
 
     # --- life -----------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ class Socket(AsyncWebsocketConsumer):  # type: ignore[misc]
     async def handle(self, message: Any) -> None:
         """One decoded message; must return soon."""
 
-    async def still_welcome(self) -> int | None:
+    async def check_access(self) -> int | None:
         """Whether access still holds; a close code ends it. Asked on a timer and when a role changed."""
         return None
 
@@ -228,7 +228,7 @@ class Socket(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def access_changed(self, event: dict[str, Any]) -> None:
         """A role changed."""
-        self._doubts.set()
+        self._recheck_now.set()
 
     def _session_key(self) -> str | None:
         session = self.scope.get("session")
@@ -240,11 +240,11 @@ class Socket(AsyncWebsocketConsumer):  # type: ignore[misc]
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await self._doubts.wait()
-            self._doubts.clear()
+                    await self._recheck_now.wait()
+            self._recheck_now.clear()
             try:
                 code = None if await self._session_holds() else NOT_SIGNED_IN
-                code = code or await self.still_welcome()
+                code = code or await self.check_access()
             except (
                 Exception
             ) as error:  # whatever the database raises: one failed look is no reason to stop looking

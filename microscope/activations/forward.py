@@ -13,7 +13,7 @@ from torch import Tensor
 
 from microscope.models.families import module_at
 from microscope.params import Site
-from microscope.threads import Begun, begun_in_pieces
+from microscope.threads import Handle, start_in_pieces
 
 if TYPE_CHECKING:
     from microscope.models import LoadedModel
@@ -95,9 +95,9 @@ class SiteReader:
 
     def read_windows(self, windows: Sequence[np.ndarray]) -> SitesRows:
         """Rows of every site for a batch of token windows, ready to be stored: per site, one per window."""
-        return joined(self.begin_windows(windows).results())
+        return joined(self.start_windows(windows).results())
 
-    def begin_windows(self, windows: Sequence[np.ndarray]) -> Begun[SitesRows]:
+    def start_windows(self, windows: Sequence[np.ndarray]) -> Handle[SitesRows]:
         """As :meth:`read_windows` without waiting: the rows of the first windows, of the next and so on.
 
         On a CPU each thread runs windows of its own through the whole model. Threads that divide every
@@ -111,7 +111,7 @@ class SiteReader:
 
         loaded, count = self._loaded, len(windows)
         divided = loaded.device.type == "cpu" and not loaded.spread and loaded.quantisation is None
-        return begun_in_pieces(some, count, -(-count // torch.get_num_threads()) if divided else count)
+        return start_in_pieces(some, count, -(-count // torch.get_num_threads()) if divided else count)
 
     def _catch(self, name: str, value: Tensor | tuple[Tensor, ...]) -> None:
         caught: dict[str, Tensor] = self._here.caught

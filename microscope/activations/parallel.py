@@ -16,8 +16,8 @@ from microscope.activations.forward import SiteReader, SitesRows, joined
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, is_out_of_memory
 from microscope.params import Site
-from microscope.processes.manners import die_with_parent
-from microscope.threads import Begun
+from microscope.processes.child import die_with_parent
+from microscope.threads import Handle
 
 Batch = Sequence[np.ndarray]  # token windows
 Label = TypeVar("Label")
@@ -47,7 +47,7 @@ class Forward:
         self._processes = processes
         self._reader = SiteReader(loaded, sites)
         self._pool: ProcessPoolExecutor | None = None
-        self._begun: Begun[SitesRows] | None = None
+        self._running: Handle[SitesRows] | None = None
 
     def __enter__(self) -> Forward:
         global _inherited
@@ -66,8 +66,8 @@ class Forward:
     def __exit__(self, *_: object) -> None:
         global _inherited
         _inherited = None
-        if self._begun is not None:  # without the hooks it would run on to the end of the model
-            self._begun.stop()
+        if self._running is not None:  # without the hooks it would run on to the end of the model
+            self._running.stop()
         self._reader.__exit__()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
@@ -101,18 +101,18 @@ class Forward:
     def _one_ahead(self, batches: Iterable[tuple[Label, Batch]]) -> Iterator[tuple[Label, SitesRows]]:
         before: tuple[Label, Batch] | None = None
         for label, batch in batches:
-            # Begun when the one before is there: two at a time would take twice the memory.
+            # Started when the one before has ended: two at a time would take twice the memory.
             done = None if before is None else (before[0], self._finished(before[1]))
-            self._begun, before = self._reader.begin_windows(batch), (label, batch)
+            self._running, before = self._reader.start_windows(batch), (label, batch)
             if done is not None:
                 yield done
         if before is not None:
             yield before[0], self._finished(before[1])
 
     def _finished(self, batch: Batch) -> SitesRows:
-        begun, self._begun = self._begun, None
-        assert begun is not None
-        return _or_remedy(lambda: joined(begun.results()), self._reader, batch)
+        running, self._running = self._running, None
+        assert running is not None
+        return _or_remedy(lambda: joined(running.results()), self._reader, batch)
 
 
 def _start(threads: int) -> None:

@@ -19,7 +19,7 @@ from microscope.cli.outputs import check_outputs
 from microscope.cli.reporting import BarProgress, EventProgress
 from microscope.errors import Cancelled, MicroscopeError
 from microscope.params import ExitCode, JobEvent, JobParams, decode_params
-from microscope.processes.manners import die_with_parent, event_stream, yield_to_people
+from microscope.processes.child import die_with_parent, event_stream, lower_priority
 from microscope.progress import Progress
 
 _LAUNCH = ("config", "events", "cancel_file", "as_json")
@@ -67,7 +67,7 @@ def run_job(
     speaks = os.environ.get("RANK", "0") == "0"  # one of several processes of torchrun tells for all
     if events and speaks:
         die_with_parent()
-        yield_to_people()
+        lower_priority()
         progress = EventProgress(event_stream(events), cancel_file)
     else:
         progress = BarProgress() if speaks else Progress()

@@ -1,1 +1,1 @@
-"""Processes that other processes start: their manners, their limits, and how they are supervised."""
+"""Processes that other processes start: what they do about that, what they may take, and how they are supervised."""

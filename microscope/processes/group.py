@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from microscope.processes.child import die_with_parent
 from microscope.processes.limits import Limits, impose
-from microscope.processes.manners import die_with_parent
 
 _POLL_SECONDS = 0.02
 # Stopping ends with SIGKILL, which only the kernel can delay.

@@ -120,7 +120,7 @@ async def test_a_slow_reader_holds_no_thread(handler) -> None:
 
 
 async def test_when_all_threads_wait_for_something_others_get_their_own(handler, monkeypatch) -> None:
-    monkeypatch.setattr("workbench.http.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("workbench.http.WAIT_SECONDS", 0.1)
     waiting = await call(handler, "/waits")
     status, thread = await (await call(handler, "/name")).whole()
     assert status == 200

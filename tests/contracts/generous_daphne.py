@@ -4,10 +4,10 @@ import sys
 from typing import Any
 
 from workbench import web_sockets
-from workbench.web_sockets import PatientFactory, PatientServer
+from workbench.web_sockets import BackpressureFactory, BackpressureServer
 
 web_sockets.STALL_SECONDS = float(sys.argv[2])
-web_sockets.server.WebSocketFactory = PatientFactory
+web_sockets.server.WebSocketFactory = BackpressureFactory
 ended = 0
 
 
@@ -28,4 +28,4 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
             await send({"type": "websocket.send", "text": "x" * 2**20})
 
 
-PatientServer(application, endpoints=[f"unix:{sys.argv[1]}"], signal_handlers=False).run()
+BackpressureServer(application, endpoints=[f"unix:{sys.argv[1]}"], signal_handlers=False).run()

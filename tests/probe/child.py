@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from microscope.processes.manners import die_with_parent
+from microscope.processes.child import die_with_parent
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--config", type=Path)

@@ -20,7 +20,7 @@ from tests.skips import only_on_linux, only_with_autogroups
 
 AUTOGROUP = Path("/proc/self/autogroup")
 TELL = (
-    "import os; from microscope.processes.manners import yield_to_people; yield_to_people(); "
+    "import os; from microscope.processes.child import lower_priority; lower_priority(); "
     "print(os.nice(0)); print(open('/proc/self/autogroup').read())"
 )
 

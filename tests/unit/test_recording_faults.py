@@ -60,7 +60,7 @@ def test_one_document_that_takes_all_tokens_is_refused_before_the_work(
     def runs(*_: object) -> None:
         raise AssertionError("the model was run")
 
-    monkeypatch.setattr("microscope.activations.forward.SiteReader.begin_windows", runs)
+    monkeypatch.setattr("microscope.activations.forward.SiteReader.start_windows", runs)
     error = refusal(lambda: record(trace(tmp_path / "r", "tiny", text, tokens=300), loaded=llama))
     assert error.code == "corpus_too_small"
     assert "--tokens-per-document" in error.hint

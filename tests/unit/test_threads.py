@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from microscope.threads import alone, begun_in_pieces, in_pieces, only_pieces_divided
+from microscope.threads import alone, in_pieces, only_pieces_divided, start_in_pieces
 
 
 @pytest.fixture(params=[1, 3])
@@ -28,11 +28,11 @@ def test_results_come_in_order_from_threads_that_compute_alone(threads) -> None:
 def test_a_task_alone_computes_on_one_thread_and_the_others_keep_theirs(threads) -> None:
     assert alone(torch.get_num_threads) == 1
     assert torch.get_num_threads() == threads
-    begun: list[int] = []
-    other = threading.Thread(target=lambda: begun.append(torch.get_num_threads()))
+    handle: list[int] = []
+    other = threading.Thread(target=lambda: handle.append(torch.get_num_threads()))
     other.start()
     other.join()
-    assert begun == [threads]
+    assert handle == [threads]
 
 
 def test_only_pieces_are_divided_and_afterwards_everything_is_as_before(threads) -> None:
@@ -58,10 +58,10 @@ def test_what_is_stopped_runs_no_more(threads) -> None:
         assert gate.wait(20)
         ran.append(first)
 
-    begun = begun_in_pieces(task, 12, 1)
+    handle = start_in_pieces(task, 12, 1)
     threading.Timer(0.1, gate.set).start()
-    begun.stop()
+    handle.stop()
     count = len(ran)
-    assert count <= (threads if threads > 1 else 0)  # those that ran already; one thread had not begun
+    assert count <= (threads if threads > 1 else 0)  # those that ran already; one thread had not handle
     assert gate.wait(20)
     assert len(ran) == count

@@ -15,7 +15,7 @@ from apps.core.publish import user_group
 from apps.live import sockets
 from apps.live.consumers import JobsConsumer, LiveConsumer
 from apps.live.models import LiveSeat
-from apps.live.seats import keeper
+from apps.live.seats import renewer
 from tests.api.routes import SOCKETS
 from tests.ws.test_access import NOT_FOUND, Connection
 
@@ -105,7 +105,7 @@ async def test_an_event_that_breaks_closes_the_socket_and_leaves_nothing(
     assert await connection.end() == sockets.FAILED
     await connection.wait(timeout=PATIENCE)
     assert await LiveSeat.objects.acount() == 0
-    assert not keeper.held
+    assert not renewer.held
     assert not layer.groups
     assert REGISTRY.get_sample_value("workbench_live_sessions") == before
 
@@ -131,7 +131,7 @@ async def test_access_is_looked_at_again_after_a_look_that_failed(
     monkeypatch.setattr(sockets, "RETRY_SECONDS", 0.1)
     looked = 0
 
-    async def still_welcome(self):
+    async def check_access(self):
         nonlocal looked
         looked += 1
         if looked < 3:
@@ -139,7 +139,7 @@ async def test_access_is_looked_at_again_after_a_look_that_failed(
         return None if looked == 3 else NOT_FOUND
 
     connection = await opened("ws-jobs", world, cookie_of)
-    monkeypatch.setattr(JobsConsumer, "still_welcome", still_welcome)
+    monkeypatch.setattr(JobsConsumer, "check_access", check_access)
     if told:
         group = user_group(world.people["owner"].pk)
         await get_channel_layer().group_send(group, {"type": "access.changed"})

@@ -14,7 +14,7 @@ from typing import IO, Any, get_args
 from microscope.errors import MicroscopeError
 from microscope.params import ExitCode
 from microscope.params.precisions import Dtype
-from microscope.processes.manners import die_with_parent, event_stream
+from microscope.processes.child import die_with_parent, event_stream
 
 
 def main() -> None:

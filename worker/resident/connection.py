@@ -31,7 +31,7 @@ MAX_PENDING, MAX_UNSENT = 4096, 64 * 2**20
 class Generating:
     """A generation under way, from its queued beginning; ``ended`` says why it is no longer."""
 
-    begun: Work
+    start: Work
     ended: str = ""
 
     def over(self) -> bool:
@@ -209,7 +209,7 @@ class Connection:
         """Send one token per turn, so that others' turns come in between, until told to end."""
         next_tokens = functools.partial(self._resident.next_tokens, session)
         try:
-            await running.begun.done
+            await running.start.done
             while not running.over():
                 step = await self._server.submit(session, next_tokens).done
                 if running.over():

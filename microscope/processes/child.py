@@ -24,7 +24,7 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def yield_to_people() -> None:
+def lower_priority() -> None:
     """Lower this process's priority: a job may take longer, a click may not."""
     if hasattr(os, "nice"):
         os.nice(_NICE)
