@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -89,7 +90,12 @@ class Registry(Mapping[str, D], Generic[D]):
         )
 
     def _declared(self, point: importlib.metadata.EntryPoint) -> D:
+        had_torch = "torch" in sys.modules
         declared = point.load()
+        if "torch" in sys.modules and not had_torch:
+            raise ImportError(
+                "loading it imports torch, which belongs inside its functions: the portal has none"
+            )
         if not isinstance(declared, self._kind):
             raise TypeError(f"{point.value} is {declared!r:.60}, not a {self._kind.__name__}")
         declared = msgspec.structs.replace(declared, package=_package(point))

@@ -12,16 +12,19 @@ from microscope.params.targets import ExportTarget
 
 
 class PatchCreateParams(JobParams, frozen=True):
-    """Write an edit of a feature, or a splice of a whole SAE, into a patch file."""
+    """Write an edit of a feature, or of a whole SAE, into a patch file."""
 
     sae_path: Annotated[str, describe("SAE folder or its sae.safetensors.", place=True)]
     out: Annotated[str, describe("Patch file to write; an existing one gets the edit added.", place=True)]
-    feature: Annotated[int, describe("Which feature; a splice takes the whole SAE.", ge=0)] | None = None
+    feature: Annotated[int, describe("Which feature; kinds that use a whole SAE take none.", ge=0)] | None = (
+        None
+    )
     kind: Annotated[KindName, describe("What to do to the feature.")] = "ablate"
     strength: Annotated[
-        float, describe("Factor for scale and project, amount for add; ablate ignores it.")
+        float,
+        describe("A factor or, for kinds that add or set an amount, a number of units; others ignore it."),
     ] = 0.0
-    unit: Annotated[Unit, describe("What the strength of add counts.")] = "raw"
+    unit: Annotated[Unit, describe("What the strength counts where it is an amount.")] = "raw"
     unit_value: Annotated[float, describe("One unit in raw length.", advanced=True, gt=0)] = 1.0
     include_sinks: Annotated[
         bool, describe("Act on special tokens and attention sinks too, as weights do.", advanced=True)

@@ -11,6 +11,7 @@ from microscope.errors import MicroscopeError
 from microscope.params.extensions import Declaration, Registry, implementation
 
 GROUP = "microscope.tested"
+HEAVY = "import sys, types\nTHING = sys.modules['torch'] = types.ModuleType('torch')\n"
 THING = "from microscope.params.extensions import Declaration\nTHING = Declaration(name={!r}, description='A thing.')\n"
 
 
@@ -67,6 +68,13 @@ def test_a_broken_declaration_is_refused_by_its_package_and_takes_no_other_down(
     assert error.value.code == "bad_extension"
     assert said in error.value.message
     assert "broken-package 1.0" in caplog.text
+
+
+def test_loading_a_declaration_imports_no_torch(install, monkeypatch):
+    """The portal loads it, too, and stays small."""
+    monkeypatch.delitem(sys.modules, "torch")
+    install("heavy-package", "bad", HEAVY)
+    assert "loading it imports torch" in registry().refused["bad"].message
 
 
 def test_of_two_that_clash_the_second_is_refused(install):
