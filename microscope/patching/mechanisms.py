@@ -169,8 +169,8 @@ class ReconstructionKind(StreamKind, frozen=True):
         return True
 
     def identity(self, edit: Edit) -> dict[str, Any]:
-        """The autoencoder and where."""
-        return {"site": edit.site, "sae": edit.sae, "positions": edit.positions}
+        """All fields that say where, with what and how much."""
+        return {**super().identity(edit), "sae": edit.sae}
 
 
 class ModulesKind(EditKind, frozen=True):

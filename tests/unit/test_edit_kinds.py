@@ -19,6 +19,7 @@ from microscope.params import (
     FeatureRef,
     ModelTraits,
     PatchCreateParams,
+    Positions,
     edit_kinds,
     field_specs,
     plan_fingerprint,
@@ -29,7 +30,13 @@ from microscope.params.edit_kinds import EditKind
 from microscope.params.schema import schema_components
 from microscope.patching import edits_by_layer, kinds
 from microscope.patching.export.bundle import loader
-from microscope.patching.mechanisms import ActivationKind, DirectionKind, ModulesKind, WritersKind
+from microscope.patching.mechanisms import (
+    ActivationKind,
+    DirectionKind,
+    ModulesKind,
+    ReconstructionKind,
+    WritersKind,
+)
 from microscope.sae import SaeConfig, architecture
 
 FINGERPRINTS = json.loads(Path(__file__).with_name("plan_fingerprints.json").read_text())
@@ -144,6 +151,25 @@ def test_a_part_that_is_left_out_is_named(base, parts):
 
 def _reference(base: type) -> dict[str, str]:
     return {"refers_to": "adapter"} if base in (ModulesKind, WritersKind) else {}
+
+
+@pytest.mark.parametrize("base", [ActivationKind, DirectionKind, ReconstructionKind])
+def test_the_bases_let_the_fingerprint_cover_all_that_an_edit_can_say(base):
+    """A kind that says nothing of its own about it: two edits that differ are never taken for each other."""
+    kind = base(name="new", title="N", description="d", formula="f", sentence="s")
+    edit = Edit(kind="new", site="resid_post.1", feature=FeatureRef(sae="s", index=1), sae="t", strength=1.0)
+    changes = {
+        "site": "resid_post.2",
+        "feature": FeatureRef(sae="s", index=2),
+        "strength": 2.0,
+        "unit": "p999",
+        "unit_value": 3.0,
+        "positions": Positions(include_sinks=True),
+    }
+    if kind.refers_to == "sae":
+        changes["sae"] = "u"
+    for name, value in changes.items():
+        assert kind.identity(msgspec.structs.replace(edit, **{name: value})) != kind.identity(edit), name
 
 
 def test_adding_a_kind_is_adding_a_file(tmp_path, monkeypatch):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from microscope.patching.mechanisms import ReconstructionKind
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from microscope.params import Edit
 
 
 class Splice(ReconstructionKind, frozen=True):
@@ -18,6 +20,10 @@ class Splice(ReconstructionKind, frozen=True):
         "An SAE's reconstruction is no change of weights; a low-rank update is fitted to it.",
         "The runtime bundle is exact.",
     )
+
+    def identity(self, edit: Edit) -> dict[str, Any]:
+        """The autoencoder and where: it has no strength."""
+        return {"site": edit.site, "sae": edit.sae, "positions": edit.positions}
 
     @staticmethod
     def change(x: Tensor, reconstruction: Tensor, amount: float) -> Tensor:
