@@ -140,7 +140,7 @@ def _wrong_type(document: dict[str, Any]) -> None:
 
 
 def _wrong_plan(document: dict[str, Any]) -> None:
-    document["rows"]["patches"][0]["plan"] = {"edits": [{"kind": "explode"}]}
+    document["rows"]["patches"][0]["plan"] = {"edits": [{"kind": "scale", "strength": "much"}]}
 
 
 def _shared_files(document: dict[str, Any]) -> None:
