@@ -107,12 +107,16 @@ def open_manifest(
         MicroscopeError: ``recording_exists``, ``recording_mismatch`` or ``bad_output``.
     """
     if begun is not None:
-        same_sites = [s.site for s in begun.sites] == [str(s) for s in sites]
-        if begun.model.fingerprint != loaded.fingerprint or not same_sites:
+        others = {"sites": (", ".join(s.site for s in begun.sites), ", ".join(map(str, sites)))}
+        if begun.model.fingerprint != loaded.fingerprint:
+            others["model"] = (
+                f"{begun.model.reference} (weights {begun.model.fingerprint[:12]})",
+                f"{params.model} (weights {loaded.fingerprint[:12]})",
+            )
+        if told := _differences(others):
             raise MicroscopeError(
                 "recording_exists",
-                f"{folder} already holds a recording of another model or other layers: "
-                f"{', '.join(s.site for s in begun.sites)} of {begun.model.reference}.",
+                f"{folder} already holds a recording of another model or other layers: {told}.",
                 "Choose another --out.",
             )
         pairs = {
@@ -189,20 +193,22 @@ def _plain(value: Any) -> Any:
 
 def _require_same(folder: Path, pairs: dict[str, tuple[Any, Any]], manifest: Manifest) -> None:
     """Each setting as it was and as it is; a complete recording may be asked for more tokens, and says so."""
-    others = {
-        name: (was, now)
-        for name, (was, now) in pairs.items()
-        if was != now and not (name == "tokens" and manifest.complete)
-    }
-    if others:
-        told = "; ".join(
-            f"{name} was {_shown(was)} and is now {_shown(now)}" for name, (was, now) in others.items()
-        )
+    others = {name: values for name, values in pairs.items() if not (name == "tokens" and manifest.complete)}
+    if told := _differences(others):
         raise MicroscopeError(
             "recording_mismatch",
             f"The recording in {folder} was begun with other settings: {told}.",
             "Repeat the settings it was begun with, or choose another --out.",
         )
+
+
+def _differences(pairs: dict[str, tuple[Any, Any]]) -> str:
+    """Those of the pairs that differ, in words; nothing where none does."""
+    return "; ".join(
+        f"{name} was {_shown(was)} and is now {_shown(now)}"
+        for name, (was, now) in pairs.items()
+        if was != now
+    )
 
 
 def _shown(value: Any) -> str:
