@@ -29,7 +29,7 @@ __all__ = [
     "summarise",
 ]
 
-# What runs a model: whoever only reads a recording does without transformers.
+# What runs a model; reading a recording needs no transformers.
 __getattr__ = on_first_use(
     __name__,
     {

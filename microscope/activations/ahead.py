@@ -1,4 +1,4 @@
-"""Work a little ahead of whoever needs the results."""
+"""Compute items of an iterator a little before they are asked for."""
 
 from __future__ import annotations
 

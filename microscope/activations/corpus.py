@@ -153,9 +153,9 @@ def _shuffled(documents: Iterable[str], seed: int) -> Iterator[str]:
             lengths.append(len(raw))
             spool.write(raw)
         ends = np.cumsum(np.array(lengths, dtype=np.int64))
-        for place in np.argsort(np.array(keys, dtype=np.uint64), kind="stable").tolist():
-            spool.seek(int(ends[place]) - lengths[place])
-            yield spool.read(lengths[place]).decode("utf-8", "surrogatepass")
+        for index in np.argsort(np.array(keys, dtype=np.uint64), kind="stable").tolist():
+            spool.seek(int(ends[index]) - lengths[index])
+            yield spool.read(lengths[index]).decode("utf-8", "surrogatepass")
 
 
 def _hub_documents(name: str, config: str | None, split: str, text_field: str) -> Iterator[str]:

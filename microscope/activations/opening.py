@@ -61,7 +61,7 @@ SHAPING = (
 )
 
 
-def begun_recording(folder: Path, params: TraceParams) -> Manifest | None:
+def existing_recording(folder: Path, params: TraceParams) -> Manifest | None:
     """The recording that is to be continued, after a look at what it was begun with; None to begin one.
 
     One that was interrupted before its first commit has nothing to continue, and is begun anew.
@@ -99,18 +99,18 @@ def open_manifest(
     loaded: LoadedModel,
     sites: list[Site],
     corpora: list[Corpus],
-    begun: Manifest | None,
+    existing: Manifest | None,
 ) -> Manifest:
     """A fresh manifest, or that of the recording to be continued once its model is known to be this one.
 
     Raises:
         MicroscopeError: ``recording_exists``, ``recording_mismatch`` or ``bad_output``.
     """
-    if begun is not None:
-        others = {"sites": (", ".join(s.site for s in begun.sites), ", ".join(map(str, sites)))}
-        if begun.model.fingerprint != loaded.fingerprint:
+    if existing is not None:
+        others = {"sites": (", ".join(s.site for s in existing.sites), ", ".join(map(str, sites)))}
+        if existing.model.fingerprint != loaded.fingerprint:
             others["model"] = (
-                f"{begun.model.reference} (weights {begun.model.fingerprint[:12]})",
+                f"{existing.model.reference} (weights {existing.model.fingerprint[:12]})",
                 f"{params.model} (weights {loaded.fingerprint[:12]})",
             )
         if told := _differences(others):
@@ -120,14 +120,14 @@ def open_manifest(
                 "Choose another --out.",
             )
         pairs = {
-            "dtype": (begun.model.dtype, dtype_name(loaded.dtype)),
-            "quantisation": (begun.model.quantisation, loaded.quantisation),
-            "tokenizer": (begun.model.tokenizer_hash, loaded.tokenizer_hash),
-            "special tokens": (_plain(begun.wrapping), _plain(loaded.wrapping)),
+            "dtype": (existing.model.dtype, dtype_name(loaded.dtype)),
+            "quantisation": (existing.model.quantisation, loaded.quantisation),
+            "tokenizer": (existing.model.tokenizer_hash, loaded.tokenizer_hash),
+            "special tokens": (_plain(existing.wrapping), _plain(loaded.wrapping)),
         }
-        _require_same(folder, pairs, begun)
-        _remove_uncommitted(folder, begun)
-        return begun
+        _require_same(folder, pairs, existing)
+        _remove_uncommitted(folder, existing)
+        return existing
     make_output_folder(folder)
     manifest = _fresh(params, loaded, sites, corpora)
     # Whatever is written from here on belongs to a recording that names itself.

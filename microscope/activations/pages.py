@@ -101,69 +101,69 @@ class MappedColumn:
     def _span(self, chunk: pq.ColumnChunkMetaData, size: int) -> _Span:
         if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page:
             raise _NotPlain("it is compressed")
-        first = place = chunk.data_page_offset
+        first = offset = chunk.data_page_offset
         last = first + chunk.total_compressed_size
         found: list[np.ndarray] = []
-        while place < last:
-            header, place = _struct(self._map, place)
+        while offset < last:
+            header, offset = _struct(self._map, offset)
             page = header.get(_DATA_PAGE, {})
             count = page.get(_NUM_VALUES, 0)
             if header.get(_TYPE) != _V1 or page.get(_ENCODING) != _PLAIN:
                 raise _NotPlain("its pages are encoded")
             if not header.get(_SIZE) == header.get(_SIZE_ON_DISK) == count * size:
                 raise _NotPlain(f"a page of {count} rows has {header.get(_SIZE)} bytes")
-            found.append(place + size * np.arange(count))
-            place += count * size
+            found.append(offset + size * np.arange(count))
+            offset += count * size
         rows = np.concatenate(found) if found else np.empty(0, np.int64)
-        if place != last or len(rows) != chunk.num_values:
+        if offset != last or len(rows) != chunk.num_values:
             raise _NotPlain("its pages do not add up")
         return _Span(first, last, rows)
 
 
-def _struct(source: mmap.mmap, place: int) -> tuple[dict[int, Any], int]:
+def _struct(source: mmap.mmap, offset: int) -> tuple[dict[int, Any], int]:
     """Fields of a struct by their number, whole numbers and structs only, and where it ends."""
     fields: dict[int, Any] = {}
     number = 0
     while True:
-        head = source[place]
-        place += 1
+        head = source[offset]
+        offset += 1
         if not head:
-            return fields, place
+            return fields, offset
         step, kind = head >> 4, head & 15
         if step:
             number += step
         else:
-            number, place = _whole(source, place)
+            number, offset = _whole(source, offset)
         if kind in (_TRUE, _FALSE):
             continue
         if kind in _WHOLE:
-            fields[number], place = _whole(source, place)
+            fields[number], offset = _whole(source, offset)
         elif kind == _STRUCT:
-            fields[number], place = _struct(source, place)
+            fields[number], offset = _struct(source, offset)
         elif kind == _BINARY:
-            length, place = _varint(source, place)
-            place += length
+            length, offset = _varint(source, offset)
+            offset += length
         elif kind in (_BYTE, _DOUBLE):
-            place += 1 if kind == _BYTE else 8
+            offset += 1 if kind == _BYTE else 8
         else:
             raise _NotPlain("a page header holds a collection")
 
 
-def _varint(source: mmap.mmap, place: int) -> tuple[int, int]:
+def _varint(source: mmap.mmap, offset: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        byte = source[place]
-        place += 1
+        byte = source[offset]
+        offset += 1
         value |= (byte & 127) << shift
         shift += 7
         if byte < 128:
-            return value, place
+            return value, offset
 
 
-def _whole(source: mmap.mmap, place: int) -> tuple[int, int]:
+def _whole(source: mmap.mmap, offset: int) -> tuple[int, int]:
     """A signed number in zigzag form."""
-    value, place = _varint(source, place)
-    return (value >> 1) ^ -(value & 1), place
+    value, offset = _varint(source, offset)
+    return (value >> 1) ^ -(value & 1), offset
 
 
 def site_values(column: pa.ChunkedArray, width: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from microscope.activations.corpus import Corpus
 from microscope.activations.forward import SiteRows, SitesRows, batches_of
 from microscope.activations.manifest import Manifest
 from microscope.activations.opening import (
-    begun_recording,
+    existing_recording,
     open_corpora,
     open_manifest,
     remove_recording,
@@ -67,13 +67,13 @@ def record(
             or ``process_died``.
     """
     folder = Path(params.out)
-    begun = begun_recording(folder, params)
+    existing = existing_recording(folder, params)
     corpora = open_corpora(params)
     if loaded is None:
         progress.log(f"Loading {params.model}")
         dtype = params.dtype
-        if begun is not None and dtype == "auto":  # another processor may prefer another
-            dtype = msgspec.convert(begun.model.quantisation or begun.model.dtype, type=Dtype)
+        if existing is not None and dtype == "auto":  # another processor may prefer another
+            dtype = msgspec.convert(existing.model.quantisation or existing.model.dtype, type=Dtype)
         loaded = load_model(params.model, revision=params.revision, dtype=dtype, device=params.device)
     kinds = dict.fromkeys(params.site)
     sites = [Site(kind, layer) for layer in sorted(set(params.layers)) for kind in kinds]
@@ -87,7 +87,7 @@ def record(
         )
     kept = "What was recorded is kept: free some space and continue with --resume."
     with told_when_full(folder, kept):
-        manifest = open_manifest(folder, params, loaded, sites, corpora, begun)
+        manifest = open_manifest(folder, params, loaded, sites, corpora, existing)
         recording = _Recording(params, loaded, sites, corpora, RecordingWriter(folder, manifest), progress)
         if manifest.complete:
             if manifest.settings is not None:  # older versions cut few documents elsewhere
@@ -275,17 +275,17 @@ class _Recording:
 
     def _look_at_broken_rows(self, rows: int) -> None:
         """Say where the first infinite rows, or rows of no numbers, are from; stop early where they are many."""
-        for site, place in self.writer.not_finite.items():
+        for site, origin in self.writer.not_finite.items():
             if site not in self._told:
                 if not self._told and (weight := broken_weight(self.loaded)):
                     self.progress.log(
                         f"The model's own weights are infinite or no numbers: {weight}.", "warning"
                     )
                 self._told.add(site)
-                token = self.loaded.tokenizer.convert_ids_to_tokens(place.token)
+                token = self.loaded.tokenizer.convert_ids_to_tokens(origin.token)
                 self.progress.log(
-                    f"{site} has rows that are infinite or no numbers, first in document {place.doc}, at position "
-                    f"{place.pos} ({token!r}); attention can bring them there from anywhere in the same context. "
+                    f"{site} has rows that are infinite or no numbers, first in document {origin.doc}, at position "
+                    f"{origin.pos} ({token!r}); attention can bring them there from anywhere in the same context. "
                     "They are left out: stored as zeros, flagged and counted.",
                     "warning",
                 )

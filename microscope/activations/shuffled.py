@@ -27,7 +27,7 @@ class _Block(NamedTuple):
     skip: int
 
 
-class _Places(NamedTuple):
+class _Locations(NamedTuple):
     """Of every row of a block its shard, and for every site its offset in there."""
 
     shard: np.ndarray
@@ -127,13 +127,13 @@ class ShuffledRows:
         loaded: set[int] = set()
         for block, following in itertools.pairwise(self._schedule(start)):
             self._load(g for g in block.groups if g not in loaded)
-            places = self._places(block.groups)
+            locations = self._locations(block.groups)
             coming = [g for g in following.groups if g not in block.groups]
             loaded = set(following.groups)
             done = block.skip
             while done < len(block.order):
                 some = block.order[done : done + size - filled]
-                self._pick(places, some, batch[filled : filled + len(some)])
+                self._pick(locations, some, batch[filled : filled + len(some)])
                 done, filled = done + len(some), filled + len(some)
                 if filled == size:
                     yield batch
@@ -152,20 +152,20 @@ class ShuffledRows:
             for column in self._columns:
                 column[group.shard].load(group.group)
 
-    def _places(self, groups: Iterable[int]) -> _Places:
+    def _locations(self, groups: Iterable[int]) -> _Locations:
         picked = [self._groups[g] for g in groups]
-        return _Places(
+        return _Locations(
             np.concatenate([np.full(len(g.rows), g.shard, np.int16) for g in picked]),
             [np.concatenate([c[g.shard].offsets(g.group)[g.rows] for g in picked]) for c in self._columns],
         )
 
-    def _pick(self, places: _Places, rows: np.ndarray, out: np.ndarray) -> None:
+    def _pick(self, locations: _Locations, rows: np.ndarray, out: np.ndarray) -> None:
         """Copy rows of a block into ``out`` ``[rows, width]``, all sites side by side."""
-        shards = places.shard[rows]
+        shards = locations.shard[rows]
         by_shard = np.argsort(shards, kind="stable")  # a radix sort, for so small numbers
         parts = np.split(by_shard, np.flatnonzero(np.diff(shards[by_shard])) + 1)
         first = 0
-        for site, column, offsets in zip(self._sites, self._columns, places.offsets, strict=True):
+        for site, column, offsets in zip(self._sites, self._columns, locations.offsets, strict=True):
             target = np.ndarray((len(out),), f"V{2 * site.width}", out, 2 * first, (2 * self._width,))
             for part in parts:
                 target[part] = column[shards[part[0]]].values[offsets[rows[part]]]

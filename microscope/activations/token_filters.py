@@ -58,15 +58,15 @@ def filter_on_model(loaded: LoadedModel, site: str, text: str = PROBE_TEXT) -> T
     Raises:
         MicroscopeError: ``layer_out_of_range`` or ``no_such_site``.
     """
-    place = Site.parse(site)
-    check_site(place, loaded.n_layers)
+    parsed = Site.parse(site)
+    check_site(parsed, loaded.n_layers)
     ids = loaded.encode(text)[: loaded.max_context]
     special = special_tokens(loaded, ids)
     if special.all():
         return TokenFilter()
     tokens = torch.tensor([ids])
-    with SiteReader(loaded, [place]) as reader:
-        rows = reader.read(tokens, torch.ones_like(tokens, dtype=torch.bool))[str(place)][0]
+    with SiteReader(loaded, [parsed]) as reader:
+        rows = reader.read(tokens, torch.ones_like(tokens, dtype=torch.bool))[str(parsed)][0]
     median = float(rows.float().norm(dim=1).cpu()[~special].median())
     if not (math.isfinite(median) and median > 0):
         return TokenFilter()

@@ -60,7 +60,7 @@ class Rows(NamedTuple):
     sites: dict[str, SiteRows]
 
 
-class Place(NamedTuple):
+class Origin(NamedTuple):
     """Where a row is from: document and position, counted from 0, and the token's id."""
 
     doc: int
@@ -111,7 +111,7 @@ class RecordingWriter:
         self.running = {s.site: Running(s.width) for s in manifest.sites}
         self._pending: dict[Split, list[Rows]] = {"train": [], "held_out": []}
         self._schema = shard_schema(manifest.sites)
-        self.not_finite: dict[str, Place] = {}
+        self.not_finite: dict[str, Origin] = {}
         if manifest.documents_read:
             self._restore_statistics()
 
@@ -263,8 +263,8 @@ class RecordingWriter:
         broken = stored.overflow & ~np.isfinite(stored.norm)
         if broken.any():
             first = int(np.flatnonzero(broken)[0])
-            place = Place(int(rows.doc[first]), int(rows.pos[first]), int(rows.token[first]))
-            self.not_finite.setdefault(record.site, place)
+            origin = Origin(int(rows.doc[first]), int(rows.pos[first]), int(rows.token[first]))
+            self.not_finite.setdefault(record.site, origin)
             record.nonfinite += int(broken.sum())
         outlier = stored.norm > record.outlier_norm
         record.outliers += int((outlier & ~stored.overflow).sum())

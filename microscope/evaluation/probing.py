@@ -88,8 +88,8 @@ def probe(
         doc: document of each token; alternate documents fit and score.
         n_latents: how many latents there are.
     """
-    place = np.unique(doc, return_inverse=True)[1]
-    fits = torch.from_numpy(place % 2 == 0)
+    number = np.unique(doc, return_inverse=True)[1]
+    fits = torch.from_numpy(number % 2 == 0)
     sigma = x[fits].std(0).clamp_min(1e-6)
     dense = (x - x[fits].mean(0)) / sigma
     tasks = []
@@ -136,9 +136,9 @@ def _most_different(values: Tensor, indices: Tensor, label: Tensor, n_latents: i
 
 def _columns(values: Tensor, indices: Tensor, latents: Tensor, n_latents: int) -> Tensor:
     """Dense activations ``[tokens, chosen]`` of a few latents."""
-    place = torch.full((n_latents,), -1)
-    place[latents] = torch.arange(len(latents))
-    where = place[indices]
+    column = torch.full((n_latents,), -1)
+    column[latents] = torch.arange(len(latents))
+    where = column[indices]
     out = torch.zeros(len(values), len(latents) + 1)
     out.scatter_add_(1, torch.where(where < 0, len(latents), where), values)
     return out[:, :-1]

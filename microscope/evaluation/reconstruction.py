@@ -62,9 +62,9 @@ class Accumulator:
         self.cosine += float((dot / (norm * y_norm).clamp_min(1e-30)).sum())
         self.norm_ratio += float((y_norm / norm.clamp_min(1e-30)).sum())
         self.ratio += float((error / spread.clamp_min(1e-30)).sum())
-        documents, place = np.unique(doc, return_inverse=True)
-        errors = np.bincount(place, error.cpu().numpy())
-        spreads = np.bincount(place, spread.cpu().numpy())
+        documents, index = np.unique(doc, return_inverse=True)
+        errors = np.bincount(index, error.cpu().numpy())
+        spreads = np.bincount(index, spread.cpu().numpy())
         for document, e, s in zip(documents.tolist(), errors, spreads, strict=True):
             sums = self.per_document.setdefault(document, [0.0, 0.0])
             sums[0] += e
@@ -148,22 +148,22 @@ class UsageCounter:
 
 
 class PositionError(msgspec.Struct, kw_only=True, frozen=True):
-    """FVU by place in the context: first place of each group of places, and the FVU there."""
+    """FVU by position in the context: first position of each group, and the FVU there."""
 
     start: list[int]
     fvu: list[float]
 
 
 class PositionCounter:
-    """Errors and spreads of ordinary tokens by their place in the context window."""
+    """Errors and spreads of ordinary tokens by their position in the context window."""
 
     def __init__(self, mean: Tensor, context: int, groups: int = 16) -> None:
         self._mean, self._size = mean, max(1, -(-context // groups))
         self._sums = np.zeros((2, -(-context // self._size)))
 
-    def add(self, x: Tensor, reconstruction: Tensor, place: np.ndarray) -> None:
-        """Add rows ``[rows, d]`` and each row's place in its window."""
-        group = np.minimum(place // self._size, self._sums.shape[1] - 1)
+    def add(self, x: Tensor, reconstruction: Tensor, position: np.ndarray) -> None:
+        """Add rows ``[rows, d]`` and each row's position in its window."""
+        group = np.minimum(position // self._size, self._sums.shape[1] - 1)
         differences = (x.double() - reconstruction.double(), x.double() - self._mean)
         for sums, difference in zip(self._sums, differences, strict=True):
             squares = difference.square().sum(1).cpu().numpy()

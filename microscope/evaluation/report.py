@@ -115,11 +115,11 @@ def html_report(evaluation: Evaluation) -> str:
         sections_as_html(_sections(evaluation)),
         "<h2>Firing rates of latents</h2>",
         _density_chart(evaluation),
-        "<h2>FVU by place in the context</h2>",
+        "<h2>FVU by position in the context</h2>",
         line(
             evaluation.positions.start,
             evaluation.positions.fvu,
-            title="FVU by place in the context",
+            title="FVU by position in the context",
             axis="token of the context window",
         ),
     ]

@@ -172,8 +172,8 @@ def _filter_rule(counted: TokenFilter, own: TokenFilter, recording: Recording, s
 
 def _name(path: str) -> str:
     """What people call an SAE: its folder."""
-    place = Path(path)
-    return (place.parent if place.suffix == ".safetensors" else place).resolve().name
+    folder = Path(path)
+    return (folder.parent if folder.suffix == ".safetensors" else folder).resolve().name
 
 
 def _honesty(ordinary: Reconstruction, every: Reconstruction) -> str:
@@ -279,8 +279,8 @@ class _Pass:
         self.every.add(y, out, chunk.doc)
         self.ordinary.add(y[keep], out[keep], chunk.doc[mask])
         lengths = np.diff(np.append(chunk.starts, len(chunk.doc)))
-        place = np.arange(len(chunk.doc)) - np.repeat(chunk.starts, lengths)
-        self.positions.add(y[keep], out[keep], place[mask])
+        position = np.arange(len(chunk.doc)) - np.repeat(chunk.starts, lengths)
+        self.positions.add(y[keep], out[keep], position[mask])
         self.usage.add(values[keep], indices[keep])
         self.probed.add(chunk, values, indices, x, mask)
 

@@ -211,10 +211,10 @@ def _measure(splicer: Splicer, window: Window, device: torch.device, rows: np.nd
     for row, filtered in zip(rows, (True, False), strict=True):
         row[0], row[1] = len(tokens) - 1, _cross_entropy(reference, tokens)
         replacements: tuple[Replacement, Replacement] = ("sae", "zero")
-        for place, by in enumerate(replacements, 2):
+        for column, by in enumerate(replacements, 2):
             other = splicer.replaced(by, filtered=filtered)
-            row[place] = _cross_entropy(other, tokens)
-            row[place + 2] = float(F.kl_div(other[:-1], reference[:-1], reduction="sum", log_target=True))
+            row[column] = _cross_entropy(other, tokens)
+            row[column + 2] = float(F.kl_div(other[:-1], reference[:-1], reduction="sum", log_target=True))
 
 
 def recovered_from(rows: np.ndarray, docs: list[int], *, bootstrap: int, seed: int) -> LossRecovered:

@@ -16,7 +16,7 @@ def bars(
     axis: str,
     ticks: Sequence[tuple[float, str]],
 ) -> str:
-    """Bars side by side; ``ticks`` are places along the axis (in bars) with their text."""
+    """Bars side by side; ``ticks`` are positions along the axis (in bars) with their text."""
     width, height, top = 640, 180, max(values, default=0) or 1
     step = width / max(len(values), 1)
     shapes = "".join(
@@ -25,8 +25,8 @@ def bars(
         for i, (label, v) in enumerate(zip(labels, values, strict=True))
     )
     marks = "".join(
-        f"<text x='{_LEFT + place * step:.0f}' y='{_TOP + height + 16}' text-anchor='middle'>{escape(text)}</text>"
-        for place, text in ticks
+        f"<text x='{_LEFT + at * step:.0f}' y='{_TOP + height + 16}' text-anchor='middle'>{escape(text)}</text>"
+        for at, text in ticks
     )
     return _frame(width, height, title, axis, f"{top:.4g}", "0", shapes + marks)
 
@@ -35,18 +35,18 @@ def line(x: Sequence[float], y: Sequence[float], *, title: str, axis: str) -> st
     """One line from zero up."""
     width, height, top = 640, 180, max(y, default=0) or 1
     span = (x[-1] - x[0]) or 1
-    places = [
+    points = [
         (_LEFT + width * (a - x[0]) / span, _TOP + height - height * b / top)
         for a, b in zip(x, y, strict=True)
     ]
     dots = "".join(
         f"<circle cx='{px:.1f}' cy='{py:.1f}' r='3'><title>{a:g}: {b:.4g}</title></circle>"
-        for (px, py), a, b in zip(places, x, y, strict=True)
+        for (px, py), a, b in zip(points, x, y, strict=True)
     )
-    path = " ".join(f"{px:.1f},{py:.1f}" for px, py in places)
+    path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
     ends = "".join(
-        f"<text x='{place:.0f}' y='{_TOP + height + 16}' text-anchor='middle'>{value:g}</text>"
-        for place, value in ((_LEFT, x[0]), (_LEFT + width, x[-1]))
+        f"<text x='{at:.0f}' y='{_TOP + height + 16}' text-anchor='middle'>{value:g}</text>"
+        for at, value in ((_LEFT, x[0]), (_LEFT + width, x[-1]))
     )
     return _frame(width, height, title, axis, f"{top:.4g}", "0", f"<polyline points='{path}'/>{dots}{ends}")
 

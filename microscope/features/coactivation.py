@@ -46,7 +46,7 @@ class Coactivation:
         self._counts.add(own[other], partner[other], np.ones(int(other.sum())))
 
     def _within_quota(self, feature: np.ndarray) -> np.ndarray:
-        """Firings (by place, sorted by feature) that still count for their feature."""
+        """Firings (by index, sorted by feature) that still count for their feature."""
         first = np.flatnonzero(np.concatenate(([True], feature[1:] != feature[:-1])))
         sizes = np.diff(np.append(first, len(feature)))
         rank = np.arange(len(feature)) - np.repeat(first, sizes)

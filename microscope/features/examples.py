@@ -21,7 +21,7 @@ _CONTEXT = 3
 
 
 class Found(NamedTuple):
-    """One example: 0 or its quantile group, document, first position, place of the peak, tokens and activations.
+    """One example: 0 or its quantile group, document, first position, index of the peak, tokens and activations.
 
     ``before`` and ``after`` are up to three tokens on either side, which may share characters with its own.
     """
@@ -93,8 +93,8 @@ class Examples:
         lows, highs = np.searchsorted(key, wanted), np.searchsorted(key, wanted, side="right")
         ends = np.append(chunk.starts[1:], len(chunk.doc))
         text_ends = _text_ends(chunk)
-        for place, low, high in zip(mine.tolist(), lows.tolist(), highs.tolist(), strict=True):
-            number = int(self._window[place]) - firings.first_window
+        for slot, low, high in zip(mine.tolist(), lows.tolist(), highs.tolist(), strict=True):
+            number = int(self._window[slot]) - firings.first_window
             start, end = int(chunk.starts[number]), int(ends[number])
             rows, values = firings.row[low:high], firings.value[low:high]
             top = int(rows[values.argmax()])
@@ -103,10 +103,10 @@ class Examples:
             before = min(_CONTEXT, first - text_ends[bisect.bisect_right(text_ends, first) - 1])
             after = min(_CONTEXT, text_ends[bisect.bisect_left(text_ends, last_row)] - last_row)
             around = chunk.token[first - before : last_row + after]
-            self._tokens[place, : len(around)] = around
+            self._tokens[slot, : len(around)] = around
             inside = (rows >= first) & (rows < last_row)
-            self._values[place, rows[inside] - first] = values[inside]
-            self._meta[place] = chunk.doc[first], chunk.pos[first], top - first, length, before, after
+            self._values[slot, rows[inside] - first] = values[inside]
+            self._meta[slot] = chunk.doc[first], chunk.pos[first], top - first, length, before, after
 
     def of(self, feature: int) -> Iterator[Found]:
         """A feature's examples, the strongest first and then by quantile."""
@@ -114,12 +114,12 @@ class Examples:
             np.searchsorted(self._feature, feature),
             np.searchsorted(self._feature, feature, side="right"),
         )
-        for place in range(int(low), int(high)):
-            doc, pos, peak, length, before, after = self._meta[place].tolist()
+        for slot in range(int(low), int(high)):
+            doc, pos, peak, length, before, after = self._meta[slot].tolist()
             ends = np.cumsum((before, length, after))
-            front, tokens, behind = np.split(self._tokens[place, : ends[-1]], ends[:-1])
-            values = self._values[place, :length]
-            yield Found(int(self._group[place]), doc, pos, peak, tokens, values, front, behind)
+            front, tokens, behind = np.split(self._tokens[slot, : ends[-1]], ends[:-1])
+            values = self._values[slot, :length]
+            yield Found(int(self._group[slot]), doc, pos, peak, tokens, values, front, behind)
 
 
 def _text_ends(chunk: Chunk) -> list[int]:

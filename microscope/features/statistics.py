@@ -34,20 +34,20 @@ class ActivationStatistics:
             self.maximum[features] = np.maximum(
                 self.maximum[features], np.maximum.reduceat(firings.value, first)
             )
-        place = ((np.log2(firings.value) - _LOW) * _PER_OCTAVE).astype(np.int64).clip(0, _BINS - 1)
-        np.add.at(self._histogram, firings.feature * np.int64(_BINS) + place, 1)
+        bin_ = ((np.log2(firings.value) - _LOW) * _PER_OCTAVE).astype(np.int64).clip(0, _BINS - 1)
+        np.add.at(self._histogram, firings.feature * np.int64(_BINS) + bin_, 1)
 
     def percentile(self, share: float) -> np.ndarray:
         """Activation below which ``share`` of a feature's firings lie, ``[latents]``; 0 for silent features."""
         counts = self._histogram.reshape(-1, _BINS)
         cumulative = counts.cumsum(1)
         wanted = share * self.firings
-        place = (cumulative < wanted[:, None]).sum(1).clip(max=_BINS - 1)
-        rows = np.arange(len(place))
-        inside = counts[rows, place]
-        before = cumulative[rows, place] - inside
-        part = np.divide(wanted - before, inside, out=np.zeros(len(place)), where=inside > 0)
-        value = 2.0 ** (_LOW + (place + part.clip(0, 1)) / _PER_OCTAVE)
+        bin_ = (cumulative < wanted[:, None]).sum(1).clip(max=_BINS - 1)
+        rows = np.arange(len(bin_))
+        inside = counts[rows, bin_]
+        before = cumulative[rows, bin_] - inside
+        part = np.divide(wanted - before, inside, out=np.zeros(len(bin_)), where=inside > 0)
+        value = 2.0 ** (_LOW + (bin_ + part.clip(0, 1)) / _PER_OCTAVE)
         return np.where(self.firings > 0, np.minimum(value, self.maximum), 0.0)
 
 
@@ -62,8 +62,8 @@ class LinearHistograms:
 
     def add(self, firings: Firings) -> None:
         bins = self.counts.shape[1]
-        place = (firings.value * self._scale[firings.feature]).astype(np.int64).clip(0, bins - 1)
-        np.add.at(self.counts.reshape(-1), firings.feature * np.int64(bins) + place, 1)
+        bin_ = (firings.value * self._scale[firings.feature]).astype(np.int64).clip(0, bins - 1)
+        np.add.at(self.counts.reshape(-1), firings.feature * np.int64(bins) + bin_, 1)
 
 
 class GroupedCounts:

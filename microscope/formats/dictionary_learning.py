@@ -47,7 +47,7 @@ _DESCRIPTIVE_BUFFER = names(
     add_special_tokens
     """
 )
-_PLACES = {
+_SITES = {
     "resid_post": "resid_post",
     "resid_out": "resid_post",
     "resid_mid": "resid_mid",
@@ -180,19 +180,19 @@ def _ends(sizes: Any, n: int) -> tuple[int, ...]:
 
 
 def _site(trainer: Settings, buffer: Settings, folder: Path, hints: Hints) -> str:
-    """The place from the name that the person who trained gave it, where that says one."""
+    """The site, from the name it was given in training where that says one."""
     name, layer, side = trainer.text("submodule_name"), trainer.get("layer"), buffer.text("io", "out")
-    match = re.fullmatch(rf"({'|'.join(_PLACES)})_?layer_?(\d+)", name or "")
+    match = re.fullmatch(rf"({'|'.join(_SITES)})_?layer_?(\d+)", name or "")
     source = f"'{folder.name}'"
     if side not in ("in", "out"):
-        raise buffer.unsupported("io", side, "only SAEs that read and write one place are supported")
+        raise buffer.unsupported("io", side, "only SAEs that read and write one site are supported")
     if match is None:
         said = f"the {side}put of {name}" if name else ""
         return hints.need_site(None, source, said=said)
-    kind = _PLACES[match[1]]
+    kind = _SITES[match[1]]
     if isinstance(layer, int) and layer != int(match[2]) and hints.site is None:
         raise MicroscopeError(
-            "bad_sae", f"{_CONFIG} names the place {name} and the layer {layer}.", "Say which: --site."
+            "bad_sae", f"{_CONFIG} names the site {name} and the layer {layer}.", "Say which: --site."
         )
     fits = (side == "in") == (kind in _INPUTS)
     return hints.need_site(f"{kind}.{match[2]}" if fits else None, source, said=f"the {side}put of {name}")

@@ -48,8 +48,8 @@ def import_sae(params: ImportParams, progress: Progress = SILENT) -> dict[str, A
     )
     if params.untrusted:
         check_folder(Path(params.path), progress)
-    place = locate(Path(params.path), format=params.format, subfolder=params.subfolder)
-    sae = read_sae(place, format=params.format, hints=hints)
+    found = locate(Path(params.path), format=params.format, subfolder=params.subfolder)
+    sae = read_sae(found, format=params.format, hints=hints)
     progress.log(
         f"Read a {sae.config.architecture} SAE with {sae.config.n_latents} latents at {sae.config.site}."
     )
@@ -72,7 +72,7 @@ def import_sae(params: ImportParams, progress: Progress = SILENT) -> dict[str, A
         )
         test = smoke_test_on_model(sae, loaded)
         sae.config.model = {"reference": params.model, "fingerprint": loaded.fingerprint}
-    sae.config.training = {"imported": {"format": params.format, "from": place.name}}
+    sae.config.training = {"imported": {"format": params.format, "from": found.name}}
     if test is not None:
         sae.config.training["smoke_test"] = msgspec.to_builtins(test)
         progress.log(test.message, "info" if test.passed else "warning")

@@ -74,7 +74,7 @@ def locate(path: Path, *, format: str = "auto", subfolder: str | None = None) ->
 
 
 def find_saes(path: Path) -> dict[str, Path]:
-    """Every SAE in a folder, by its place in it; a folder that is one is the only one, under its own name.
+    """Every SAE in a folder, by its path in it; a folder that is one is the only one, under its own name.
 
     Raises:
         MicroscopeError: ``no_sae``.
@@ -108,18 +108,18 @@ def read_sae(path: str | Path, *, format: str = "auto", hints: Hints | None = No
             ``unknown_setting``, ``bad_assumption``, ``site_unknown``, ``scale_unknown``, ``k_unknown``,
             ``k_conflict``, ``site_conflict`` or ``pickle_refused``.
     """
-    place = Path(path)
-    if not place.exists():
+    source = Path(path)
+    if not source.exists():
         raise MicroscopeError("no_sae", f"There is nothing at '{path}'.")
     if format == "auto":
-        chosen = next((f for f in FORMATS.values() if f.matches(place)), None)
+        chosen = next((f for f in FORMATS.values() if f.matches(source)), None)
         if chosen is None:
             known = ", ".join(f.title for f in FORMATS.values())
             raise MicroscopeError("unknown_format", f"'{path}' is in no known format.", f"Known: {known}.")
     else:
         chosen = _named(format)
     hints = hints or Hints()
-    sae = chosen.read(place, hints)
+    sae = chosen.read(source, hints)
     hints.check_used(sae.config)
     sae.config.assumed = tuple(dict.fromkeys((*sae.config.assumed, *hints.assumptions.finish())))
     sae.config.fingerprint = sae.content_fingerprint()

@@ -1,4 +1,4 @@
-"""Names that other libraries give the places in a model, as sites.
+"""Names that other libraries use for sites of a model.
 
 TransformerLens hooks (``blocks.3.hook_resid_post``), and module paths of ``transformers`` with the end that
 is read (``model.layers.3.mlp`` and its input or output).

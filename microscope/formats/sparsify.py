@@ -95,10 +95,10 @@ def _hookpoint(folder: Path) -> str:
 
 def _model(folder: Path) -> str:
     """The model's name from the run's configuration, which lies one or two folders up."""
-    for place in (folder.parent, folder.parent.parent):
-        if (place / _RUN).is_file():
+    for parent in (folder.parent, folder.parent.parent):
+        if (parent / _RUN).is_file():
             try:
-                name = read_json(place / _RUN).get("model")
+                name = read_json(parent / _RUN).get("model")
             except MicroscopeError:
                 continue
             if isinstance(name, str):

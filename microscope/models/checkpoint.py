@@ -31,7 +31,7 @@ from microscope.quarantine.tensors import check_safetensors
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _INDEX_LIMIT = 64 * 2**20
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-# What wrappers put into names, at any place.
+# What wrappers put into names, in any position.
 _WRAPPERS = re.compile(
     r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|module)\."
 )
@@ -105,8 +105,8 @@ def shard_names(index: Path, reference: str) -> list[str]:
     if is_pointer(index):
         raise pointer_refused(INDEX, reference)
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(places.values()))
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(listed.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _bad(reference, f"{INDEX} is no index of weights") from error
     if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
@@ -127,13 +127,13 @@ def _shards(index: Path, reference: str) -> list[Path]:
 
 
 def read_headers(files: Sequence[Path], reference: str) -> Stored:
-    """Names, shapes and places of all tensors, from checked headers.
+    """Names, shapes and files of all tensors, from checked headers.
 
     Raises:
         MicroscopeError: ``bad_model_file``.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-    places: dict[str, Path] = {}
+    files_of: dict[str, Path] = {}
     for file in files:
         if is_pointer(file):
             raise pointer_refused(file.name, reference)
@@ -153,10 +153,10 @@ def read_headers(files: Sequence[Path], reference: str) -> Stored:
                     "The weights are quantised, or converted wrongly: take the model they were made from.",
                 )
             if name in shapes:
-                raise _bad(reference, f"'{name}' is in {places[name].name} and in {file.name}")
-            shapes[name], places[name] = shape, file
+                raise _bad(reference, f"'{name}' is in {files_of[name].name} and in {file.name}")
+            shapes[name], files_of[name] = shape, file
     _check_shards_complete(shapes, files, reference)
-    return Stored(shapes, places)
+    return Stored(shapes, files_of)
 
 
 def _check_shards_complete(shapes: Mapping[str, Any], files: Sequence[Path], reference: str) -> None:

@@ -1,4 +1,4 @@
-"""Where each model family keeps its sites: the one place that knows module names.
+"""Module names of each model family's sites, which no other module knows.
 
 Facts follow the module trees of ``transformers``; a site is a module path plus "its input" or "its
 output", so that a plain Hugging Face model needs no rewriting to be read.

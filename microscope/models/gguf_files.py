@@ -70,7 +70,7 @@ def converted_folder(file: Path) -> Path:
 
 
 def _convert(file: Path, folder: Path, header: GgufHeader) -> None:
-    # Here, because many only ask for the cache's place.
+    # Imported here: most callers only ask where the cache is.
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     where: dict[str, Any] = {"gguf_file": file.name}

@@ -173,16 +173,16 @@ def load_model(
         options["dtype"] = torch.float32
         options["quantization_config"] = quantised.loading_options(rounded, computing)
     options |= placement.loading_options(device, where, needed=rounded is not None)
-    place: dict[str, Any] = {"revision": revision, "local_files_only": is_offline(source)}
+    hub: dict[str, Any] = {"revision": revision, "local_files_only": is_offline(source)}
     try:
         if stored is None:  # on the Hub: fetched only now that it is known to fit
-            stored = checkpoint.read_headers(_hub_files(source, place), reference)
+            stored = checkpoint.read_headers(_hub_files(source, hub), reference)
             checkpoint.check_blocks(stored, config, family, reference)
             names = checkpoint.match_names(stored, skeleton, reference)
         if names is None:
             build, weights = auto_class(family), source
-            options |= place | {"use_safetensors": True}
-        else:  # only a class itself takes weights without a place
+            options |= hub | {"use_safetensors": True}
+        else:  # only a class itself takes weights without a source
             build, weights = type(skeleton), None
             options["state_dict"] = stored.read(names)
         model, info = build.from_pretrained(
@@ -199,7 +199,7 @@ def load_model(
             f"The files of {reference} cannot be loaded: {first_line(error)}",
             "Weights must be safetensors and complete; download or convert the model again.",
         ) from error
-    tokenizer = _tokenizer(source, place, reference)
+    tokenizer = _tokenizer(source, hub, reference)
     checkpoint.check_loaded(model, family, info, reference)
     model.config.name_or_path = source
     model = model.eval().requires_grad_(False)
@@ -214,9 +214,9 @@ def load_model(
     return loaded
 
 
-def _tokenizer(source: str, place: dict[str, Any], reference: str) -> Any:
+def _tokenizer(source: str, hub: dict[str, Any], reference: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **place)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
     except _UNREADABLE as error:
         raise MicroscopeError(
             "bad_model_file",
@@ -241,23 +241,23 @@ def _read_folder(folder: Path, config: Any, family: Family, reference: str) -> c
     return stored
 
 
-def _hub_files(source: str, place: dict[str, Any]) -> list[Path]:
+def _hub_files(source: str, hub: dict[str, Any]) -> list[Path]:
     """The weight files of a model on the Hub, fetched into its cache."""
     whole: str | None = cached_file(
-        source, checkpoint.WEIGHTS, _raise_exceptions_for_missing_entries=False, **place
+        source, checkpoint.WEIGHTS, _raise_exceptions_for_missing_entries=False, **hub
     )
     if whole is not None:
         return [Path(whole)]
-    index = Path(str(cached_file(source, checkpoint.INDEX, **place)))
+    index = Path(str(cached_file(source, checkpoint.INDEX, **hub)))
     for name in checkpoint.shard_names(index, source):
-        cached_file(source, name, **place)
+        cached_file(source, name, **hub)
     return checkpoint.weight_files(index.parent, source)
 
 
 def _skeleton(config: Any, family: Family, reference: str) -> Any:
     try:
         return memory.skeleton(auto_class(family), config)
-    except Exception as error:  # sizes that do not go together, in the words of whoever noticed
+    except Exception as error:  # sizes that do not fit each other raise many kinds
         raise MicroscopeError(
             "bad_model_file",
             f"No model can be built from the configuration of {reference}: {first_line(error)}",

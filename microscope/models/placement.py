@@ -21,9 +21,9 @@ def loading_options(device: str, where: torch.device, *, needed: bool) -> dict[s
 def _map(model: Any) -> dict[str, torch.device]:
     found = getattr(model, "hf_device_map", None) or {}
     return {
-        path: torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
-        for path, place in found.items()
-        if place != "disk"
+        path: torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+        for path, device in found.items()
+        if device != "disk"
     }
 
 
@@ -34,10 +34,10 @@ def is_spread(model: Any) -> bool:
 
 def device_of(model: Any, path: str, otherwise: torch.device) -> torch.device:
     """Where the module at a path computes: what the map says of it or of the nearest module around it."""
-    places = _map(model)
+    devices = _map(model)
     parts = path.split(".")
     for length in range(len(parts), -1, -1):
-        place = places.get(".".join(parts[:length]))
-        if place is not None:
-            return place
+        device = devices.get(".".join(parts[:length]))
+        if device is not None:
+            return device
     return otherwise

@@ -71,7 +71,7 @@ def loading_options(quantisation: Quantisation, arithmetic: torch.dtype) -> Bits
 
 
 def check_not_quantised_yet(reference: str, config: Any) -> None:
-    """Refuse files whose weights were rounded by whoever published them.
+    """Refuse files whose weights were rounded by their publisher.
 
     Raises:
         MicroscopeError: ``quantised_files``.

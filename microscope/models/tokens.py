@@ -143,15 +143,15 @@ def _shares(parts: Sequence[bytes]) -> list[str]:
     texts = [""] * len(parts)
     data = b"".join(parts)
     owner = [number for number, part in enumerate(parts) for _ in part]
-    place = 0
-    while place < len(data):
-        size = _size(data[place])
+    at = 0
+    while at < len(data):
+        size = _size(data[at])
         try:
-            text = data[place : place + size].decode("utf-8")
+            text = data[at : at + size].decode("utf-8")
         except UnicodeDecodeError:
-            text, size = f"<0x{data[place]:02X}>", 1
-        texts[owner[place + size - 1]] += text
-        place += size
+            text, size = f"<0x{data[at]:02X}>", 1
+        texts[owner[at + size - 1]] += text
+        at += size
     return texts
 
 
@@ -161,11 +161,11 @@ def _size(lead: int) -> int:
 
 
 def _whole_until(data: bytes) -> int:
-    """How much of it more bytes cannot change: all but a last character that has only begun."""
-    for begun in range(1, min(_LONGEST, len(data) + 1)):
-        lead = data[-begun]
+    """How much of it more bytes cannot change: all but a last character that is not complete."""
+    for seen in range(1, min(_LONGEST, len(data) + 1)):
+        lead = data[-seen]
         if lead >= 0xC0:
-            return len(data) - begun if _size(lead) > begun else len(data)
+            return len(data) - seen if _size(lead) > seen else len(data)
         if lead < 0x80:
             break
     return len(data)

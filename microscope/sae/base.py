@@ -21,7 +21,7 @@ _SMALLEST = torch.finfo(torch.float32).tiny
 
 
 class Codes(NamedTuple):
-    """Sparse activations of rows: values and latent indices, both ``[rows, width]``; silent places hold 0."""
+    """Sparse activations of rows: values and latent indices, both ``[rows, width]``; entries that are not active hold 0."""
 
     values: Tensor
     indices: Tensor

@@ -118,7 +118,7 @@ def _check(
         try:
             Site.parse(site)
         except MicroscopeError as error:
-            raise refuse(f"names a place that is none: {error.message.rstrip('.')}") from error
+            raise refuse(f"names a site that does not exist: {error.message.rstrip('.')}") from error
 
 
 def _folder(path: str | Path) -> Path:

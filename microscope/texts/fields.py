@@ -20,7 +20,7 @@ Path = tuple[str, ...]
 
 
 class TextField:
-    """The place of the text in rows of a file, decided at the first row and kept for all.
+    """Where rows of a file have their text, decided at the first row and kept for all.
 
     A field that was asked for is taken as it is; dots lead into nested rows. The default, ``text``,
     stands for the usual names as well, as long as exactly one of them is there.
@@ -49,7 +49,7 @@ class TextField:
         """The text of a row; None where it is null.
 
         Raises:
-            MicroscopeError: ``no_text_field`` with the place.
+            MicroscopeError: ``no_text_field`` saying where.
         """
         if row is None or isinstance(row, str):
             return row

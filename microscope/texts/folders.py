@@ -79,14 +79,14 @@ def _of_folder(folder: Path, name: str) -> list[Path]:
 def _walk(folder: Path) -> Iterator[Path]:
     """Everything in a folder that is no folder; each real folder once, so that links cannot lead in circles."""
     seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-        real = os.path.realpath(place)
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        real = os.path.realpath(parent)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(one for one in folders if not one.startswith((".", "__MACOSX")))
-        yield from (Path(place, one) for one in names if not one.startswith("."))
+        yield from (Path(parent, one) for one in names if not one.startswith("."))
 
 
 def _raise(error: OSError) -> None:

@@ -27,7 +27,7 @@ class _Source:
         self._text, self._at, self._line, self._counted, self._ended = "", 0, 1, 0, False
 
     def line(self, at: int | None = None) -> int:
-        """The line of a place, by default of the next character."""
+        """The line of an index into the text, by default of the next character."""
         to = self._at if at is None else at
         if to < self._counted:
             return self._line
@@ -54,19 +54,19 @@ class _Source:
                 value, self._at = _DECODER.raw_decode(self._text, self._at)
                 return value
             except json.JSONDecodeError as error:
-                place = error.pos - self._at  # reading on moves what was read
+                offset = error.pos - self._at  # reading on moves what was read
                 cut = _may_go_on(error, self._text)
-                begun = len(self._text) - self._at
-                if cut and begun <= MAX_VALUE and self._few_values() and self._more(begun):
+                pending = len(self._text) - self._at
+                if cut and pending <= MAX_VALUE and self._few_values() and self._more(pending):
                     continue
-                if cut and (begun > MAX_VALUE or not self._few_values()):
+                if cut and (pending > MAX_VALUE or not self._few_values()):
                     raise MicroscopeError(
                         "bad_corpus_file",
                         f"{self._name}, line {self.line()} begins a value of more than {MAX_VALUE // 2**20} MB, "
                         f"or of more than {_MAX_PARTS} parts.",
                         "Write one document a line, as JSON Lines.",
                     ) from error
-                raise self.refusal(error.msg, self._at + place) from error
+                raise self.refusal(error.msg, self._at + offset) from error
             except RecursionError as error:
                 raise self.refusal("it is nested too deeply") from error
 

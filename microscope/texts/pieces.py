@@ -32,14 +32,14 @@ def pieces(chunks: Iterable[str]) -> Iterator[str]:
 
 
 def _cut(text: str, first: int, last: int) -> int:
-    """The best place between two others to cut a text."""
+    """The best index to cut a text at, between two others."""
     found = _EMPTY_LINES.search(text, first, last)
     if found is not None:
         return found.end()
     for mark in ("\n", " "):
-        place = text.rfind(mark, first, last)
-        if place >= 0:
-            return place + 1
+        at = text.rfind(mark, first, last)
+        if at >= 0:
+            return at + 1
     return last
 
 

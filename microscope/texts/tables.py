@@ -88,7 +88,7 @@ def csv_texts(lines: Iterator[str], name: str, field: TextField, *, tabs: bool) 
         if len(set(names)) < len(names):
             raise MicroscopeError("bad_corpus_file", f"{name} has two columns of one name.", "Rename one.")
         field.settle(dict.fromkeys(names, ""), "its first row")
-        place = names.index(field.path[0])
+        index = names.index(field.path[0])
         for row in rows:
             if not row:
                 continue
@@ -98,7 +98,7 @@ def csv_texts(lines: Iterator[str], name: str, field: TextField, *, tabs: bool) 
                     f"{name}, line {rows.line_num} has {len(row)} cells, and its first row names {len(names)}.",
                     "Put cells that hold the separator or line ends in double quotes.",
                 )
-            yield row[place]
+            yield row[index]
     except csv.Error as error:
         raise MicroscopeError(
             "bad_corpus_file",
@@ -112,7 +112,7 @@ def _encodings(metadata: Any, column: str) -> set[str]:
     found: set[str] = set()
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        chunks = (group.column(place) for place in range(group.num_columns))
+        chunks = (group.column(i) for i in range(group.num_columns))
         found.update(*(chunk.encodings for chunk in chunks if chunk.path_in_schema == column))
     return found
 

@@ -141,7 +141,7 @@ class LlamaRunner(BlockRunner):
         """Rotary positions on ``[batch, heads, rows, head_dim]``; tables are made once and grow as needed."""
         end = start + x.shape[2]
         if self._cos.shape[0] < end:
-            # Ordinary tensors, whoever asks first: they also serve runs that want gradients.
+            # No inference tensors, even where the first caller runs in inference mode: runs with gradients use them, too.
             with torch.inference_mode(False), torch.no_grad():
                 length = max(end, min(max(256, 2 * end), self._longest))
                 positions = torch.arange(length, device=x.device)[None]

@@ -35,8 +35,8 @@ class ReferenceBackend(Backend):
         found, bound, lost, norm = self._rough(centred, weight, bias)
         rough, indices = found.topk(wide, dim=1, sorted=False)
         exact = self.dots(centred, Winners.of_indices(indices), weight).view(indices.shape) + bias[indices]
-        values, place = exact.topk(k, dim=1, sorted=False)
-        indices = indices.gather(1, place)
+        values, best = exact.topk(k, dim=1, sorted=False)
+        indices = indices.gather(1, best)
         if wide < len(weight):  # rows in which others could win are done anew
             outside = rough.float().amin(1)
             limit = outside + HALF_ULP * outside.abs() + bound.at_most(lost, norm)
@@ -126,5 +126,5 @@ class SortedSums(LatentSums):
 def _largest(pre: Tensor, budget: int) -> Pairs:
     """The ``budget`` largest of a matrix."""
     best = pre.reshape(-1).topk(budget, sorted=False)
-    place, order = best.indices.sort()
-    return Pairs(place // pre.shape[1], place % pre.shape[1], best.values[order])
+    flat, order = best.indices.sort()
+    return Pairs(flat // pre.shape[1], flat % pre.shape[1], best.values[order])

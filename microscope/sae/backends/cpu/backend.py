@@ -116,8 +116,8 @@ def _best_of_rounded(centred: Tensor, weight: Tensor, bias: Tensor, budget: int)
 
 
 def _kth_largest(values: np.ndarray, k: int) -> float:
-    place = len(values) - k
-    return float(np.partition(values, place)[place])
+    rank = len(values) - k
+    return float(np.partition(values, rank)[rank])
 
 
 def _tensors(found: search.Entries) -> Pairs:

@@ -37,10 +37,10 @@ def _by_latent(row, latent, latents):
     free = begins.copy()
     order, ordered_row = np.empty(len(latent), np.int32), np.empty(len(latent), np.int32)
     for p in range(len(latent)):
-        place = free[latent[p]]
-        free[latent[p]] = place + 1
-        order[place] = p
-        ordered_row[place] = row[p]
+        slot = free[latent[p]]
+        free[latent[p]] = slot + 1
+        order[slot] = p
+        ordered_row[slot] = row[p]
     return begins, order, ordered_row
 
 

@@ -214,7 +214,7 @@ def _maxima(keys, maxima):
 
 
 @compiled
-def _places(keys, limit, reached, places):
+def _reaching(keys, limit, reached, positions):
     """Where keys reach a limit; how many there are. ``reached`` is room for a flag per key and seven more."""
     n = len(keys)
     for i in range(n):
@@ -224,7 +224,7 @@ def _places(keys, limit, reached, places):
     for e in range(len(eights)):
         if eights[e] != 0:
             for i in range(8 * e, min(8 * e + 8, n)):
-                places[found] = i
+                positions[found] = i
                 found += np.int64(reached[i])
     return found
 
@@ -297,7 +297,7 @@ def _best_of_exact(pre, bits, k, values, latents):
         if strange:
             return False
         _ordered(bits[r], keys)
-        count = _places(keys, _lower_bound(keys, k, maxima), flags, where)
+        count = _reaching(keys, _lower_bound(keys, k, maxima), flags, where)
         for i in range(count):
             found[i] = pre[r, where[i]]
         _emit(found, some, where, count, k, values[r], latents[r])
@@ -334,7 +334,7 @@ def _best_of_rounded(
         lower = cut - _HALF_ULP * abs(cut) - slack[r]
         number[0] = lower - _HALF_ULP * abs(lower)
         limit = np.int16((word[0] ^ ((word[0] >> 31) & 0x7FFFFFFF)) >> 16)
-        count = _places(keys, limit, flags, where)
+        count = _reaching(keys, limit, flags, where)
         for i in range(count):
             rough[i] = keys[where[i]]
         best = _kth(rough, count, k)
@@ -407,7 +407,7 @@ def _collect(bits, limits, total):
     done = 0
     for r in range(rows):
         _ordered(bits[r], keys)
-        count = _places(keys, limits[r], flags, where)
+        count = _reaching(keys, limits[r], flags, where)
         for i in range(count):
             latents[done + i] = where[i]
             found[done + i] = keys[where[i]]
