@@ -109,6 +109,12 @@ def test_the_fingerprints_cover_every_kind():
     assert {edit["kind"] for _, plan in FINGERPRINTS for edit in plan["edits"]} >= set(edit_kinds())
 
 
+def test_the_documentation_lists_every_kind_as_it_is():
+    text = (Path(__file__).parents[2] / "docs/concepts.md").read_text()
+    rows = [f"| `{kind.name}` | {kind.formula} | {kind.description} |\n" for kind in edit_kinds().values()]
+    assert "".join(rows) in text
+
+
 def test_kinds_are_loaded_without_torch():
     code = "import sys; from microscope.params import edit_kinds; assert len(edit_kinds()) > 8; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
