@@ -29,7 +29,8 @@ from microscope.params import (
 from microscope.params.edit_kinds import EditKind
 from microscope.params.schema import schema_components
 from microscope.patching import edits_by_layer, kinds
-from microscope.patching.export.bundle import loader
+from microscope.patching.export.bundle import loader, write_bundle
+from microscope.patching.hooks import PatchedModel
 from microscope.patching.mechanisms import (
     ActivationKind,
     DirectionKind,
@@ -88,8 +89,9 @@ def install(tmp_path, monkeypatch):
     return installed
 
 
-def sae_with_edit(kind: str, **rest: object):
-    sae = architecture("topk")(SaeConfig(architecture="topk", d_in=8, n_latents=16, k=4, site="resid_post.1"))
+def sae_with_edit(kind: str, width: int = 8, **rest: object):
+    config = SaeConfig(architecture="topk", d_in=width, n_latents=16, k=4, site="resid_post.1")
+    sae = architecture("topk")(config)
     sae = sae.requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for parameter in sae.parameters():
@@ -213,6 +215,38 @@ def test_a_kind_of_another_package_stands_behind_the_own_ones_and_is_brought_alo
     assert edit_kinds()["halve"].package == "halving 1.0"
     assert "change_halve" in loader(["halve"])
     assert "change_halve" not in loader()
+
+
+@torch.no_grad()
+def test_a_bundle_with_a_kind_of_another_package_does_what_the_hooks_do(install, llama, tmp_path):
+    """And without it: the loader is loaded in a process that has neither the package nor this program's kinds."""
+    install("halving", HALVE, "halve")
+    sae, edit = sae_with_edit("halve", width=llama.d_model)
+    sae.b_dec.zero_()
+    sae.b_enc[edit.index] = 3.0  # it fires
+    plan, ids = (
+        EditPlan(edits=(edit,)),
+        torch.randint(3, 150, (3, 12), generator=torch.Generator().manual_seed(0)),
+    )
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    write_bundle(folder, llama, plan, {"s": sae}, {})
+    live, fired = PatchedModel(llama, plan, {"s": sae}, {})(ids)
+    assert fired.any()
+    torch.save(ids, tmp_path / "ids.pt")
+    code = (
+        "import sys; sys.modules['microscope'] = None\n"
+        "import torch; from transformers import AutoModelForCausalLM; from load_patch import attach\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()\n"
+        "attach(model, sys.argv[2]); ids = torch.load(sys.argv[3])\n"
+        "with torch.no_grad(): torch.save(model(ids).logits, sys.argv[4])"
+    )
+    arguments = (llama.reference, str(folder), str(tmp_path / "ids.pt"), str(tmp_path / "out.pt"))
+    environment = {"PYTHONPATH": str(folder), "PATH": "", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, env=environment, cwd=tmp_path)
+    exported = torch.load(tmp_path / "out.pt")
+    torch.testing.assert_close(exported, live, rtol=0, atol=1e-4)
+    assert (llama.model(ids).logits - live).abs().max() > 1e-2
 
 
 def test_a_broken_kind_is_refused_by_its_package_and_takes_no_other_down(install):
