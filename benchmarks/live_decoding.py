@@ -91,7 +91,7 @@ def _plain(resident: ResidentModel) -> Column:
 
 def _ours(resident: ResidentModel, program: Program) -> Column:
     column = Continuation(
-        resident._runner, resident.sessions.get(SESSION).baseline, program, resident.attached.saes
+        resident.runner, resident.sessions.get(SESSION).baseline, program, resident.attached.saes
     )
     token = int(column.logits(lambda _: False).argmax())
 

@@ -35,6 +35,12 @@ class Client:
         """The next reply, with the number of its request."""
         return p.decode_reply(await asyncio.wait_for(p.read_frame(self.reader), 20))
 
+    async def answer(self, number: int) -> p.ResidentReply:
+        """The reply to one request; what comes before it is passed over, and that it waits, too."""
+        while (reply := await self.frame()).id != number or isinstance(reply.message, p.Queued):
+            pass
+        return reply.message
+
     async def receive(self) -> p.ResidentReply:
         return (await self.frame()).message
 

@@ -257,6 +257,11 @@ class Residents:
         self._running: dict[UUID, ResidentProcess] = {}
         self._kept_at = 0.0
 
+    @property
+    def models(self) -> frozenset[UUID]:
+        """Those whose processes it looks after."""
+        return frozenset(self._running)
+
     async def forget_earlier(self) -> None:
         """Processes of an earlier agent died with it: say so."""
 

@@ -79,6 +79,11 @@ class ResidentClient:
             raise
         return client
 
+    @property
+    def pending(self) -> int:
+        """Requests and texts that somebody still waits for."""
+        return len(self._waiting.keys() | self._on_queued.keys() | self._streams.keys())
+
     def post(
         self, request: p.ResidentRequest, session: str = "", on_queued: OnQueued | None = None
     ) -> asyncio.Future[p.ResidentReply]:

@@ -70,6 +70,12 @@ class ResidentModel:
             read again when used.
         packed_bytes: what may be spent on a second copy of weights in the processor's own layout; None
             takes a quarter of the memory that is free.
+
+    Attributes:
+        runner: computes the model block by block.
+        attached: SAEs and adapters that plans may name.
+        sessions: people's prompts and what was computed for them.
+        special_tokens: ids that edits leave alone unless they ask for them.
     """
 
     def __init__(
@@ -81,17 +87,17 @@ class ResidentModel:
         packed_bytes: int | None = None,
     ) -> None:
         self.loaded = loaded
-        self._runner = runner_for(loaded)
+        self.runner = runner_for(loaded)
         free = bytes_free(loaded.device) // 4 if packed_bytes is None else packed_bytes
-        self.packed_bytes = self._runner.pack(free)
+        self.packed_bytes = self.runner.pack(free)
         self.attached = Attached(loaded, attached_bytes)
-        self.sessions = SessionCache(loaded, self._runner, cache_bytes)
-        self._special = frozenset(loaded.tokenizer.all_special_ids)
+        self.sessions = SessionCache(loaded, self.runner, cache_bytes)
+        self.special_tokens = frozenset(loaded.tokenizer.all_special_ids)
 
     @property
     def max_context(self) -> int:
         """Longest prompt, in tokens."""
-        return min(self.loaded.max_context, self._runner.max_context or self.loaded.max_context)
+        return min(self.loaded.max_context, self.runner.max_context or self.loaded.max_context)
 
     def token_text(self, token: int) -> str:
         """A token alone, as text."""
@@ -125,7 +131,7 @@ class ResidentModel:
         need = 2 * self.sessions.run_bytes(len(ids))
         self.sessions.admit(session, need, f"The prompt of {len(ids)} tokens")
         device = self.loaded.device
-        special = torch.tensor([i in self._special for i in ids], device=device)
+        special = torch.tensor([i in self.special_tokens for i in ids], device=device)
         baseline = self.sessions.add(session, Session(torch.tensor(ids, device=device), special))
         return self._view(baseline), compare(baseline.logits, baseline.logits, top=top)
 
@@ -190,7 +196,7 @@ class ResidentModel:
             return known, -1, -1
         self.sessions.make_room(self.sessions.run_bytes(len(state.baseline)))
         references = (state.baseline, *state.runs.values())
-        replayed = replay(self._runner, references, program, self.attached.saes)
+        replayed = replay(self.runner, references, program, self.attached.saes)
         run = replayed.run
         state.changed()  # encodings may have been added, too
         # A change may be infinite where a norm behind it makes the output finite again.
@@ -238,7 +244,7 @@ class ResidentModel:
         need = 2 * (2 * in_prompt + written)
         self.sessions.admit(session, need, f"A text of {max_tokens} tokens behind the prompt")
         empty = self._bind(EditPlan())
-        columns = [Continuation(self._runner, state.baseline, empty, self.attached.saes) for _ in range(2)]
+        columns = [Continuation(self.runner, state.baseline, empty, self.attached.saes) for _ in range(2)]
         ends = self.loaded.config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends, self.loaded.tokenizer.eos_token_id]
         generation = Generation(
@@ -249,7 +255,7 @@ class ResidentModel:
             left=max_tokens,
             limit=self.max_context,
             decode=self.loaded.texts.so_far,
-            special=self._special.__contains__,
+            special=self.special_tokens.__contains__,
             ends=frozenset(token for token in ends if token is not None),
         )
         self._steer(state, generation, plan)
@@ -330,7 +336,7 @@ class ResidentModel:
         state = self.sessions.get(session)
         program = self._bind(plan)
         run, _, _ = self._run(state, program)
-        kl = position_shifts(self._runner, state.baseline, run)
+        kl = position_shifts(self.runner, state.baseline, run)
         _require_finite(kl)
         return plan_fingerprint(plan), kl.tolist()
 

@@ -6,10 +6,11 @@ import asyncio
 import os
 import signal
 from datetime import timedelta
-from pathlib import Path
 from uuid import uuid4
 
+import psutil
 import pytest
+from asgiref.sync import sync_to_async
 from django.utils import timezone
 
 from apps.audit.models import AuditEvent
@@ -17,9 +18,7 @@ from apps.live import services
 from apps.live.models import ResidentWorker
 from apps.live.resident_client import ResidentClient
 from microscope import protocol as p
-from tests.skips import only_on_linux
 from worker import residents
-from worker.residents import ResidentProcess, Wanted
 
 State = ResidentWorker.State
 
@@ -62,47 +61,20 @@ def test_a_model_that_is_gone_is_claimed_by_nobody(world) -> None:
     assert not services.claim_resident(model_id=uuid4(), host="one")
 
 
-@pytest.mark.django_db(transaction=True)
-async def test_an_idle_model_leaves_memory_and_says_why(world, settings, monkeypatch) -> None:
-    """The agent sees in the heartbeat how long nobody asked; stopping then tells people the reason."""
-    settings.WORKBENCH_RESIDENT_IDLE_MINUTES = 10
-    model = world.model
-
-    async def never(self: ResidentProcess) -> None:
-        return None
-
-    monkeypatch.setattr(ResidentProcess, "_run", never)
-    model.wanted_loaded = True
-    await model.asave()
-    claim, store = (residents.sync_to_async(f) for f in (services.claim_resident, services.set_resident))
-    assert await claim(model_id=model.pk, host="h")
-    await store(model_id=model.pk, state=State.READY, host="h", address="unix:x")
-    process = ResidentProcess(Wanted(model.pk, model.reference, "", "auto", None), "h")
-    for idle, wanted in ((599.0, True), (601.0, False)):
-        status = p.Status(sessions=1, cache_bytes=0, rss_bytes=5, queued=0, saes=[], idle_seconds=idle)
-        assert await process._note(status)
-        await model.arefresh_from_db()
-        assert model.wanted_loaded is wanted
-    assert await AuditEvent.objects.filter(action="model.unloaded_idle").acount() == 1
-    await process.stop()
-    shown = (await residents.sync_to_async(services.resident_of)(model)).state
-    assert (shown.state, shown.code) == (State.STOPPED, "model_idle")
-    assert "10 min" in shown.message
-    assert shown.hint
-
-
 @pytest.mark.servers
 @pytest.mark.timeout(300)
 @pytest.mark.django_db(transaction=True)
-async def test_two_agents_share_a_model_between_hosts_and_a_killed_one_comes_back(
-    world, settings, tmp_path, monkeypatch
-) -> None:
-    """Real processes over TCP: the first agent loads, the second leaves it alone, kill -9 is told and mended."""
+async def test_two_agents_share_a_model_between_hosts(world, settings, tmp_path, monkeypatch) -> None:
+    """Real processes over TCP: the first agent loads, the second leaves it alone, kill -9 is told and mended; when
+    nobody asks any more, the model leaves memory.
+    """
     from tests.tiny_models import make_model  # needs torch, which the rest of these tests do without
 
     monkeypatch.setenv("WORKBENCH_RESIDENT_TOKEN", "sesame")
     settings.WORKBENCH_RESIDENT_HOST = "127.0.0.1"
     settings.WORKBENCH_RUN_DIR = settings.WORKBENCH_LOG_DIR = tmp_path
+    settings.WORKBENCH_RESIDENT_IDLE_MINUTES = 10
+    monkeypatch.setattr(residents, "PING_SECONDS", 1.0)
     model = world.model
     model.reference, model.revision, model.dtype = str(make_model("llama", tmp_path / "tiny")), "", "float32"
     model.wanted_loaded = True
@@ -120,7 +92,7 @@ async def test_two_agents_share_a_model_between_hosts_and_a_killed_one_comes_bac
     try:
         row = await until(State.READY)
         assert (row.host, row.address[:14]) == ("one", "tcp:127.0.0.1:")
-        assert not two._running
+        assert (one.models, two.models) == ({model.pk}, set())
         client = await ResidentClient.connect(row.address)
         assert (await client.request(p.ReadStatus(), p.Status)).sessions == 0
         lost = asyncio.Event()
@@ -136,16 +108,23 @@ async def test_two_agents_share_a_model_between_hosts_and_a_killed_one_comes_bac
         await one.stop_all()
         one.tick = two.tick  # type: ignore[method-assign]
         assert (await until(State.READY)).host == "two"
-        model.wanted_loaded = False
-        await model.asave()
+        # Nobody asks for long: the agent sees it in the heartbeat, and stopping tells people why.
+        assert not await AuditEvent.objects.filter(action="model.unloaded_idle").aexists()
+        settings.WORKBENCH_RESIDENT_IDLE_MINUTES = 0.001
         assert (await until(State.STOPPED)).address == ""
+        await model.arefresh_from_db()
+        assert not model.wanted_loaded
+        assert await AuditEvent.objects.filter(action="model.unloaded_idle").acount() == 1
+        shown = (await sync_to_async(services.resident_of)(model)).state
+        assert (shown.state, shown.code) == (State.STOPPED, "model_idle")
+        assert "0.001 min" in shown.message
+        assert shown.hint
     finally:
         await one.stop_all()
         await two.stop_all()
 
 
 @pytest.mark.django_db(transaction=True)
-@only_on_linux
 @pytest.mark.parametrize(("on_the_hub", "host"), [(True, ""), (False, ""), (False, "127.0.0.1")])
 async def test_what_a_resident_is_told(world, settings, monkeypatch, tmp_path, on_the_hub, host) -> None:
     """A real process: a token only where a model may have to be fetched, a secret only where others may call."""
@@ -157,19 +136,25 @@ async def test_what_a_resident_is_told(world, settings, monkeypatch, tmp_path, o
     for name, value in {**secrets, "HF_TOKEN": "hub", "WORKBENCH_RESIDENT_TOKEN": "sesame"}.items():
         monkeypatch.setenv(name, value)
     settings.WORKBENCH_RESIDENT_HOST = host
+    settings.WORKBENCH_RUN_DIR = settings.WORKBENCH_LOG_DIR = tmp_path
+    model = world.model
+    model.reference, model.revision = "some/model" if on_the_hub else str(tmp_path), ""
+    model.wanted_loaded = True
+    await model.asave()
+    agent = residents.Residents("h")
 
-    async def never(self: ResidentProcess) -> None:
-        return None
+    def started() -> list[psutil.Process]:
+        children = psutil.Process().children()
+        return [child for child in children if "worker.resident" in " ".join(child.cmdline())]
 
-    monkeypatch.setattr(ResidentProcess, "_run", never)
-    reference = "some/model" if on_the_hub else str(tmp_path)
-    resident = ResidentProcess(Wanted(world.model.pk, reference, "", "auto", None), "h")
-    process = resident._start(f"unix:{tmp_path}/s" if not host else f"tcp:{host}:0")
     try:
-        raw = Path(f"/proc/{process.pid}/environ").read_bytes().decode()
-        told = dict(entry.split("=", 1) for entry in raw.split("\0") if entry)
+        await agent.tick()
+        async with asyncio.timeout(30):
+            while not started():
+                await asyncio.sleep(0.01)
+        told = started()[0].environ()
     finally:
-        process.reap()
+        await agent.stop_all()
     assert secrets.keys() & told.keys() == set()
     assert ("HF_TOKEN" in told) is on_the_hub
     assert ("WORKBENCH_RESIDENT_TOKEN" in told) is bool(host)

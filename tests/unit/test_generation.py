@@ -38,7 +38,7 @@ def generate(resident: ResidentModel, plan: EditPlan, count: int = 12, **how: ob
 @pytest.fixture
 def resident(llama) -> ResidentModel:
     resident = ResidentModel(llama)
-    resident._special = frozenset()
+    resident.special_tokens = frozenset()
     resident.open("s", PROMPT)
     return resident
 
@@ -47,7 +47,7 @@ def test_every_token_is_what_the_plain_model_says_under_the_plan_of_the_moment(t
     """Plans of all kinds change while the text grows; each token's logits equal a whole forward with hooks."""
     rng = random.Random(3)
     resident = ResidentModel(tiny)
-    resident._special = frozenset()
+    resident.special_tokens = frozenset()
     resident.open("s", PROMPT)
     kinds = ("topk", "jumprelu", "gated", "topk")
     saes = [random_sae(32, layer, 1, kind=kind) for layer, kind in enumerate(kinds)]

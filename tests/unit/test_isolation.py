@@ -249,7 +249,7 @@ def test_the_comparison_notices_when_a_layers_key_forgets_its_edits(fresh, saes,
 def test_no_pass_computes_rows_of_two_people(fresh, saes, adapters, monkeypatch):
     """What is never in one batch cannot leak within it, nor change another's rounding."""
     resident = fresh()
-    runner, batches = type(resident._runner), []
+    runner, batches = type(resident.runner), []
     for name in ("block", "last_row"):
         original = getattr(runner, name)
 
@@ -307,7 +307,7 @@ def test_a_failure_at_any_tap_leaves_everybody_as_they_were(family, model_folder
         name: resident.apply(name, EditPlan(edits=edits)).outcome.logits.clone() for name in ("a", "b")
     }
     base = resident.sessions.get("a").baseline.logits.clone()
-    runner = type(resident._runner)
+    runner = type(resident.runner)
     taps = [
         (runner, "block"),
         (runner, "head"),

@@ -70,7 +70,7 @@ def test_random_toggling_equals_the_plain_full_forward(tiny):
     rng = random.Random(0)
     ids = torch.tensor(tiny.tokenizer(PROMPT)["input_ids"])
     resident = ResidentModel(tiny)
-    resident._special = frozenset()
+    resident.special_tokens = frozenset()
     resident.open("s", PROMPT)
     norm = float(resident.sessions.get("s").baseline.residuals[1].norm(dim=1).quantile(0.8))
     saes = [
@@ -168,14 +168,14 @@ def test_receipts_name_the_positions_and_the_size(llama):
 
 def test_special_tokens_and_sinks_are_left_alone_unless_asked(llama):
     resident = ResidentModel(llama)
-    resident._special = frozenset({llama.tokenizer("state")["input_ids"][0]})
+    resident.special_tokens = frozenset({llama.tokenizer("state")["input_ids"][0]})
     sae = random_sae(32, 2, 3)
     resident.open("s", PROMPT)
     norms = resident.sessions.get("s").baseline.residuals[2].norm(dim=1)
     loudest = int(norms.argmax())
     sae.config.token_filter = TokenFilter(max_norm=float(norms.sort().values[-2]) + 1e-3)
     attach(resident, sae)
-    special = [i for i, t in enumerate(llama.tokenizer(PROMPT)["input_ids"]) if t in resident._special]
+    special = [i for i, t in enumerate(llama.tokenizer(PROMPT)["input_ids"]) if t in resident.special_tokens]
 
     def positions(**where: object) -> set[int]:
         plan = EditPlan(edits=(make_edit(sae, 1, "add", 1.0, positions=Positions(**where)),))  # type: ignore[arg-type]
@@ -358,7 +358,7 @@ def test_changing_the_topmost_edit_restarts_only_there(llama, monkeypatch):
         return make_edit(high, 4, "add", strength, positions=Positions(mode="from", start=10))
 
     resident.apply("s", EditPlan(edits=(everywhere, late(1.0))))
-    ran = counting(type(resident._runner), monkeypatch)
+    ran = counting(type(resident.runner), monkeypatch)
     rows = len(resident.sessions.get("s").baseline)
     resident.apply("s", EditPlan(edits=(everywhere, late(2.0))))
     # the lower edit changes every row, but only the upper one moved, and it acts from position 10 on
@@ -408,7 +408,7 @@ def test_a_low_rank_edit_starts_at_its_lowest_module(llama, monkeypatch):
     resident.open("s", PROMPT)
     adapter = random_adapter(llama, 1)
     resident.attached.adapters[adapter.fingerprint] = adapter
-    ran = counting(type(resident._runner), monkeypatch)
+    ran = counting(type(resident.runner), monkeypatch)
     lowest = min(int(path.split(".")[2]) for path in adapter.factors)
     edit = Edit(kind="lora", adapter=adapter.fingerprint, strength=1.0)
     applied = resident.apply("s", EditPlan(edits=(edit,)))
@@ -436,11 +436,10 @@ def test_caches_stay_within_their_budget(llama):
 
 
 def test_a_block_that_ignores_its_patch_is_an_error_not_an_answer(model_folders, monkeypatch):
-    from microscope.models.runner import modules
-
     loaded = load_model(str(model_folders["gemma2"]), dtype="float32", device="cpu")
     resident = ResidentModel(loaded)
     resident.open("s", PROMPT)
+    before = resident.apply("s", EditPlan()).outcome.logits
     adapter = random_adapter(loaded, 1)
     resident.attached.adapters[adapter.fingerprint] = adapter
     for module in loaded.model.modules():
@@ -449,7 +448,9 @@ def test_a_block_that_ignores_its_patch_is_an_error_not_an_answer(model_folders,
     with pytest.raises(MicroscopeError) as caught:
         resident.apply("s", plan)
     assert caught.value.code == "taps_missing"
-    assert modules._running.get() is None
+    ids = torch.tensor([loaded.tokenizer(PROMPT)["input_ids"]])
+    with torch.no_grad():  # and the model itself is as it was
+        torch.testing.assert_close(loaded.model(ids).logits[0, -1], before, rtol=1e-4, atol=1e-4)
 
 
 def test_adapters_are_checked_when_attached(llama, tmp_path):

@@ -44,7 +44,7 @@ class Conversation:
     def __init__(self, loaded: LoadedModel, seed: int) -> None:
         self.rng, self.loaded = random.Random(seed), loaded
         self.resident = ResidentModel(loaded)
-        self.resident._special = frozenset()
+        self.resident.special_tokens = frozenset()
         self.saes = [
             *(random_sae(32, layer, 1, kind=("topk", "gated")[layer % 2]) for layer in range(4)),
             *(random_sae(32, layer, 2, kind="jumprelu", max_norm=4.0) for layer in range(4)),

@@ -13,10 +13,7 @@ import pytest
 from apps.live.resident_client import ResidentClient
 from microscope import protocol as p
 from microscope.live import ResidentModel
-from microscope.live.cache import FileCache
-from microscope.live.sessions import SessionCache
 from microscope.params import EditPlan
-from microscope.patching.apply import EditEffect
 from tests.resident_talk import PROMPT, Client, add
 from worker.resident import connection as connection_module
 from worker.resident.server import ResidentServer
@@ -59,29 +56,8 @@ async def held(server: ResidentServer) -> AsyncIterator[threading.Event]:
         gate.set()
 
 
-async def test_health_and_answers_are_read_by_the_compute_thread_alone(
-    served, sae, sae_folder, monkeypatch
-) -> None:
-    """It is the one that changes them, and on a device reading waits for what is computed."""
+async def test_health_is_told_at_once_whatever_is_computed(served, sae, sae_folder) -> None:
     server, address = served
-    readers: dict[str, set[str]] = {}
-
-    def noted(owner: type, name: str) -> None:
-        real = vars(owner)[name]
-
-        def read(self):
-            readers.setdefault(name, set()).add(threading.current_thread().name.partition("_")[0])
-            return real.fget(self) if isinstance(real, property) else real(self)
-
-        monkeypatch.setattr(owner, name, property(read) if isinstance(real, property) else read)
-
-    for owner, names in (
-        (SessionCache, ("__len__", "nbytes")),
-        (FileCache, ("__iter__",)),
-        (EditEffect, ("positions", "max_delta")),
-    ):
-        for name in names:
-            noted(owner, name)
     client = await Client.connect(place(address))
     await client.attach(sae, sae_folder)
     await client.ask(p.Open(prompt=PROMPT))
@@ -90,16 +66,18 @@ async def test_health_and_answers_are_read_by_the_compute_thread_alone(
     assert result.receipt.edits[0].positions
     assert result.timings.compute > 0
     assert result.timings.queued >= 0
+    [session] = server.resident.sessions.by_name.values()
     async with held(server):
-        status = await client.ask(p.ReadStatus())  # at once, although somebody computes
-    assert isinstance(status, p.Status)
-    assert status.sessions == 1
+        status = await client.ask(p.ReadStatus())
+        assert isinstance(status, p.Status)
+        waiting = client.send(p.Open(prompt=PROMPT), "other")
+        later = await client.answer(client.send(p.ReadStatus()))
+        assert isinstance(later, p.Status)
+    assert (status.sessions, later.sessions, later.queued) == (1, 1, 1)
     assert status.saes == [sae.config.fingerprint]
-    assert status.cache_bytes == sum(
-        session.measure() for session in server.resident.sessions.by_name.values()
-    )
-    assert readers == {name: {"compute"} for name in readers}
-    assert len(readers) == 5
+    assert status.cache_bytes == session.measure()
+    assert isinstance(await client.answer(waiting), p.Opened)
+    assert (await client.ask(p.ReadStatus())).sessions == 2
     client.writer.close()
 
 
@@ -182,8 +160,8 @@ async def test_pages_that_leave_while_their_prompt_opens_leave_nothing(served, l
     await until(lambda: not len(server.queue) and server.status().sessions == 0)
     await visit(None)
     await until(lambda: server.status().sessions == 0)
-    (_, client), *_ = pool._clients.values()
-    await until(lambda: not client._waiting and not client._on_queued)
+    client = await pool.get(model, address)
+    await until(lambda: not client.pending)
     client.close()
 
 
@@ -195,8 +173,7 @@ async def test_a_second_prompt_gives_up_the_first(served) -> None:
         await until(lambda: len(server.queue))
         first.cancel()
         await asyncio.wait({first})
-        assert not client._waiting
-        assert not client._on_queued
+        assert client.pending == 0
     client.close()
 
 
@@ -205,7 +182,7 @@ async def test_a_text_nobody_waits_for_any_more_is_forgotten(served) -> None:
     client = await ResidentClient.connect(address)
     await client.request(p.Open(prompt=PROMPT), p.Opened, "s")
     client.generate(p.Generate(run=1, plan=EditPlan(), max_tokens=3), "s")  # never iterated
-    await until(lambda: not client._streams)
+    await until(lambda: not client.pending)
     client.close()
 
 
@@ -217,7 +194,7 @@ async def test_who_never_reads_is_dropped_and_others_are_served(served, sae, sae
     await other.attach(sae, sae_folder)
     await greedy.ask(p.Open(prompt=PROMPT))
     asked = p.encode_request(2, p.ReadFeatures(sae=sae.config.fingerprint, indices=tuple(range(96))), "s")
-    greedy.reader._transport.pause_reading()  # type: ignore[attr-defined]
+    greedy.writer.transport.pause_reading()
     greedy.writer.write(asked * 600)
     most = 0
     async with asyncio.timeout(PATIENCE):
@@ -232,14 +209,12 @@ async def test_who_never_reads_is_dropped_and_others_are_served(served, sae, sae
 
 
 async def test_who_takes_nothing_for_long_is_dropped(served, monkeypatch) -> None:
-    """However little it left unread: what it holds is for those who are still there."""
+    """Long before it has left as much unread as one may: memory is for those who are still there."""
     server, address = served
     monkeypatch.setattr(connection_module, "STALL_SECONDS", 0.5)
     silent = await Client.connect(place(address))
     await silent.ask(p.Open(prompt=PROMPT))
-    silent.reader._transport.pause_reading()  # type: ignore[attr-defined]
-    peer = next(iter(server.connections))
-    peer._writer.transport.set_write_buffer_limits(0)
+    silent.writer.transport.pause_reading()
     async with asyncio.timeout(PATIENCE):
         while server.connections:
             silent.writer.write(p.encode_request(3, p.ReadStatus()) * 500)
