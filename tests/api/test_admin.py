@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from django.apps import apps
 from django.contrib import admin
 from django.test import RequestFactory
 from django.urls import reverse
@@ -25,7 +26,11 @@ from tests.factories import (
 )
 
 OWN = sorted(
-    (model for model in admin.site._registry if model.__module__.startswith("apps.")),
+    (
+        model
+        for model in apps.get_models()
+        if model.__module__.startswith("apps.") and admin.site.is_registered(model)
+    ),
     key=lambda m: m._meta.label,
 )
 
@@ -43,8 +48,6 @@ def staff(world, client_of):
 
 
 def test_every_model_of_ours_is_there() -> None:
-    from django.apps import apps
-
     ours = {model for model in apps.get_models() if model.__module__.startswith("apps.")}
     inline = {"Membership", "JobEvent", "PatchVersion", "RecordingPart"}
     fleeting = {"WsTicket", "LiveSeat"}
@@ -85,7 +88,7 @@ def admin_actions() -> set[tuple[str, str]]:
     return {
         (model._meta.label, action)
         for model in OWN
-        for action in admin.site._registry[model].get_actions(request)
+        for action in admin.site.get_model_admin(model).get_actions(request)
         if action != "delete_selected"
     }
 
