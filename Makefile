@@ -11,7 +11,7 @@ MODULES   := frontend/node_modules/.installed
 BUILT     := frontend/dist/index.html
 SOURCES   := $(shell find frontend/src frontend/public frontend/index.html frontend/vite.config.ts -type f 2>/dev/null)
 
-.PHONY: help demo test test-fast lint format dev doctor bench peers frontend schema upgrade clean
+.PHONY: help demo test test-fast lint format dev pictures doctor bench peers frontend schema upgrade clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -61,6 +61,10 @@ format: $(INSTALLED) ## Rewrite the code in the project's style
 
 dev: $(INSTALLED) $(MODULES) ## All servers with their logs in this terminal, and the front end reloading on port 5173
 	@$(BIN)/python -m workbench.launch dev --data-dir $(DATA) --port $(PORT)
+
+pictures: $(INSTALLED) $(BUILT) ## Take the pictures of README and docs from the demo, light and dark
+	@sh scripts/ensure_chromium.sh
+	@$(BIN)/python -m workbench.launch pictures --data-dir $(DATA) --port $(PORT)
 
 doctor: $(INSTALLED) ## Say what is missing or wrong on this machine
 	@$(BIN)/microscope doctor

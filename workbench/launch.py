@@ -1,4 +1,4 @@
-"""``python -m workbench.launch demo | ui | dev``: the portal on one machine, under one supervisor."""
+"""``python -m workbench.launch demo | pictures | ui | dev``: the portal on one machine, under one supervisor."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("demo", "the demonstration"),
+        ("pictures", "the demonstration, photographed for README and docs"),
         ("ui", "the portal"),
         ("dev", "the portal with logs and the front end reloading"),
     ):
@@ -36,9 +37,15 @@ def main() -> int:
     arguments = parser.parse_args()
     data_dir = arguments.data_dir.absolute()
     if arguments.command == "demo":
+        from workbench.demo.run import demo, serve
+
+        then = (lambda shown: None) if arguments.exit else serve
+        return demo(data_dir=data_dir, port=arguments.port, then=then)
+    if arguments.command == "pictures":
+        from workbench.demo.pictures import photograph
         from workbench.demo.run import demo
 
-        return demo(data_dir=data_dir, port=arguments.port, stop_afterwards=arguments.exit)
+        return demo(data_dir=data_dir, port=arguments.port, then=photograph)
     return _serve(
         data_dir,
         arguments.port,

@@ -25,6 +25,7 @@ ELSEWHERE = {
     "make test-fast": "it runs this",
     "make lint": "make test does what it does",
     "make dev": "runs until it is stopped; the portal commands start the same servers",
+    "make pictures": "the demonstration again; tests/e2e/test_pictures.py takes the same pages of a tiny model",
     ".venv/bin/python -m tests.postgres": "make test runs it",
     "WORKBENCH_FUZZ_EXAMPLES=200 .venv/bin/pytest tests/api/test_conformance.py": "make test runs it with fewer",
     ".venv/bin/python -m tests.chaos --kills 100": "takes half an hour",

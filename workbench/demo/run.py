@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +20,29 @@ from workbench.demo.portal import Portal, PortalError
 from workbench.supervisor import Supervisor, free_port, wait_for_web
 
 PROJECT, RECORDING, SAE, PATCH = "State of the Union", "Layer 15", "TopK 4k", "Amplified feature"
+DIRECTION = "Talk of peace"
 _LAYER = 15
 _TRACE = {"layers": [_LAYER], "tokens": 200_000, "tokens_per_document": 896}
 _TRAIN = {"layer": _LAYER, "width": 4096, "k": 32, "tokens": 2_000_000}
 _USERS = {"alice": False, "ben": False, "staff": True}
 
 
-def demo(*, data_dir: Path, port: int, stop_afterwards: bool) -> int:
-    """Run the demonstration; the exit status is 0 only if every step worked."""
+def demo(*, data_dir: Path, port: int, then: Callable[[Demonstration], None]) -> int:
+    """Run the demonstration and what follows it; the exit status is 0 only if every step worked."""
     console = Console()
     started = time.monotonic()
     supervisor = Supervisor(data_dir, free_port(port))
     supervisor.stop_on_signals()
     try:
-        story = _Story(supervisor, console)
-        story.prepare()
-        story.run()
-        console.print(story.table(time.monotonic() - started))
-        if stop_afterwards:
-            return 0
-        console.print(f"\nServing at [bold]{supervisor.url}[/] until Ctrl-C.")
-        supervisor.wait()
+        shown = Demonstration(supervisor, console)
+        shown.prepare()
+        shown.run()
+        console.print(shown.table(time.monotonic() - started))
+        then(shown)
         return 0
     except KeyboardInterrupt:
         console.print("Stopped.")
-        return 130 if stop_afterwards else 0
+        return 0 if then is serve else 130
     except (PortalError, RuntimeError, TimeoutError) as error:
         console.print(f"[bold red]The demo failed:[/] {error}")
         console.print(f"Logs are in {data_dir / 'logs'}.")
@@ -52,7 +51,13 @@ def demo(*, data_dir: Path, port: int, stop_afterwards: bool) -> int:
         supervisor.stop()
 
 
-class _Story:
+def serve(shown: Demonstration) -> None:
+    """Keep the portal running until Ctrl-C."""
+    shown.console.print(f"\nServing at [bold]{shown.supervisor.url}[/] until Ctrl-C.")
+    shown.supervisor.wait()
+
+
+class Demonstration:
     """The steps, each of which uses what an earlier run left behind."""
 
     def __init__(self, supervisor: Supervisor, console: Console) -> None:
@@ -106,7 +111,7 @@ class _Story:
         recording = self._recording(project, model)
         sae = self._sae(project, recording)
         sae = self._measured(sae)
-        self.facts |= {"recording": recording, "sae": sae}
+        self.facts |= {"project": project, "recording": recording, "sae": sae}
         self._patch(project, model, sae)
 
     def _project(self) -> dict[str, Any]:
@@ -129,7 +134,7 @@ class _Story:
                 "reference": str(self.model_file),
             }
             made = self.alice.post("/models", body)
-            self._follow(made["job"])
+            self.follow(made["job"])
             found = made["model"]
         self.alice.find("/corpora", assets.CORPUS_NAME, project=project["id"]) or self.alice.post(
             "/corpora",
@@ -151,7 +156,7 @@ class _Story:
                 "/recordings",
                 {"model": model["id"], "corpus": corpus["id"], "name": RECORDING, "params": _TRACE},
             )
-            self._follow(made["job"])
+            self.follow(made["job"])
             found = made["recording"]
         return self._get(f"/recordings/{found['id']}")
 
@@ -159,16 +164,16 @@ class _Story:
         found = self._ready("/saes", SAE, project)
         if found is None:
             made = self.alice.post("/saes", {"recording": recording["id"], "name": SAE, "params": _TRAIN})
-            self._follow(made["job"])
+            self.follow(made["job"])
             found = made["sae"]
         return self._get(f"/saes/{found['id']}")
 
     def _measured(self, sae: dict[str, Any]) -> dict[str, Any]:
         path = f"/saes/{sae['id']}"
         if sae["evaluation"] is None:
-            self._follow(self.alice.post(f"{path}/evaluate")["job"])
+            self.follow(self.alice.post(f"{path}/evaluate")["job"])
         if sae["analysis"] is None:
-            self._follow(self.alice.post(f"{path}/analyse")["job"])
+            self.follow(self.alice.post(f"{path}/analyse")["job"])
         return self._get(path)
 
     def _patch(self, project: dict[str, Any], model: dict[str, Any], sae: dict[str, Any]) -> None:
@@ -176,11 +181,23 @@ class _Story:
             patch = self.alice.find("/patches", PATCH, project=project["id"])
             if patch is None:
                 index, _ = asyncio.run(patching.choose_feature(self.alice, model["id"], sae))
-                plan = {"edits": [patching.scale_edit(sae, index, patching._STRENGTH)]}
-                body = {"model": model["id"], "name": PATCH, "description": "Made by the demo.", "plan": plan}
-                patch = self.alice.post("/patches", body)
+                patch = self._saved(PATCH, model, patching.scale_edit(sae, index, patching.STRENGTH))
+            direction = self.alice.find("/patches", DIRECTION, project=project["id"])
+            if direction is None:
+                edit = asyncio.run(patching.choose_direction(self.alice, model["id"], sae))
+                direction = edit and self._saved(DIRECTION, model, edit)
             toggles, shown = asyncio.run(patching.measure_toggles(self.alice, model["id"], patch["plan"]))
-        self.facts |= {"patch": patch, "toggles": toggles, "shown": shown}
+        self.facts |= {"patch": patch, "direction": direction, "toggles": toggles, "shown": shown}
+
+    def _saved(self, name: str, model: dict[str, Any], edit: dict[str, Any]) -> dict[str, Any]:
+        body = {
+            "model": model["id"],
+            "name": name,
+            "description": "Made by the demo.",
+            "plan": {"edits": [edit]},
+        }
+        made: dict[str, Any] = self.alice.post("/patches", body)
+        return made
 
     # --- helpers --------------------------------------------------------------------------------------
 
@@ -194,11 +211,11 @@ class _Story:
             if found["name"] != name or found["state"] == "failed":
                 continue
             if found["state"] == "pending":
-                self._follow(self.alice.get(f"/jobs/{found['job']}")["job"])
+                self.follow(self.alice.get(f"/jobs/{found['job']}")["job"])
             return found
         return None
 
-    def _follow(self, job: dict[str, Any]) -> None:
+    def follow(self, job: dict[str, Any]) -> None:
         """Show a job's progress in the terminal until it has succeeded."""
         columns = (
             SpinnerColumn(),
