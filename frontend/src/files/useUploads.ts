@@ -1,5 +1,5 @@
 import { useRef, useState } from "react";
-import { uploadFile, type IncomingFile } from "@/api/uploads";
+import { forgetUploads, uploadFile, type IncomingFile } from "@/api/uploads";
 
 const AT_ONCE = 3;
 
@@ -8,8 +8,8 @@ export interface UploadsState {
   sent: number;
   total: number;
   running: boolean;
-  /** Send all files; what arrived in an earlier try is not sent again. */
-  send: (files: readonly IncomingFile[]) => Promise<string[]>;
+  /** Send all files, except what arrived in an earlier try, and give their ids to the request that uses them. */
+  sendFor: <Answer>(files: readonly IncomingFile[], request: (ids: string[]) => Promise<Answer>) => Promise<Answer>;
   cancel: () => void;
 }
 
@@ -48,5 +48,10 @@ export function useUploads(): UploadsState {
       setRunning(false);
     }
   };
-  return { sent, total, running, send, cancel: () => abort.current?.abort() };
+  const sendFor: UploadsState["sendFor"] = async (files, request) => {
+    const answer = await request(await send(files));
+    forgetUploads(files);
+    return answer;
+  };
+  return { sent, total, running, sendFor, cancel: () => abort.current?.abort() };
 }

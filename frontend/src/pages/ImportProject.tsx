@@ -5,7 +5,7 @@ import { useState, type SyntheticEvent } from "react";
 import { importProject } from "@/api/bundles";
 import { asApiError } from "@/api/errors";
 import { projectsQuery } from "@/api/projects";
-import { forgetUploads, type IncomingFile } from "@/api/uploads";
+import type { IncomingFile } from "@/api/uploads";
 import { ErrorNote } from "@/components/ErrorNote";
 import { DropZone } from "@/files/DropZone";
 import { suggestedName } from "@/files/dropped";
@@ -23,11 +23,7 @@ export function ImportProject({ opened, onClose }: { opened: boolean; onClose: (
   const file = files[0];
   const called = name.trim() || suggestedName(files);
   const start = useMutation({
-    mutationFn: async () => {
-      const started = await importProject({ name: called, uploads: await uploads.send(files) });
-      forgetUploads(files);
-      return started;
-    },
+    mutationFn: () => uploads.sendFor(files, (ids) => importProject({ name: called, uploads: ids })),
     onSuccess: async (started) => {
       await queries.invalidateQueries({ queryKey: projectsQuery.queryKey });
       await navigate({ to: "/jobs/$job", params: { job: started.job.id } });

@@ -1,13 +1,13 @@
-import { Button, FileInput, Group, Progress, Select, Stack, Text, TextInput } from "@mantine/core";
+import { Button, FileInput, Group, Select, Stack, Text, TextInput } from "@mantine/core";
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState, type SyntheticEvent } from "react";
 import { importAdapter } from "@/api/adapters";
 import { asApiError } from "@/api/errors";
 import { modelsQuery } from "@/api/registry";
-import { forgetUploads, uploadFile } from "@/api/uploads";
 import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
-import { percent } from "@/science/format";
+import { UploadProgress } from "@/files/UploadProgress";
+import { useUploads } from "@/files/useUploads";
 import { adapterFilesProblem } from "@/patches/exports";
 
 interface ImportAdapterProps {
@@ -22,7 +22,7 @@ export function ImportAdapter({ project, onStarted }: ImportAdapterProps) {
   const [chosen, setChosen] = useState<string | null>(null);
   const [files, setFiles] = useState<File[]>([]);
   const [name, setName] = useState("");
-  const [sent, setSent] = useState(0);
+  const uploads = useUploads();
   const invalidate = useInvalidate();
   const model = usable.find((one) => one.id === chosen) ?? usable[0];
   const problem = files.length > 0 ? adapterFilesProblem(files.map((file) => file.name)) : null;
@@ -30,17 +30,10 @@ export function ImportAdapter({ project, onStarted }: ImportAdapterProps) {
   const bring = useMutation({
     mutationFn: async () => {
       if (!model) throw new Error("Choose a model.");
-      const total = files.reduce((sum, file) => sum + file.size, 0);
-      const uploads: string[] = [];
-      let before = 0;
-      for (const file of files) {
-        const start = before;
-        uploads.push(await uploadFile({ path: file.name, file }, { onProgress: (bytes) => setSent((start + bytes) / total) }));
-        before += file.size;
-      }
-      const started = await importAdapter({ model: model.id, name: name.trim() || "Imported adapter", uploads });
-      forgetUploads(files.map((file) => ({ path: file.name, file })));
-      return started;
+      return uploads.sendFor(
+        files.map((file) => ({ path: file.name, file })),
+        (ids) => importAdapter({ model: model.id, name: name.trim() || "Imported adapter", uploads: ids }),
+      );
     },
     onSuccess: async () => {
       await invalidate("patches", "jobs", "lineage");
@@ -49,7 +42,6 @@ export function ImportAdapter({ project, onStarted }: ImportAdapterProps) {
   });
   const submit = (event: SyntheticEvent) => {
     event.preventDefault();
-    setSent(0);
     bring.mutate();
   };
 
@@ -77,7 +69,7 @@ export function ImportAdapter({ project, onStarted }: ImportAdapterProps) {
           error={problem}
         />
         <TextInput label="Name" placeholder="Imported adapter" value={name} onChange={(event) => setName(event.currentTarget.value)} error={bring.error ? asApiError(bring.error).about("name") : undefined} />
-        {bring.isPending && <Progress value={sent * 100} aria-label={`Uploaded ${percent(sent)}`} />}
+        <UploadProgress uploads={uploads} />
         <Group justify="space-between">
           <Text size="xs" c="dimmed" flex="1 1 16rem">The patch appears in the list once the files have been checked; it is off until you switch it on.</Text>
           <Button type="submit" ml="auto" loading={bring.isPending} disabled={!model || files.length === 0 || problem !== null}>Import</Button>

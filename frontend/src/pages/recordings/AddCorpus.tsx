@@ -4,7 +4,6 @@ import { useState, type SyntheticEvent } from "react";
 import { asApiError } from "@/api/errors";
 import { addCorpus, builtinCorporaQuery, importCorpus } from "@/api/registry";
 import type { Corpus } from "@/api/types";
-import { forgetUploads } from "@/api/uploads";
 import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
 import { UploadProgress } from "@/files/UploadProgress";
@@ -35,9 +34,9 @@ export function AddCorpus({ project, onAdded }: { project: string; onAdded: (cor
       const title = name.trim() || suggested;
       if (kind !== "upload") return addCorpus({ project, name: title, kind, reference, text_field: textField });
       if (!file) throw new Error("Choose a file.");
-      const files = [{ path: file.name, file }];
-      const started = await importCorpus({ project, name: title, uploads: await uploads.send(files), params: { text_field: textField } });
-      forgetUploads(files);
+      const started = await uploads.sendFor([{ path: file.name, file }], (ids) =>
+        importCorpus({ project, name: title, uploads: ids, params: { text_field: textField } }),
+      );
       return started.corpus;
     },
     onSuccess: async (corpus) => {

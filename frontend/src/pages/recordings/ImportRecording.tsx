@@ -3,7 +3,7 @@ import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState, type SyntheticEvent } from "react";
 import { asApiError } from "@/api/errors";
 import { importRecording, modelsQuery } from "@/api/registry";
-import { forgetUploads, type IncomingFile } from "@/api/uploads";
+import type { IncomingFile } from "@/api/uploads";
 import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
 import { suggestedName, summaryOf } from "@/files/dropped";
@@ -26,9 +26,7 @@ export function ImportRecording({ project, onStarted }: { project: string; onSta
   const start = useMutation({
     mutationFn: async () => {
       if (!model) return;
-      const ids = await uploads.send(files);
-      await importRecording({ model: model.id, name: name.trim() || suggested, uploads: ids });
-      forgetUploads(files);
+      await uploads.sendFor(files, (ids) => importRecording({ model: model.id, name: name.trim() || suggested, uploads: ids }));
       await invalidate("recordings", "jobs", "lineage");
       onStarted();
     },

@@ -5,7 +5,7 @@ import { useState, type SyntheticEvent } from "react";
 import { asApiError } from "@/api/errors";
 import { modelsQuery, recordingsQuery } from "@/api/registry";
 import { importSae } from "@/api/saes";
-import { forgetUploads, type IncomingFile } from "@/api/uploads";
+import type { IncomingFile } from "@/api/uploads";
 import { useInvalidate } from "@/api/useInvalidate";
 import { useProjectId } from "@/app/project";
 import { ErrorNote } from "@/components/ErrorNote";
@@ -40,10 +40,9 @@ export function ImportSae() {
     mutationFn: async () => {
       const values = params.collect();
       if (!model || !values) return null;
-      const ids = await uploads.send(files);
-      const started = await importSae({ model: model.id, recording, name: name.trim() || suggested, uploads: ids, params: values });
-      forgetUploads(files);
-      return started;
+      return uploads.sendFor(files, (ids) =>
+        importSae({ model: model.id, recording, name: name.trim() || suggested, uploads: ids, params: values }),
+      );
     },
     onSuccess: async (started) => {
       if (!started) return;
