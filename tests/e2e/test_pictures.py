@@ -48,7 +48,7 @@ def test_the_pages_are_those_of_the_pictures(open_page: Open, lab: Lab) -> None:
     assert changed == {}, AGAIN
 
 
-def test_a_changed_page_would_be_noticed(open_page: Open, lab: Lab) -> None:
+def test_a_changed_page_would_be_noticed(open_page: Open) -> None:
     """Another heading, a control less, another label: each gives another outline; other numbers do not."""
     subjects = pictures.Subjects("p", "s", "t", "f", "q", "", ("TopK 96",))
     picture = pictures.PICTURES["lab"]
