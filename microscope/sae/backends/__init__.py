@@ -1,13 +1,12 @@
-"""The sparse arithmetic, by device: one interface, a reference in plain torch, and compiled loops for a CPU."""
+"""The sparse arithmetic, by device: plain torch on any, which is the reference, and compiled loops on a CPU."""
 
 from torch import Tensor
 
 from microscope.sae.backends.base import MANY, Backend, LatentSums, Pairs, Winners
 from microscope.sae.backends.cpu import CpuBackend
-from microscope.sae.backends.reference import ReferenceBackend
 
 # Every backend by the type of device it is for; the reference computes on all others.
-REFERENCE = ReferenceBackend()
+REFERENCE = Backend()
 BACKENDS: dict[str, Backend] = {"cpu": CpuBackend()}
 
 

@@ -1,4 +1,4 @@
-"""The backend of a CPU: compiled for float32; what it has no loop for, it leaves to the reference."""
+"""The backend of a CPU: compiled for float32; what it has no loop for, it leaves to plain torch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microscope.sae.backends.base import MANY, LatentSums, Pairs, Winners
+from microscope.sae.backends.base import MANY, Backend, LatentSums, Pairs, Winners
 from microscope.sae.backends.cpu import pairs, search
 from microscope.sae.backends.cpu.latents import ByLatent
 from microscope.sae.backends.cpu.product import Bfloat16Product, product
 from microscope.sae.backends.cpu.rounding import rounded_rows
 from microscope.sae.backends.error_bound import HALF_ULP, ErrorBound
-from microscope.sae.backends.reference import ReferenceBackend
 
 
-class CpuBackend(ReferenceBackend):
+class CpuBackend(Backend):
     piecewise_gradients: ClassVar[bool] = True
 
     def top_k(self, pre: Tensor, k: int) -> tuple[Tensor, Tensor]:

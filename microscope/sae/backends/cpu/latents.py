@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microscope.sae.backends.base import Winners
+from microscope.sae.backends.base import LatentSums, Winners
 from microscope.sae.backends.cpu.compiled import compiled
-from microscope.sae.backends.reference import SortedSums
 
 
-class ByLatent(SortedSums):
+class ByLatent(LatentSums):
     """Pairs in the order of their latents, counted rather than sorted."""
 
     def __init__(self, winners: Winners, latents: int) -> None:
