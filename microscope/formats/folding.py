@@ -42,23 +42,6 @@ def without_scale(sae: SparseAutoencoder) -> SparseAutoencoder:
 
 
 @torch.no_grad()
-def with_unit_decoder(sae: SparseAutoencoder) -> SparseAutoencoder:
-    """A copy with decoder rows of unit length; activations grow by the old lengths.
-
-    Refused where latents win by rank, since others would.
-    """
-    if sae.config.architecture in ("topk", "groupmax"):
-        raise MicroscopeError(
-            "cannot_fold",
-            f"Decoder norms of a {sae.config.architecture} SAE cannot be folded: other latents would win.",
-        )
-    out = copy.deepcopy(sae)
-    norms = out.W_dec.norm(dim=1).clamp_min(1e-12)
-    rescale_rows(out, norms)
-    return out
-
-
-@torch.no_grad()
 def rescale_rows(sae: SparseAutoencoder, norms: Tensor) -> None:
     """Divide decoder rows by ``norms`` and multiply activations by them, in place; winners stay the same.
 

@@ -27,6 +27,29 @@ ImportFormat = Literal[
 ]
 ExportFormat = Literal["native", "saelens", "sparsify", "dictionary_learning", "neuronpedia"]
 
+# Parameters that several jobs share.
+_Device = Annotated[str, _meta("Where to compute: auto, cpu, cuda …", advanced=True)]
+_SaePath = Annotated[str, _meta("SAE folder or its sae.safetensors.", place=True)]
+_HeldOut = Annotated[str, _meta("Recording whose held-out documents are used.", place=True)]
+_LossModel = (
+    Annotated[str, _meta("Model for the loss metrics; default is the recording's.", place=True)] | None
+)
+_LossContexts = Annotated[
+    int, _meta("Held-out contexts used for cross-entropy; 0 leaves it out.", unit="contexts", ge=0)
+]
+_HeldOutTokens = (
+    Annotated[int, _meta("At most this many held-out tokens.", unit="tokens", advanced=True, ge=1)] | None
+)
+_ProbeTokens = Annotated[
+    int,
+    _meta(
+        "Held-out tokens used for k-sparse probing of text properties; 0 leaves it out.", unit="tokens", ge=0
+    ),
+]
+_Bootstrap = Annotated[int, _meta("Resamples for the confidence intervals.", advanced=True, ge=0)]
+_BootstrapSeed = Annotated[int, _meta("Seed of the bootstrap.", advanced=True, ge=0)]
+_Force = Annotated[bool, _meta("Accept another model than the recorded one.", place=True)]
+
 
 class InspectParams(JobParams, frozen=True):
     """Read a model's configuration: what it is and what it needs; with rounded weights, what that changes."""
@@ -37,7 +60,7 @@ class InspectParams(JobParams, frozen=True):
         Dtype,
         _meta("With int8 or nf4 the model is loaded, whole and rounded, and their logits are compared."),
     ] = "auto"
-    device: Annotated[str, _meta("Where to compute: auto, cpu, cuda …", advanced=True)] = "auto"
+    device: _Device = "auto"
 
 
 class TraceParams(JobParams, frozen=True):
@@ -141,29 +164,16 @@ class TraceParams(JobParams, frozen=True):
 class EvaluateParams(JobParams, frozen=True):
     """Measure an SAE on the held-out part of a recording."""
 
-    sae_path: Annotated[str, _meta("SAE folder or its sae.safetensors.", place=True)]
-    activations: Annotated[str, _meta("Recording whose held-out documents are used.", place=True)]
+    sae_path: _SaePath
+    activations: _HeldOut
     layer: Annotated[int, _meta("Block; default is the SAE's own.", advanced=True, ge=0)] | None = None
-    model: (
-        Annotated[str, _meta("Model for the loss metrics; default is the recording's.", place=True)] | None
-    ) = None
+    model: _LossModel = None
     out: Annotated[str, _meta("Folder for report.json, report.md and report.html.", place=True)] | None = None
     report: Annotated[str, _meta("Also write the HTML report here.", place=True)] | None = None
-    loss_contexts: Annotated[
-        int, _meta("Held-out contexts used for cross-entropy; 0 leaves it out.", unit="contexts", ge=0)
-    ] = 40
-    max_tokens: (
-        Annotated[int, _meta("At most this many held-out tokens.", unit="tokens", advanced=True, ge=1)] | None
-    ) = None
-    probe_tokens: Annotated[
-        int,
-        _meta(
-            "Held-out tokens used for k-sparse probing of text properties; 0 leaves it out.",
-            unit="tokens",
-            ge=0,
-        ),
-    ] = 8192
-    bootstrap: Annotated[int, _meta("Resamples for the confidence intervals.", advanced=True, ge=0)] = 1000
+    loss_contexts: _LossContexts = 40
+    max_tokens: _HeldOutTokens = None
+    probe_tokens: _ProbeTokens = 8192
+    bootstrap: _Bootstrap = 1000
     dtype: (
         Annotated[
             Dtype,
@@ -177,8 +187,8 @@ class EvaluateParams(JobParams, frozen=True):
             "Where to compute: auto, cpu, cuda …; balanced spreads the model over all GPUs.", advanced=True
         ),
     ] = "auto"
-    seed: Annotated[int, _meta("Seed of the bootstrap.", advanced=True, ge=0)] = 0
-    force: Annotated[bool, _meta("Accept another model than the recorded one.", place=True)] = False
+    seed: _BootstrapSeed = 0
+    force: _Force = False
 
 
 class CompareParams(JobParams, frozen=True):
@@ -188,30 +198,22 @@ class CompareParams(JobParams, frozen=True):
         tuple[str, ...],
         Meta(min_length=1, description="SAE folders; the first is what others are compared with."),
     ]
-    activations: Annotated[str, _meta("Recording whose held-out documents are used.", place=True)]
-    model: (
-        Annotated[str, _meta("Model for the loss metrics; default is the recording's.", place=True)] | None
-    ) = None
+    activations: _HeldOut
+    model: _LossModel = None
     out: Annotated[str, _meta("Folder for the comparison and each one's report.", place=True)] | None = None
-    loss_contexts: Annotated[
-        int, _meta("Held-out contexts used for cross-entropy; 0 leaves it out.", unit="contexts", ge=0)
-    ] = 40
-    max_tokens: (
-        Annotated[int, _meta("At most this many held-out tokens.", unit="tokens", advanced=True, ge=1)] | None
-    ) = None
-    probe_tokens: Annotated[
-        int, _meta("Held-out tokens used for k-sparse probing; 0 leaves it out.", unit="tokens", ge=0)
-    ] = 8192
-    bootstrap: Annotated[int, _meta("Resamples for the confidence intervals.", advanced=True, ge=0)] = 1000
-    device: Annotated[str, _meta("Where to compute: auto, cpu, cuda …", advanced=True)] = "auto"
-    seed: Annotated[int, _meta("Seed of the bootstrap.", advanced=True, ge=0)] = 0
-    force: Annotated[bool, _meta("Accept another model than the recorded one.", place=True)] = False
+    loss_contexts: _LossContexts = 40
+    max_tokens: _HeldOutTokens = None
+    probe_tokens: _ProbeTokens = 8192
+    bootstrap: _Bootstrap = 1000
+    device: _Device = "auto"
+    seed: _BootstrapSeed = 0
+    force: _Force = False
 
 
 class AnalyseParams(JobParams, frozen=True):
     """Describe every feature of an SAE from a recording."""
 
-    sae_path: Annotated[str, _meta("SAE folder or its sae.safetensors.", place=True)]
+    sae_path: _SaePath
     activations: Annotated[str, _meta("Recording to read.", place=True)]
     out: Annotated[str, _meta("Folder for the results.", place=True)] | None = None
     model: (
@@ -240,8 +242,8 @@ class AnalyseParams(JobParams, frozen=True):
         int,
         _meta("Memory the pass may use, whatever the length of the text.", unit="MB", advanced=True, ge=64),
     ] = 1024
-    force: Annotated[bool, _meta("Accept another model than the recorded one.", place=True)] = False
-    device: Annotated[str, _meta("Where to compute: auto, cpu, cuda …", advanced=True)] = "auto"
+    force: _Force = False
+    device: _Device = "auto"
 
 
 class ImportParams(JobParams, frozen=True):
@@ -282,13 +284,13 @@ class ImportParams(JobParams, frozen=True):
     allow_pickle: Annotated[
         bool, _meta("Read .pt files (tensors only; no code in them is run).", place=True)
     ] = False
-    device: Annotated[str, _meta("Where to compute: auto, cpu, cuda …", advanced=True)] = "auto"
+    device: _Device = "auto"
 
 
 class ExportParams(JobParams, frozen=True):
     """Write an SAE for another library."""
 
-    sae_path: Annotated[str, _meta("SAE folder or its sae.safetensors.", place=True)]
+    sae_path: _SaePath
     out: Annotated[str, _meta("Folder to write.", place=True)]
     format: Annotated[ExportFormat, _meta("Which library it is for.")] = "saelens"
     analysis: Annotated[str, _meta("Folder of `microscope features`, for dashboards.", place=True)] | None = (
