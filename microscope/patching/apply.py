@@ -90,7 +90,7 @@ class SiteEdits:
         return total, effects
 
     def encoding(self, saes: Saes) -> set[str]:
-        """SAEs whose activations are worth keeping: those of which single features are not had for less."""
+        """SAEs whose activations are worth caching: an edit here computes all of them."""
         return {
             edit.sae_needed
             for edit, kind in zip(self.edits, self.kinds, strict=True)

@@ -12,6 +12,8 @@ its arguments and what it imports itself. Leading axes are rows, or batch and po
 
 from __future__ import annotations
 
+import builtins
+import dis
 import inspect
 import textwrap
 from abc import abstractmethod
@@ -60,8 +62,16 @@ class StreamKind(EditKind, frozen=True):
         """
 
     def encodes(self, sae: SparseAutoencoder) -> bool:
-        """Whether all activations of the autoencoder are computed for one edit, and so worth keeping."""
+        """Whether an edit computes all activations of the autoencoder, which are then worth caching."""
         return False
+
+    def check(self) -> None:
+        """Raise :class:`TypeError` when a part is left out, or ``change`` cannot be moved into a loader."""
+        super().check()
+        used = (i.argval for i in dis.get_instructions(self.change) if i.opname == "LOAD_GLOBAL")
+        outside = [name for name in used if not hasattr(builtins, name)]
+        if outside:
+            raise TypeError(f"its change uses '{outside[0]}' from outside: import or define it inside")
 
     def source(self) -> str:
         """``change`` as the function ``change_<name>`` of a bundle's loader.
@@ -123,7 +133,7 @@ class ActivationKind(StreamKind, frozen=True):
         return self.change(f, self.amount(edit))[:, None] * sae.output_gain(x) * sae.W_dec[edit.index]
 
     def encodes(self, sae: SparseAutoencoder) -> bool:
-        """Where latents depend on each other, one is not had without all."""
+        """Where latents compete, the activation of one takes those of all."""
         from microscope.sae import IndependentLatents
 
         return not isinstance(sae, IndependentLatents)

@@ -249,6 +249,11 @@ def test_a_bundle_with_a_kind_of_another_package_does_what_the_hooks_do(install,
     assert (llama.model(ids).logits - live).abs().max() > 1e-2
 
 
+def test_arithmetic_that_a_loader_could_not_run_is_refused(install):
+    install("leaning", HALVE.replace("return -0.5 * f", "return _half(f)"), "halve")
+    assert "its change uses '_half' from outside" in edit_kinds().refused["halve"].message
+
+
 def test_a_broken_kind_is_refused_by_its_package_and_takes_no_other_down(install):
     install("sound", HALVE, "halve")
     install("incomplete", HALVE.replace("def change", "def changes").replace('"halve"', '"third"'), "third")
