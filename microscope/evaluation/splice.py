@@ -218,7 +218,7 @@ def _measure(splicer: Splicer, window: Window, device: torch.device, rows: np.nd
 
 
 def recovered_from(rows: np.ndarray, docs: list[int], *, bootstrap: int, seed: int) -> LossRecovered:
-    """What contexts come to together.
+    """The losses of all contexts together.
 
     Args:
         rows: ``[contexts, 6]``: the number of predictions, and in nats the losses of the model, with the SAE and with

@@ -64,7 +64,7 @@ class _Codes:
 
 
 class CodeReader:
-    """Encodes a recording as often as asked, remembering the sparse codes while they fit the memory given.
+    """Encodes a recording each time it is iterated, and keeps the sparse codes while they fit the memory given.
 
     Tokens outside the SAE's token filter are left out; an SAE without one receives that of the recording.
     ``features`` restricts what is returned.

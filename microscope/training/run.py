@@ -126,7 +126,7 @@ class TrainingRun:
         self._sums = self._sums + shares[:2]
         self._counted += 1
 
-    # --- what is told -------------------------------------------------------------------------------
+    # --- reports ------------------------------------------------------------------------------------
 
     def measured(self, step: int) -> dict[str, float]:
         """Means over the steps since the last call.

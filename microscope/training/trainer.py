@@ -122,7 +122,7 @@ class _Training:
             target=self.target if self.target is not self.source else None,
         )
         self.runs = [self._run(key, folder) for key, folder in folders.items()]
-        self._begin()
+        self._start_or_resume()
         with (
             self.progress.phase(
                 "training", self.steps * params.batch_size, "tokens", done=self.step * params.batch_size
@@ -221,7 +221,7 @@ class _Training:
             return saes if len(present) == len(folders) else None
         raise MicroscopeError("sae_exists", f"{present[0]} already holds an SAE.", "Choose another --out.")
 
-    def _begin(self) -> None:
+    def _start_or_resume(self) -> None:
         if self.group.rank == 0:
             for run in self.runs:
                 run.folder.mkdir(parents=True, exist_ok=True)
@@ -272,19 +272,19 @@ class _Training:
                 "distinct_tokens": self.rows.rows_per_epoch,
                 "seconds": round(self.seconds, 1),
                 "held_out_fvu": fvu,
-                **self._trouble(run.key, fvu),
+                **self._warning(run.key, fvu),
                 "context_length": self.recording.manifest.context_length,
                 "prepends_bos": bool(self.recording.manifest.wrapping[0]),
                 "versions": versions,
             }
-            self._tell(run.key, fvu)
+            self._log_result(run.key, fvu)
             if self.group.rank == 0:
                 save_sae(run.sae, run.folder)
         if self.group.rank == 0:
             self.checkpoints.remove()
 
-    def _trouble(self, key: RunKey, fvu: float | None) -> dict[str, str]:
-        """What to know before using an SAE that reconstructs worse than the mean does; it is said, and kept.
+    def _warning(self, key: RunKey, fvu: float | None) -> dict[str, str]:
+        """A warning about an SAE that reconstructs worse than the mean does, logged and kept with it.
 
         Raises:
             MicroscopeError: ``run_diverged`` when what it computes is not finite.
@@ -302,7 +302,7 @@ class _Training:
         self.progress.log(told, "warning")
         return {"warning": told}
 
-    def _tell(self, key: RunKey, fvu: float | None) -> None:
+    def _log_result(self, key: RunKey, fvu: float | None) -> None:
         if fvu is None:
             return
         told = f"{key}: held-out FVU {fvu:.4f} after {self.seconds / 60:.1f} minutes"

@@ -15,7 +15,7 @@ from microscope.threads import in_pieces
 from microscope.training.adam import adam
 from microscope.training.objectives.sparse import LatentGradients
 
-# So many numbers of each matrix are updated at once: fewer do not pay for their calls, more leave the cache.
+# Numbers of each matrix in one piece: smaller pieces cost more calls, larger ones leave the cache.
 PIECE = 2**17
 
 

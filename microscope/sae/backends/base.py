@@ -15,7 +15,7 @@ from torch import Tensor
 
 from microscope.sae.backends.error_bound import HALF_ULP, ErrorBound, rounded
 
-# From so many rows on a compiled search is worth its first call, which takes seconds where nothing is kept yet.
+# Compiled searches are used from this many rows on: the first call takes seconds where none is cached.
 MANY = 1024
 # How many times k latents are rescored after a search in bfloat16.
 _WIDER = 2
@@ -167,7 +167,7 @@ class Backend:
     def sums(self, winners: Winners, latents: int) -> LatentSums:
         """Sums over the pairs of each of so many latents."""
         latent, order = torch.sort(winners.latent.int())
-        # looked up rather than counted: counting would wait for the device
+        # not by bincount, which would wait for the device
         bounds = torch.arange(latents + 1, device=latent.device, dtype=torch.int32)
         begins = torch.searchsorted(latent, bounds, out_int32=True)
         return LatentSums(winners.latent, begins, order, winners.row.int()[order])

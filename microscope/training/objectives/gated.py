@@ -13,7 +13,7 @@ from microscope.training.objectives.penalised import PenalisedObjective
 class GatedObjective(PenalisedObjective[GatedSae]):
     @torch.no_grad()
     def calibrate(self, u: Tensor) -> None:
-        """Begin sparse: with every second gate open the penalty would first have to clear the field."""
+        """Begin sparse: with every second gate open the penalty would first have to close most of them."""
         self.sae.b_enc.sub_(self.starting_cut(u))
 
     def loss(self, u: Tensor, target: Tensor, context: LossContext) -> StepLoss:

@@ -21,8 +21,8 @@ P = TypeVar("P", bound=PenalisedSae)
 class PenalisedObjective(Objective[P]):
     """Base of objectives whose L0 comes of a penalty.
 
-    Nobody knows the coefficient that gives a wanted L0, and it drifts while training; so it is
-    controlled: its logarithm is a multiple of log(L0/k) plus that multiple's running sum. The sum and
+    Which coefficient gives a wanted L0 is not known beforehand and changes while training, so a PI controller
+    sets it: its logarithm is a multiple of log(L0/k) plus that multiple's running sum. The sum and
     the latest L0 are buffers of the SAE, so a checkpoint carries them.
     """
 

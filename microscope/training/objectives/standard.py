@@ -15,7 +15,7 @@ class StandardObjective(PenalisedObjective[StandardSae]):
 
     @torch.no_grad()
     def calibrate(self, u: Tensor) -> None:
-        """Begin sparse: with every second latent active the penalty would first have to clear the field."""
+        """Begin sparse: with every second latent active the penalty would first have to silence most of them."""
         self.sae.b_enc.sub_(self.starting_cut(u))
 
     def loss(self, u: Tensor, target: Tensor, context: LossContext) -> StepLoss:

@@ -7,7 +7,7 @@ from typing import Any
 
 from numba import njit
 
-# Sums may be taken in any order, as BLAS takes them; infinities and NaN mean what they mean.
+# Sums may be taken in any order, as BLAS takes them; infinities and NaN keep their meaning.
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},

@@ -48,7 +48,7 @@ def _plain(tensor: Tensor) -> np.ndarray:
 def _dots(x, weight, row, latent, out):
     pairs, d = len(row), x.shape[1]
     zero = x.dtype.type(0)
-    # four at a time hide the way to memory
+    # four at a time hide the latency of memory
     for p in range(0, pairs - 3, 4):
         xa, xb, xc, xe = x[row[p]], x[row[p + 1]], x[row[p + 2]], x[row[p + 3]]
         wa, wb, wc, we = (

@@ -231,7 +231,7 @@ def _reaching(keys, limit, reached, positions):
 
 @compiled
 def _dots(x, weight, bias, latents, count, out):
-    """``x·weight[latent] + bias[latent]`` of some latents; four rows at a time hide the way to memory."""
+    """``x·weight[latent] + bias[latent]`` of some latents; four rows at a time hide the latency of memory."""
     d = len(x)
     zero = x.dtype.type(0)
     for p in range(0, count - 3, 4):
