@@ -20,6 +20,8 @@ from microscope.patching import LowRank, LowRankAdapter
 from microscope.sae import SaeConfig, SparseAutoencoder, TokenFilter, architecture
 
 PROMPT = "the state of union is strong and people ask congress to pass a budget"
+# Every kind of edit that needs an autoencoder.
+KINDS = ("ablate", "scale", "clamp_firing", "clamp_all", "add", "project", "splice", "ablate_everywhere")
 Saes = Mapping[str, SparseAutoencoder]
 Adapters = Mapping[str, LowRankAdapter]
 
@@ -73,6 +75,17 @@ def silent_sae(d: int, layer: int, seed: int) -> SparseAutoencoder:
 def attach(resident: ResidentModel, sae: SparseAutoencoder) -> str:
     resident.attached.saes[sae.content_fingerprint()] = sae
     return sae.content_fingerprint()
+
+
+def resident_with(
+    loaded: LoadedModel, saes: Sequence[SparseAutoencoder], adapters: Sequence[LowRankAdapter]
+) -> ResidentModel:
+    """A resident model to which all of them are attached."""
+    resident = ResidentModel(loaded)
+    for sae in saes:
+        attach(resident, sae)
+    resident.attached.adapters.update({adapter.fingerprint: adapter for adapter in adapters})
+    return resident
 
 
 def make_edit(

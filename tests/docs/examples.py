@@ -43,9 +43,15 @@ def commands() -> list[Command]:
     for document in DOCUMENTS:
         if document not in GENERATED:
             text = (ROOT / document).read_text(encoding="utf-8")
-            found += [Command(document, line) for line in [*_in_blocks(text), *_in_spans(text)]]
+            found += [Command(document, line) for line in [*_in_blocks(text), *_in_spans(document)]]
     found += [Command("--help", line) for line in _in_help()]
     return list(dict.fromkeys(found))
+
+
+def spans(document: str) -> list[str]:
+    """Whatever a document's sentences set as code."""
+    text = _FENCED.sub("\n", (ROOT / document).read_text(encoding="utf-8"))
+    return _SPAN.findall(text.replace("\n", " "))
 
 
 def python_blocks() -> dict[str, str]:
@@ -76,9 +82,9 @@ def _indented(text: str) -> Iterator[str]:
             yield re.sub(r"^ {4}", "", block, flags=re.MULTILINE)
 
 
-def _in_spans(text: str) -> Iterator[str]:
+def _in_spans(document: str) -> Iterator[str]:
     """Commands within sentences that are whole: with an option, and without a gap to fill."""
-    for span in _SPAN.findall(_FENCED.sub("\n", text).replace("\n", " ")):
+    for span in spans(document):
         whole = " --" in span and "…" not in span and "COMMAND" not in span
         if whole and span.startswith(("microscope ", "python ")) and "python -m benchmarks" not in span:
             yield _plain(span)

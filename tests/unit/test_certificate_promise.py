@@ -27,20 +27,10 @@ from microscope.patching.certify.measure import affected, collateral, parity
 from microscope.patching.export.manifest import MANIFEST, list_files, read_manifest
 from microscope.patching.fitting.samples import TextWindow, with_prompts
 from microscope.patching.hooks import PatchedModel
-from tests.live_rig import make_edit, one_splice_per_site, random_adapter, random_edit, random_sae
+from tests.live_rig import KINDS, make_edit, one_splice_per_site, random_adapter, random_edit, random_sae
 from tests.patch_lab import EVERYWHERE, busiest, measure
 
 PROMISE = {"Share of effect kept", "More than half the patch"}
-KINDS = (
-    "ablate",
-    "scale",
-    "clamp_firing",
-    "clamp_all",
-    "add",
-    "project",
-    "splice",
-    "ablate_everywhere",
-)
 
 
 class Reproduction:

@@ -24,6 +24,7 @@ from microscope.params import Edit, EditPlan, Positions
 from microscope.patching import LowRankAdapter, program
 from microscope.sae import SparseAutoencoder
 from tests.live_rig import (
+    KINDS,
     PROMPT,
     attach,
     everywhere_through_hugging_face,
@@ -32,10 +33,10 @@ from tests.live_rig import (
     random_adapter,
     random_edit,
     random_sae,
+    resident_with,
     silent_sae,
 )
 
-KINDS = ("ablate", "scale", "clamp_firing", "clamp_all", "add", "project", "splice", "ablate_everywhere")
 PROMPTS = ("people ask the house", "people ask the senate", "war")
 # Names that a prefix, a suffix or a careless join would take for one another.
 COLLIDING = ("u1", "u10", "u1-x", "u1:")
@@ -68,14 +69,7 @@ def adapters(llama) -> list[LowRankAdapter]:
 
 @pytest.fixture
 def fresh(llama, saes, adapters):
-    def make() -> ResidentModel:
-        resident = ResidentModel(llama)
-        for sae in saes:
-            attach(resident, sae)
-        resident.attached.adapters.update({adapter.fingerprint: adapter for adapter in adapters})
-        return resident
-
-    return make
+    return lambda: resident_with(llama, saes, adapters)
 
 
 def script(

@@ -17,6 +17,7 @@ from microscope.patching import LowRank, LowRankAdapter, save_adapter
 from microscope.patching.program import bind
 from microscope.sae import SparseAutoencoder, TokenFilter
 from tests.live_rig import (
+    KINDS,
     PROMPT,
     attach,
     by_hand,
@@ -26,11 +27,6 @@ from tests.live_rig import (
     random_edit,
     random_sae,
     through_hugging_face,
-)
-
-ALL_KINDS = (
-    *("ablate", "scale", "clamp_firing", "clamp_all", "add", "project"),
-    *("splice", "ablate_everywhere"),
 )
 
 
@@ -85,11 +81,11 @@ def test_random_toggling_equals_the_plain_full_forward(tiny):
     starts = set()
     for _ in range(70):
         if len(edits) < 2 or (len(edits) < 5 and rng.random() < 0.4):
-            edits.insert(rng.randrange(len(edits) + 1), random_edit(rng, saes, len(ids), adapters, ALL_KINDS))
+            edits.insert(rng.randrange(len(edits) + 1), random_edit(rng, saes, len(ids), adapters, KINDS))
         elif rng.random() < 0.5:
             edits.pop(rng.randrange(len(edits)))
         else:
-            edits[rng.randrange(len(edits))] = random_edit(rng, saes, len(ids), adapters, ALL_KINDS)
+            edits[rng.randrange(len(edits))] = random_edit(rng, saes, len(ids), adapters, KINDS)
         plan = one_splice_per_site(edits)
         applied = resident.apply("s", plan)
         expected = through_hugging_face(tiny, ids, plan.edits, table, resident.attached.adapters)

@@ -19,6 +19,7 @@ from microscope.models import LoadedModel
 from microscope.params import Edit, EditPlan, Positions
 from microscope.patching import LowRankAdapter
 from tests.live_rig import (
+    KINDS,
     PROMPT,
     attach,
     everywhere_through_hugging_face,
@@ -27,13 +28,10 @@ from tests.live_rig import (
     random_adapter,
     random_edit,
     random_sae,
+    resident_with,
     silent_sae,
 )
 
-KINDS = (
-    *("ablate", "scale", "clamp_firing", "clamp_all", "add", "project"),
-    *("splice", "ablate_everywhere"),
-)
 PROMPTS = (PROMPT, "people ask the house", "war")
 REQUESTS = int(os.environ.get("LIVE_REQUESTS", "60"))
 
@@ -43,16 +41,15 @@ class Conversation:
 
     def __init__(self, loaded: LoadedModel, seed: int) -> None:
         self.rng, self.loaded = random.Random(seed), loaded
-        self.resident = ResidentModel(loaded)
-        self.resident.special_tokens = frozenset()
         self.saes = [
             *(random_sae(32, layer, 1, kind=("topk", "gated")[layer % 2]) for layer in range(4)),
             *(random_sae(32, layer, 2, kind="jumprelu", max_norm=4.0) for layer in range(4)),
         ]
         self.silent = [silent_sae(32, layer, 3) for layer in range(4)]
-        self.table = {attach(self.resident, sae): sae for sae in (*self.saes, *self.silent)}
+        self.table = {sae.content_fingerprint(): sae for sae in (*self.saes, *self.silent)}
         self.adapters: Sequence[LowRankAdapter] = [random_adapter(loaded, seed) for seed in range(2)]
-        self.resident.attached.adapters.update({a.fingerprint: a for a in self.adapters})
+        self.resident = resident_with(loaded, list(self.table.values()), self.adapters)
+        self.resident.special_tokens = frozenset()
         self.edits: list[Edit] = []
         self.said: list[int] = []
         self.open()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from microscope.activations.forward import SiteReader
 from microscope.errors import MicroscopeError
@@ -16,9 +16,9 @@ from microscope.models import inspect_model, load_model, memory, runner_for
 from microscope.models.families import supported_types
 from microscope.models.runner import GrowingKeyValue, run_blocks
 from microscope.models.runner.product import packers
-from microscope.models.runner.registry import RUNNERS
 from microscope.params import SITE_KINDS, Site
-from tests.tiny_models import make_model
+from tests.docs.examples import spans
+from tests.tiny_models import ENCODERS, KINDS, config_of, make_model
 
 
 def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
@@ -300,10 +300,13 @@ def test_a_model_that_does_not_fit_is_refused_with_numbers(model_folders, monkey
     assert "0.1 GB are free" in caught.value.message
 
 
-def test_the_documents_list_the_supported_types():
-    page = " ".join((Path(__file__).parents[2] / "docs" / "how-to.md").read_text(encoding="utf-8").split())
-    assert f"are read: {', '.join(f'`{kind}`' for kind in supported_types())}. Others" in page
-    assert set(supported_types()) >= set(RUNNERS)
+def test_every_supported_type_is_tested_on_a_model_of_it():
+    assert {config_of(kind).model_type for kind in (*KINDS, *ENCODERS)} == set(supported_types())
+
+
+def test_types_of_models_that_the_documents_name_are_the_supported_ones():
+    named = set(spans("docs/how-to.md")) & set(CONFIG_MAPPING_NAMES)
+    assert named == set(supported_types())
 
 
 def test_models_of_other_families_are_refused_with_the_list(tmp_path):

@@ -12,7 +12,7 @@ from microscope.models.runner.gpt2 import GPT2Runner
 from microscope.models.runner.llama import LlamaRunner
 from microscope.models.runner.modules import Gemma2Runner, Gemma3Runner, GPTNeoXRunner, LlamaModuleRunner
 
-RUNNERS: dict[str, Callable[[Any], BlockRunner]] = {
+_RUNNERS: dict[str, Callable[[Any], BlockRunner]] = {
     "llama": LlamaRunner,
     "mistral": LlamaRunner,
     "qwen2": LlamaRunner,
@@ -36,7 +36,7 @@ def runner_for(loaded: LoadedModel) -> BlockRunner:
             "Running a model block by block needs it on one device, and this one is spread over several.",
             "Load it on one device, in 8 or 4 bits if it does not fit otherwise.",
         )
-    build = RUNNERS.get(loaded.config.model_type)
+    build = _RUNNERS.get(loaded.config.model_type)
     if build is LlamaRunner and loaded.quantisation is not None:
         build = LlamaModuleRunner  # rounded weights cannot be fused
     if build is None:
