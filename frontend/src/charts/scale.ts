@@ -33,13 +33,11 @@ function linearTicks(low: number, high: number, wanted: number): number[] {
 }
 
 function logarithmicTicks(low: number, high: number, wanted: number): number[] {
-  for (const factors of [[1, 2, 5], [1]]) {
-    const found = roundValues(factors, low, high);
-    if (found.length <= wanted + 1 || factors.length === 1) return found;
-  }
-  return [];
+  const fine = roundValues([1, 2, 5], low, high);
+  return fine.length <= wanted + 1 ? fine : roundValues([1], low, high);
 }
 
+/** The factors times powers of ten, between two ends. */
 function roundValues(factors: readonly number[], low: number, high: number): number[] {
   const values: number[] = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
