@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # Asked for by the README and CONTRIBUTING.md.
-PROMISED = {"demo", "test", "test-fast", "lint", "dev", "doctor", "schema", "bench"}
+PROMISED = {"demo", "test", "test-fast", "lint", "dev", "doctor", "schema", "bench", "pictures"}
 TOOL = """#!/bin/sh
 call=$(basename "$0")
 for word in "$@"; do call="$call|$word"; done
