@@ -111,10 +111,7 @@ class TrainingRun:
         loss = objective.loss(u, target, context)
         self.optimiser.zero_grad()
         loss.loss.backward()
-        for parameter in self.sae.parameters():
-            if group.size > 1:
-                assert parameter.grad is not None
-                parameter.grad = group.sum(parameter.grad)
+        self._share_gradients(in_full=sink is None)
         shares = group.sum(torch.cat((loss.fvu[None], loss.l0[None], loss.fired)))
         if sink is None:
             objective.before_step()
@@ -125,6 +122,22 @@ class TrainingRun:
         self.silent_for = torch.where(shares[2:] > 0, 0, self.silent_for + len(u) * group.size)
         self._sums = self._sums + shares[:2]
         self._counted += 1
+
+    def _share_gradients(self, *, in_full: bool) -> None:
+        """Add up the gradients of all processes; of the matrices there are none unless they are made in full.
+
+        Raises:
+            MicroscopeError: ``no_gradient`` for a parameter that the loss does not depend on.
+        """
+        for name, parameter in self.sae.named_parameters():
+            if parameter.grad is not None:
+                parameter.grad = self.group.sum(parameter.grad)
+            elif in_full or name not in ("W_enc", "W_dec"):
+                raise MicroscopeError(
+                    "no_gradient",
+                    f"The loss of the architecture '{self.params.arch}' does not depend on {name}.",
+                    "Make it a buffer of the SAE, or let the objective use it.",
+                )
 
     # --- reports ------------------------------------------------------------------------------------
 

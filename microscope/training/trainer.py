@@ -64,7 +64,7 @@ def train_all(params: TrainParams, progress: Progress = SILENT) -> dict[RunKey, 
     Raises:
         MicroscopeError: ``no_recording``, ``bad_recording``, ``recording_incomplete``,
             ``site_not_recorded``, ``no_training_rows``, ``sae_exists``, ``checkpoint_mismatch``,
-            ``run_diverged``, ``out_of_memory``, ``batch_not_divisible`` or ``team_not_formed``.
+            ``run_diverged``, ``no_gradient``, ``out_of_memory``, ``batch_not_divisible`` or ``team_not_formed``.
     """
     recording = Recording(params.activations)
     device = resolve_device(local_device(params.device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,29 @@ def test_it_is_trained_measured_and_loaded_like_any_other(package, recording_fol
         package, "-m", "microscope", "export", "--sae-path", str(tmp_path / "sae"), "--out", str(tmp_path / "x")
     )  # fmt: skip
     assert "shifted-sae 1.0" in exported.stderr
+
+
+def test_a_loss_that_leaves_out_a_parameter_says_which(package, recording_folder, tmp_path):
+    broken = shutil.copytree(package, tmp_path / "broken")
+    model = broken / "shifted_sae" / "model.py"
+    made = "\n    def __init__(self, config):\n        super().__init__(config)\n        self.idle = nn.Parameter(torch.ones(3))\n"
+    model.write_text(f"import torch\nfrom torch import nn\n{model.read_text()}{made}")
+    where = (
+        "--activations",
+        str(recording_folder),
+        "--layer",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "sae"),
+    )
+    done = python(
+        broken, "-m", "microscope", "train", *where, "--arch", "shifted", "--width", "64", "--k", "8"
+    )
+    assert done.returncode != 0
+    assert "no_gradient" in done.stderr
+    assert "does not depend on idle" in " ".join(done.stderr.split())
 
 
 def test_forms_learn_its_parameters_without_torch_and_others_keep_their_identity(package):
