@@ -11,6 +11,9 @@ from typing import Any
 import hypothesis
 import pytest
 
+# Read when huggingface_hub is imported: no test asks the Hub, or waits for an answer from it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 from tests.running import Lab, lab, site  # noqa: F401 (fixtures)
 
 # The same examples on every machine; HYPOTHESIS_PROFILE=explore looks for new ones.

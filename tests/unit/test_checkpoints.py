@@ -366,7 +366,6 @@ def test_a_model_in_the_cache_of_the_hub_is_checked_alike(copy, tmp_path, monkey
         shutil.copytree(folder, place / "snapshots" / ("0" * 40))
         return f"lab/{name}"
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     import transformers.utils.hub as hub
 
