@@ -145,6 +145,8 @@ PROMISES: dict[str, Look] = {
         a_page("sae20.html")
     ),
 }
+# Every line runs as it stands, but for how long it trains where it does not say so: the default takes a minute here.
+_BRIEFLY = ("train", "--tokens", "40k")
 # Commands of one document that follow each other work in one folder.
 _FOLLOWING = ("docs/tour.md",)
 
@@ -174,7 +176,10 @@ def ran(
         folder = following.get(command.document) or tmp_path_factory.mktemp("example")
         _provide(folder, command.argv, things)
         places[text] = folder
-        asked.append((folder, command.argv[1:]))
+        name, how_long, tokens = _BRIEFLY
+        words = command.argv[1:]
+        brief = [how_long, tokens] if words[0] == name and how_long not in words else []
+        asked.append((folder, [*words, *brief]))
     return {text: (places[text], done) for text, done in zip(places, run_all(asked), strict=True)}
 
 
