@@ -27,9 +27,17 @@ class Client:
 
     def send(self, message: p.ResidentRequest, session: str = "s") -> int:
         """Send a request; its number."""
-        self.number += 1
-        self.writer.write(p.encode_request(self.number, message, session))
-        return self.number
+        return self.send_at_once((message, session))
+
+    def send_at_once(self, *requests: tuple[p.ResidentRequest, str]) -> int:
+        """Send requests, each with its session, in one piece; the number of the first."""
+        first = self.number + 1
+        frames = [
+            p.encode_request(n, message, session) for n, (message, session) in enumerate(requests, first)
+        ]
+        self.writer.write(b"".join(frames))
+        self.number += len(requests)
+        return first
 
     async def frame(self) -> p.ReplyFrame:
         """The next reply, with the number of its request."""

@@ -49,7 +49,7 @@ async def _serve() -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await residents.forget_earlier()
+    await residents.mark_stopped()
     reaper = asyncio.create_task(_reap())
     try:
         while not stop.is_set():

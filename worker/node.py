@@ -97,7 +97,7 @@ class Node:
         connection.close()
 
     def _remind(self) -> None:
-        """Announce queued jobs nobody takes; when not even that reaches this idle worker, start it anew.
+        """Announce queued jobs nobody takes; when not even that reaches this idle worker, restart it.
 
         A busy worker stays quiet: reminders it cannot answer would only pile up.
         """
@@ -111,15 +111,15 @@ class Node:
         if not waiting.queued or self.heard > self._reminded:
             self._reminded = 0.0
         elif self._reminded and now - self._reminded > 2 * settings.WORKBENCH_WAKEUP_SECONDS:
-            self._start_anew()
+            self._restart()
 
-    def _start_anew(self) -> None:
+    def _restart(self) -> None:
         """Replace this process by a fresh one of the same kind and id.
 
         After a broker went away at the wrong moment, a Celery consumer can stay connected and hear
         nothing for ever. Nobody notices from outside, since the process lives and its heart beats.
         """
-        log.error("worker_is_deaf", remedy="starting anew")
+        log.error("worker_hears_nothing", remedy="restarting")
         assert self.row is not None
         WorkerNode.objects.filter(pk=self.row.pk).update(stopped_at=clock.now())
         connection.close()

@@ -38,7 +38,7 @@ STOP_SECONDS = 5.0
 RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
 STABLE_SECONDS = 60.0
 
-_NOWHERE: dict[str, Any] = {"address": "", "pid": None, "memory_bytes": None}
+_UNLOADED: dict[str, Any] = {"address": "", "pid": None, "memory_bytes": None}
 _ended = ("resident_lost", "The process that held the model ended{how}.", "It is being started again.")
 
 
@@ -74,7 +74,7 @@ class ResidentProcess:
         self._process: ProcessGroup | None = None
         self._stopping = False
         self._idle = False
-        self.given_away = False  # another host was quicker, or thought this one dead
+        self.claim_lost = False  # another host was quicker, or thought this one dead
         self._task = asyncio.create_task(self._run())
 
     @property
@@ -90,7 +90,7 @@ class ResidentProcess:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
-        await self._store(State.STOPPED, **_NOWHERE, **(_too_idle() if self._idle else {}))
+        await self._store(State.STOPPED, **_UNLOADED, **(_too_idle() if self._idle else {}))
 
     async def _run(self) -> None:
         """Start the process again and again until it is stopped or says that it cannot load the model."""
@@ -98,7 +98,7 @@ class ResidentProcess:
         while not self._stopping:
             started = time.monotonic()
             try:
-                refused = await self._one_life()
+                refused = await self._run_once()
             except Exception:  # a locked database must not leave the model unattended
                 log.exception("resident_not_watched", model=str(self.wanted.model_id))
                 refused = False
@@ -106,11 +106,11 @@ class ResidentProcess:
                 return
             await asyncio.sleep(backoff.after(time.monotonic() - started))
 
-    async def _one_life(self) -> bool:
+    async def _run_once(self) -> bool:
         """Start, announce, watch; True when the worker refused the model, which trying again would not change."""
         host, path = settings.WORKBENCH_RESIDENT_HOST, socket_path(self.wanted.model_id)
-        if not await self._store(State.STARTING, **_NOWHERE, started_at=timezone.now()):
-            self.given_away = True
+        if not await self._store(State.STARTING, **_UNLOADED, started_at=timezone.now()):
+            self.claim_lost = True
             return True
         process = self._process = self._start(f"tcp:{host}:0" if host else f"unix:{path}")
         try:
@@ -122,7 +122,7 @@ class ResidentProcess:
     async def _watch(self, process: ProcessGroup) -> bool:
         try:
             said = await asyncio.wait_for(
-                self._first_word(process), settings.WORKBENCH_RESIDENT_START_SECONDS
+                self._ready_line(process), settings.WORKBENCH_RESIDENT_START_SECONDS
             )
         except TimeoutError:
             seconds = settings.WORKBENCH_RESIDENT_START_SECONDS
@@ -143,7 +143,7 @@ class ResidentProcess:
                 State.READY, address=said["address"], pid=process.pid, info=msgspec.to_builtins(info)
             )
             await self._note_fingerprint(info.fingerprint)
-            await self._live(process, said["address"])
+            await self._ping(process, said["address"])
         if not self._stopping:
             status = process.reap() if await process.ended(1.0) else None  # None: it hangs
             how = f" ({signal.Signals(-status).name})" if status is not None and status < 0 else ""
@@ -154,7 +154,7 @@ class ResidentProcess:
             await self._store_error(State.LOST, code, message.format(how=how), hint)
         return False
 
-    async def _live(self, process: ProcessGroup, address: str) -> None:
+    async def _ping(self, process: ProcessGroup, address: str) -> None:
         """Ping until the process ends or no longer answers."""
         answered = time.monotonic()
         client: ResidentClient | None = None
@@ -217,8 +217,8 @@ class ResidentProcess:
                 ),
             )
 
-    async def _first_word(self, process: ProcessGroup) -> dict[str, Any]:
-        """The one JSON line it prints; an empty answer when it dies without a word."""
+    async def _ready_line(self, process: ProcessGroup) -> dict[str, Any]:
+        """The one JSON line it prints; an empty answer when it ends before."""
         reader = asyncio.StreamReader()
         protocol = asyncio.StreamReaderProtocol(reader)
         await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, process.stdout)
@@ -238,7 +238,7 @@ class ResidentProcess:
     async def _store_error(self, state: str, code: str, message: str, hint: str) -> None:
         await self._store(
             state,
-            **_NOWHERE,
+            **_UNLOADED,
             error_code=code[:60],
             error_message=message,
             error_hint=hint,
@@ -255,20 +255,22 @@ class Residents:
     def __init__(self, host: str) -> None:
         self._host = host
         self._running: dict[UUID, ResidentProcess] = {}
-        self._kept_at = 0.0
+        self._heartbeat_at = 0.0
 
     @property
     def models(self) -> frozenset[UUID]:
         """Those whose processes it looks after."""
         return frozenset(self._running)
 
-    async def forget_earlier(self) -> None:
-        """Processes of an earlier agent died with it: say so."""
+    async def mark_stopped(self) -> None:
+        """Processes of an earlier agent ended with it: their rows say so from now on."""
 
         def forget() -> None:
             stale = ResidentWorker.objects.filter(host=self._host, state__in=(State.STARTING, State.READY))
             for row in stale:
-                services.set_resident(model_id=row.model_id, state=State.STOPPED, host=self._host, **_NOWHERE)
+                services.set_resident(
+                    model_id=row.model_id, state=State.STOPPED, host=self._host, **_UNLOADED
+                )
 
         await sync_to_async(forget)()
 
@@ -282,15 +284,15 @@ class Residents:
         for model_id, running in list(self._running.items()):
             asked = wanted.get(model_id)
             asked_again = asked is not None and running.over and asked.asked_at != running.wanted.asked_at
-            if asked is None or asked_again or running.given_away:
+            if asked is None or asked_again or running.claim_lost:
                 del self._running[model_id]
                 await running.stop()
         for model_id, asked in wanted.items():
             if model_id not in self._running and await self._claim(model_id):
                 log.info("resident_starting", model=str(model_id), reference=asked.reference)
                 self._running[model_id] = ResidentProcess(asked, self._host)
-        if time.monotonic() - self._kept_at > PING_SECONDS:
-            self._kept_at = time.monotonic()
+        if time.monotonic() - self._heartbeat_at > PING_SECONDS:
+            self._heartbeat_at = time.monotonic()
             with contextlib.suppress(OSError):  # on a full disk models stay where they are
                 heartbeat.beat(Path(settings.WORKBENCH_RUN_DIR), "agent")
             at_work = [model_id for model_id, running in self._running.items() if not running.over]
@@ -298,7 +300,7 @@ class Residents:
                 await sync_to_async(services.keep_claims)(model_ids=at_work, host=self._host)
 
     async def _claim(self, model_id: UUID) -> bool:
-        """Whether this host is the one to hold the model; agents of several hosts see the same wishes."""
+        """Whether this host is the one to hold the model; agents of several hosts want the same models."""
         try:
             return await sync_to_async(services.claim_resident)(model_id=model_id, host=self._host)
         except DatabaseError as error:
@@ -306,7 +308,7 @@ class Residents:
             return False
 
     async def stop_all(self) -> None:
-        """The agent is leaving."""
+        """Stop every process, because the agent ends."""
         await asyncio.gather(*(running.stop() for running in self._running.values()))
         self._running.clear()
 

@@ -112,8 +112,8 @@ async def test_both_columns_stream_token_by_token_and_a_toggle_shows_at_the_next
     assert [t.number for t in tokens] == list(range(12))
     assert [t.base for t in tokens] != [t.patched for t in tokens]
     # a plan that was sent next is applied next, even when both arrive at once
-    started = client.send(p.Generate(run=1, plan=strong, max_tokens=3))
-    client.send(p.Apply(rev=1, plan=EditPlan()))
+    generate, mute = p.Generate(run=1, plan=strong, max_tokens=3), p.Apply(rev=1, plan=EditPlan())
+    started = client.send_at_once((generate, "s"), (mute, "s"))
     tokens, _ = await receive_until_end(client, started)
     assert [t.plan for t in tokens] == [""] * 3
     # the same again, switched off after the first token that arrived
@@ -138,8 +138,8 @@ async def test_a_generation_stops_and_is_replaced(address):
         (p.CloseSession(), "stopped"),
     ):
         await client.ask(p.Open(prompt="the"))
-        started = client.send(p.Generate(run=1, plan=EditPlan(), max_tokens=100))
-        client.send(ending)
+        generate = p.Generate(run=1, plan=EditPlan(), max_tokens=100)
+        started = client.send_at_once((generate, "s"), (ending, "s"))
         tokens, end, other = [], None, None
         while end is None or other is None:
             frame = await client.frame()
@@ -169,9 +169,8 @@ async def test_others_toggle_between_the_tokens_of_a_long_generation(address):
     people = [f"other{n}" for n in range(5)]
     for name in ("s", *people):
         await client.ask(p.Open(prompt="people ask"), name)
-    client.send(p.Generate(run=1, plan=EditPlan(), max_tokens=60, temperature=1.0))
-    for name in people:
-        client.send(p.Apply(rev=1, plan=EditPlan()), name)
+    long = p.Generate(run=1, plan=EditPlan(), max_tokens=60, temperature=1.0)
+    client.send_at_once((long, "s"), *((p.Apply(rev=1, plan=EditPlan()), name) for name in people))
     kinds = []
     while kinds.count("Computed") < len(people):
         kinds.append(type(await client.receive()).__name__)
@@ -245,8 +244,7 @@ async def test_connections_cut_in_the_middle_of_their_work_change_nothing_for_ot
             p.Generate(run=1, plan=strong, max_tokens=100),
             p.Apply(rev=2, plan=plan),
         ]
-        for request in work:
-            cut.send(request)
+        cut.send_at_once(*((request, "s") for request in work))
         for _ in range(turn % 4):  # cut at different places
             await cut.receive()
         cut.writer.transport.abort()
