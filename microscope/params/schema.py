@@ -52,7 +52,7 @@ def field_specs(params: type[msgspec.Struct]) -> Iterator[FieldSpec]:
         if typing.get_origin(inner) is typing.Annotated:
             inner, *extras = typing.get_args(inner)
             metas = [extra for extra in extras if isinstance(extra, msgspec.Meta)]
-        meta = next((one for one in metas if one.description), msgspec.Meta())
+        meta = next((one for one in metas if one.description), metas[0] if metas else msgspec.Meta())
         many = typing.get_origin(inner) is tuple
         limits = meta
         if many:
