@@ -42,7 +42,7 @@ def update_me(*, user: User, changes: dict[str, Any]) -> User:
 
 
 def find_user(name: str) -> User | None:
-    """The active user with that user name. Not with that e-mail address: whoever may look could try addresses."""
+    """The active user with that user name. E-mail addresses are not looked up: that would tell which ones have an account."""
     return User.objects.filter(username__iexact=name, is_active=True).first()
 
 

@@ -1,4 +1,4 @@
-"""Signing up, asked in the order that tells a stranger nothing."""
+"""Signing up; checks run in an order that reveals nothing about other accounts."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def examine(*, stopped: bool = False) -> Iterator[Finding]:
             yield from check()
         except Exception as error:  # a broken database breaks most of them: say so and go on
             yield Finding(
-                name, "error", f"{type(error).__name__}: {error}", "Mend what is named above first."
+                name, "error", f"{type(error).__name__}: {error}", "Correct what is named above first."
             )
 
 

@@ -47,7 +47,7 @@ def readyz(request: HttpRequest) -> JsonResponse:
 
 @require_GET
 def metrics(request: HttpRequest) -> HttpResponse:
-    """Prometheus text, for staff or whoever shows ``WORKBENCH_METRICS_TOKEN`` as a bearer token."""
+    """Prometheus text, for staff or with ``WORKBENCH_METRICS_TOKEN`` as a bearer token."""
     if not _may_scrape(request):
         body = error_body(
             "permission_denied",

@@ -55,15 +55,15 @@ def require_blobs(files: Iterable[dict[str, Any]]) -> None:
 def materialise(artifact: Artifact) -> Path:
     """The folder of an artifact on this machine, made from blobs if it is not here.
 
-    It appears at once: whoever finds it finds all of it.
+    It is renamed into its path when it is complete, so a folder that is there is whole.
 
     Raises:
         NotVisible: a file is gone from the store.
         Refused: ``file_elsewhere`` when another host has it.
     """
-    place = artifact.local_path
-    if place.is_dir():
-        return place
+    folder = artifact.local_path
+    if folder.is_dir():
+        return folder
     store = blob_store()
     missing = [entry for entry in artifact.files if store.local and not store.exists(entry["sha256"])]
     if missing and artifact.host not in ("", this_host()):
@@ -72,7 +72,7 @@ def materialise(artifact: Artifact) -> Path:
             artifact.host,
             "Set WORKBENCH_ARTIFACT_STORE to an object store that all hosts reach, or keep the data folder on one mount.",
         )
-    draft = place.with_name(f".draft-{place.name}-{uuid7().hex[-8:]}")
+    draft = folder.with_name(f".draft-{folder.name}-{uuid7().hex[-8:]}")
     try:
         draft.mkdir(parents=True)
         for entry in artifact.files:
@@ -80,13 +80,13 @@ def materialise(artifact: Artifact) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             store.fetch(entry["sha256"], path)
         try:
-            draft.rename(place)
+            draft.rename(folder)
         except OSError:
-            if not place.is_dir():  # somebody else was faster otherwise
+            if not folder.is_dir():  # somebody else was faster otherwise
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return place
+    return folder
 
 
 def referenced() -> set[str]:
@@ -139,9 +139,9 @@ def _collect_artifacts(waste: Waste, cutoff: Any, dry_run: bool) -> None:
         if not _owned(artifact):
             waste.note("artifacts", str(artifact), artifact.bytes)
             if not dry_run:
-                place = artifact.local_path
+                folder = artifact.local_path
                 artifact.delete()
-                storage.remove(place)
+                storage.remove(folder)
 
 
 def _collect_folders(waste: Waste, cutoff: float, dry_run: bool) -> None:

@@ -53,7 +53,7 @@ def commit_folder(
     between the two leaves it at :func:`target_of`, where the next attempt finds it.
 
     Args:
-        name: id the place is named after, so that a retry ends in the same place.
+        name: id the folder is named after, so that a retry ends in the same folder.
         files: what :func:`list_folder` said, taken before the transaction because it reads everything.
     """
     artifact = Artifact.objects.create(
@@ -65,16 +65,16 @@ def commit_folder(
     )
     if not blob_store().local:
         blobs.require_blobs(files)
-    place = artifact.local_path
-    storage.move(source, place)
+    folder = artifact.local_path
+    storage.move(source, folder)
     # Shared only now: until here a failed attempt may take its folder back and write into it again.
-    transaction.on_commit(lambda: _share(place, files), robust=True)
+    transaction.on_commit(lambda: _share(folder, files), robust=True)
     return artifact
 
 
-def _share(place: Path, files: list[dict[str, Any]]) -> None:
+def _share(folder: Path, files: list[dict[str, Any]]) -> None:
     if blob_store().local:
-        blobs.keep(place, files)
+        blobs.keep(folder, files)
 
 
 def list_folder(folder: Path) -> list[dict[str, Any]]:

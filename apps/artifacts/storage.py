@@ -38,10 +38,10 @@ def list_files(folder: Path) -> list[dict[str, Any]]:
     Links are left out: what they point at is not part of the folder.
     """
     entries = []
-    for place, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if f not in SCRATCH and not f.startswith("."))
         for name in sorted(names):
-            path = Path(place) / name
+            path = Path(parent) / name
             if name.startswith(".") or path.is_symlink() or not path.is_file():
                 continue
             with path.open("rb") as stream:

@@ -82,7 +82,7 @@ class LinkStore(BlobStore):
         target = self._path(digest)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # Two names of one content: whoever wrote to one would change the other.
+            # Two names of one content: a write to one would change the other.
             path.chmod(0o444)
             os.link(path, target)
         except FileExistsError:

@@ -9,13 +9,12 @@ from typing import Any
 
 from django.core.serializers.json import DjangoJSONEncoder
 
-from apps.artifacts import uploads
 from apps.artifacts.models import Artifact
 from apps.audit import services as audit
 from apps.bundles import restoring
 from apps.bundles.document import listing_of
 from apps.core.errors import Refused
-from apps.jobs.kinds import OUT, JobKind, engine_command, never
+from apps.jobs.kinds import OUT, JobKind, engine, never
 from apps.jobs.models import Job
 from apps.projects.models import Project
 from apps.registry.kinds import laid_out, room_for
@@ -27,18 +26,17 @@ _LISTING = "listing.json"
 def _prepare_export(job: Job, workdir: Path) -> dict[str, Any]:
     listing = listing_of(Project.objects.get(pk=job.project_id), recordings=job.params["recordings"])
     shutil.rmtree(workdir / OUT, ignore_errors=True)
-    place = workdir / _LISTING
-    place.write_text(json.dumps(listing, cls=DjangoJSONEncoder))
-    return {**job.params, "listing": str(place), "out": str(workdir / OUT)}
+    file = workdir / _LISTING
+    file.write_text(json.dumps(listing, cls=DjangoJSONEncoder))
+    return {**job.params, "listing": str(file), "out": str(workdir / OUT)}
 
 
 EXPORT_PROJECT = JobKind(
     name="export_project",
     title="Export a project",
     params_type=PackParams,
-    command=lambda: engine_command("bundle", "pack"),
+    command=engine("bundle", "pack"),
     prepare=_prepare_export,
-    on_success=lambda job, result, digest: None,
     artifact=Artifact.Kind.BUNDLE,
     computes=never,
 )
@@ -61,7 +59,6 @@ def _prepare_import(job: Job, workdir: Path) -> dict[str, Any]:
 def _imported(job: Job, result: dict[str, Any], restored: restoring.Restored) -> None:
     restoring.insert(job, restored)
     Job.objects.filter(pk=job.pk).update(result={**result, "warnings": restored.warnings})
-    uploads.discard(uploads.used_by(job.pk))
     audit.record(
         actor=job.created_by,
         action="project.imported",
@@ -75,7 +72,7 @@ IMPORT_PROJECT = JobKind(
     name="import_project",
     title="Import a project",
     params_type=UnpackParams,
-    command=lambda: engine_command("bundle", "unpack"),
+    command=engine("bundle", "unpack"),
     prepare=_prepare_import,
     digest=lambda job, result, out: restoring.read(job, out),
     on_success=_imported,

@@ -1,4 +1,4 @@
-"""Rows of a new project, made from the document of a bundle. The document is a stranger's: nothing in it is believed."""
+"""Rows of a new project, made from the document of a bundle. Nothing in the document is trusted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from apps.features.details import rows_of
 from apps.features.models import Analysis, Feature
 from apps.jobs.models import Job
 from apps.projects.models import Project
-from apps.registry import places
+from apps.registry import references
 from apps.registry.models import LanguageModel, ResultState
 from microscope.params import EditPlan
 from microscope.params.features import DETAILS
@@ -74,7 +74,7 @@ class Document(msgspec.Struct, frozen=True):
 class Restored:
     """Everything that will be inserted, with new ids; nothing is in the database yet.
 
-    ``files`` are the names, kinds, places and listings of folders, ``files_of`` the name of a row's folder.
+    ``files`` are the names, kinds, paths and listings of folders, ``files_of`` the name of a row's folder.
     """
 
     description: str
@@ -183,12 +183,12 @@ class _Reader:
     def _place(self, values: dict[str, Any]) -> None:
         """Where the model is here: a bundle may name a Hub id, but no path that its importer could not name."""
         if values["source"] == LanguageModel.Source.HUB:
-            places.check_hub_id(values["reference"])
-            places.check_revision(values["revision"])
+            references.check_hub_id(values["reference"])
+            references.check_revision(values["revision"])
             return
         name = Path(str(values["reference"])).name
         try:
-            values["reference"] = places.check_path(
+            values["reference"] = references.check_path(
                 name,
                 roots=settings.WORKBENCH_MODEL_DIRS,
                 anywhere=False,
@@ -207,19 +207,19 @@ class _Reader:
                 continue
             if listed.kind not in Artifact.Kind.values:
                 raise _bad(f"there are no files of the kind '{listed.kind[:40]}'")
-            place = self.folder / "artifacts" / key
-            self.found.files.append((self.artifact_ids[key], listed.kind, place, listed.files))
+            folder = self.folder / "artifacts" / key
+            self.found.files.append((self.artifact_ids[key], listed.kind, folder, listed.files))
 
     def _describe(self) -> None:
         """Feature rows, from the files of the analyses and what people have said."""
         said: dict[tuple[UUID, int], Said] = {}
         for one in self.document.features:
             said[self.ids["saes"][one.sae], one.index] = one
-        places_of = {name: place for name, _, place, _ in self.found.files}
+        folder_of = {name: folder for name, _, folder, _ in self.found.files}
         for _section, row, _ in self.found.rows:
             if not isinstance(row, Analysis):
                 continue
-            details = places_of[self.found.files_of[row.pk]] / DETAILS
+            details = folder_of[self.found.files_of[row.pk]] / DETAILS
             features = list(rows_of(details, row.sae_id))
             for feature in features:
                 words = said.get((row.sae_id, feature.index))
@@ -231,11 +231,11 @@ class _Reader:
 def insert(job: Job, restored: Restored) -> None:
     """Write everything. Call inside the transaction that ends the job; it may be tried again."""
     made: dict[UUID, UUID] = {}
-    for name, kind, place, files in restored.files:
+    for name, kind, folder, files in restored.files:
         # An attempt to commit that the database refused may have moved the folder already.
-        artifacts.uncommit_folder(kind=kind, name=name, source=place)
+        artifacts.uncommit_folder(kind=kind, name=name, source=folder)
         artifact = artifacts.commit_folder(
-            project_id=job.project_id, kind=kind, source=place, name=name, files=files
+            project_id=job.project_id, kind=kind, source=folder, name=name, files=files
         )
         made[name] = artifact.pk
     for section, row, created_at in restored.rows:

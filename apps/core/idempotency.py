@@ -54,20 +54,20 @@ def answered_once(handler: Handler) -> Handler:
         key = idempotency_key(request)
         if not key:
             return handler(view, request, *args, **kwargs)
-        place = _digest(["answer", str(request.user.pk), request.method, request.path, key])
+        entry = _digest(["answer", str(request.user.pk), request.method, request.path, key])
         body = _digest([repr(request.data)])
-        if not cache.add(place, Remembered(body), _PENDING_SECONDS):
-            return _again(view, cache.get(place) or Remembered(body), body)
+        if not cache.add(entry, Remembered(body), _PENDING_SECONDS):
+            return _again(view, cache.get(entry) or Remembered(body), body)
         try:
             answer = handler(view, request, *args, **kwargs)
         except BaseException:
-            cache.delete(place)
+            cache.delete(entry)
             raise
         if answer.status_code < 400:
             kept = {name: answer[name] for name in _HEADERS if name in answer}
-            cache.set(place, Remembered(body, answer.status_code, answer.data, kept), KEPT_SECONDS)
+            cache.set(entry, Remembered(body, answer.status_code, answer.data, kept), KEPT_SECONDS)
         else:
-            cache.delete(place)
+            cache.delete(entry)
         return answer
 
     return cast("Handler", wrapped)

@@ -10,7 +10,7 @@ from rest_framework.request import Request
 
 
 class Metadata(BaseMetadata):
-    """Name and methods of an address, whatever its view is made of and whoever asks."""
+    """Name and methods of an address, the same for every view and every person."""
 
     def determine_metadata(self, request: Request, view: Any) -> dict[str, Any]:
         """``{name, methods, schema}``."""

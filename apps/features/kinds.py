@@ -12,9 +12,9 @@ from apps.artifacts.models import Artifact
 from apps.core.errors import Refused
 from apps.features.details import rows_of
 from apps.features.models import Analysis, Feature
-from apps.jobs.kinds import OUT, JobKind, engine_command
+from apps.jobs.kinds import OUT, JobKind, engine
 from apps.jobs.models import Job
-from apps.saes.kinds import clone_sae_job, load_sae, sae_places
+from apps.saes.kinds import clone_sae_job, load_sae, sae_params
 from microscope.params import AnalyseParams
 from microscope.params.features import DETAILS
 
@@ -23,7 +23,7 @@ _KEPT = ("id", "sae", "index", "label", "starred", "created_at")
 
 
 def _prepare(job: Job, workdir: Path) -> dict[str, Any]:
-    return {**job.params, **sae_places(load_sae(job)), "out": str(workdir / OUT)}
+    return {**job.params, **sae_params(load_sae(job)), "out": str(workdir / OUT)}
 
 
 def _digest(job: Job, result: dict[str, Any], out: Path) -> list[Feature]:
@@ -71,7 +71,7 @@ ANALYSE = JobKind(
     name="analyse",
     title="Analyse features",
     params_type=AnalyseParams,
-    command=lambda: engine_command("features"),
+    command=engine("features"),
     prepare=_prepare,
     digest=_digest,
     on_success=_analysed,

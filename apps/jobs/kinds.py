@@ -19,22 +19,21 @@ from django.utils.module_loading import module_has_submodule
 
 from apps.core.errors import Refused
 from apps.core.extensions import Extension
+from apps.jobs.states import ResultState
 from microscope.params import FieldSpec, JobParams, decode_params, field_specs
 
 if TYPE_CHECKING:
+    from django.db.models import Model
+
     from apps.jobs.models import Job
 
 # Folders of a job: what it makes, and the uploads it reads.
 OUT, INCOMING = "out", "in"
 
 
-def engine_command(*arguments: str) -> tuple[str, ...]:
-    """The interpreter that has torch, running ``microscope`` as a person would."""
-    return (str(settings.WORKBENCH_ENGINE_PYTHON or sys.executable), "-m", "microscope", *arguments)
-
-
-def _nothing(job: Job) -> None:
-    return None
+def engine(*arguments: str) -> Callable[[], tuple[str, ...]]:
+    """The command of the interpreter that has torch, running ``microscope`` as a person would."""
+    return lambda: (str(settings.WORKBENCH_ENGINE_PYTHON or sys.executable), "-m", "microscope", *arguments)
 
 
 def always(config: Mapping[str, Any]) -> bool:
@@ -71,20 +70,20 @@ class JobKind:
     Args:
         name: stable name, stored with every job.
         title: for people.
-        params_type: the engine's parameters; fields marked ``place`` are filled in by ``prepare``.
+        params_type: the engine's parameters; paths are filled in by ``prepare``.
         command: called when the job starts; the argument list of the child, without the common options.
         prepare: called when the job starts, with the job and its folder; returns the complete
-            configuration, places included.
+            configuration, paths included.
         on_success: called in the committing transaction with the job, its result, and what ``digest`` made.
         digest: called before that transaction with the job, its result and the output folder, for
             reading that takes long; nothing may be written to the database yet.
-        on_failure: called when the job failed or was cancelled for good.
-        on_retry: called when somebody starts a failed or cancelled job again.
+        fills: model of the row the job fills in, its subject, whose ``state`` follows the job's.
         artifact: kind of the artifact its output folder becomes; None when it leaves no files.
         work: how much work its parameters ask for, in any unit: estimates compare jobs of a kind by it.
         clone: submits such a job again with other parameters; None when that makes no sense.
         named: whether a clone needs a name for its result.
-        takes_in: whether it reads files of strangers; less time is allowed then, and smaller files.
+        takes_in: whether it reads files that people have sent, which are removed when it has succeeded, or what a
+            model's folder says of itself; less time is allowed then, and smaller files.
         computes: whether it computes with a model or an SAE under the configuration ``prepare`` returned; what
             only reads and writes files gets little memory.
         hub: whether it may fetch a model or texts; only then is its process told the Hub's token.
@@ -95,10 +94,9 @@ class JobKind:
     params_type: type[JobParams]
     command: Callable[[], tuple[str, ...]]
     prepare: Callable[[Job, Path], dict[str, Any]]
-    on_success: Callable[[Job, dict[str, Any], Any], None]
+    on_success: Callable[[Job, dict[str, Any], Any], None] = lambda job, result, digest: None
     digest: Callable[[Job, dict[str, Any], Path], Any] = lambda job, result, out: None
-    on_failure: Callable[[Job], None] = _nothing
-    on_retry: Callable[[Job], None] = _nothing
+    fills: type[Model] | None = None
     artifact: str | None = None
     work: Callable[[Mapping[str, Any]], float] = lambda params: 1.0
     clone: Callable[[CloneRequest], Job] | None = None
@@ -111,6 +109,18 @@ class JobKind:
     def fields(self) -> list[FieldSpec]:
         """The parameters a person chooses, for forms."""
         return [spec for spec in field_specs(self.params_type) if not spec.place and spec.name != "resume"]
+
+    def on_failure(self, job: Job) -> None:
+        """The job failed or was cancelled for good."""
+        self._set_state(job, ResultState.FAILED)
+
+    def on_retry(self, job: Job) -> None:
+        """A failed or cancelled job is started again."""
+        self._set_state(job, ResultState.PENDING)
+
+    def _set_state(self, job: Job, state: ResultState) -> None:
+        if self.fills is not None:
+            self.fills._default_manager.filter(pk=job.subject_id).update(state=state)
 
     def validate(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """What a person chose, checked and completed with defaults.
@@ -127,8 +137,8 @@ class JobKind:
                 f"It has {', '.join(sorted(chosen))}.",
                 attr="params",
             )
-        places = {spec.name: "-" for spec in field_specs(self.params_type) if spec.place and spec.required}
-        whole = decode_params(self.params_type, {**places, **data})
+        paths = {spec.name: "-" for spec in field_specs(self.params_type) if spec.place and spec.required}
+        whole = decode_params(self.params_type, {**paths, **data})
         plain: dict[str, Any] = msgspec.to_builtins(whole)
         return {name: plain[name] for name in plain if name in chosen}
 
@@ -173,9 +183,8 @@ def _gone(name: str) -> JobKind:
         name=name,
         title=name,
         params_type=JobParams,
-        command=lambda: engine_command(name),
+        command=engine(name),
         prepare=refuse,
-        on_success=lambda job, result, digest: None,
     )
 
 

@@ -20,7 +20,7 @@ from django.db import transaction
 from django.db.models import F
 
 from apps.artifacts import services as artifacts
-from apps.artifacts import storage
+from apps.artifacts import storage, uploads
 from apps.core import clock
 from apps.core.ids import uuid7
 from apps.jobs.announce import announce, wake_workers
@@ -205,6 +205,8 @@ def succeed(
                 renamed = True
                 moved.save(update_fields=["artifact"])
             kind.on_success(moved, result, digest)
+            if kind.takes_in:
+                uploads.discard(uploads.used_by(job.pk))
     except BaseException:
         if renamed:  # by us: a zombie must not take back what the rightful owner is just committing
             recover_output(job)

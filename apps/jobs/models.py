@@ -70,7 +70,7 @@ class Job(Record):
     """Something to be done by a worker. This row is the truth; messages about it may get lost.
 
     ``subject_type`` and ``subject_id`` name what the job is about (the SAE it trains, say); ``params``
-    are the engine's parameters without places, which are filled in when it starts. ``seq`` grows with
+    are the engine's parameters without paths, which are filled in when it starts. ``seq`` grows with
     every published change, so that a browser notices when it missed one.
     """
 

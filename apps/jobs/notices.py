@@ -13,7 +13,7 @@ WORTH_TELLING_SECONDS = 30.0
 
 
 def finished(job: Job) -> None:
-    """Tell the project's webhooks, and whoever started the job; in the transaction of its end.
+    """Tell the project's webhooks, and the person who started the job; in the transaction of its end.
 
     Of a pipeline people are told once: when it is done, or what broke it.
     """

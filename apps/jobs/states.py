@@ -20,6 +20,14 @@ class State(models.TextChoices):
     CANCELLED = "cancelled"
 
 
+class ResultState(models.TextChoices):
+    """Whether a job has filled a row in."""
+
+    PENDING = "pending"
+    READY = "ready"
+    FAILED = "failed"
+
+
 LEASED = (State.CLAIMED, State.RUNNING, State.CANCELLING)
 ACTIVE = (State.WAITING, State.QUEUED, *LEASED)
 FINAL = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
@@ -51,7 +59,7 @@ TRANSITIONS: dict[str, Transition] = {
     "retry": Transition((State.FAILED, State.CANCELLED), State.QUEUED, fenced=False),
     "retry_waiting": Transition((State.FAILED, State.CANCELLED), State.WAITING, fenced=False),
     "mark_failed": Transition(ACTIVE, State.FAILED, fenced=False),
-    # by whoever finds that a lease ran out or its holder died: fenced by the token of that lease
+    # when a lease ran out or its holder died: fenced by the token of that lease
     "lose": Transition((State.CLAIMED, State.RUNNING), State.QUEUED, fenced=True),
     "lose_for_good": Transition((State.CLAIMED, State.RUNNING), State.FAILED, fenced=True),
     "lose_cancelled": Transition((State.CANCELLING,), State.CANCELLED, fenced=True),

@@ -30,7 +30,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 class Unreachable(Exception):
     """The message could not be handed over; trying again may help.
 
-    What it says is read by whoever owns a project, and says nothing that only this server's network knows; the
+    What it says is read by the owner of a project, and says nothing that only this server's network knows; the
     exception it is raised from has the details, for the log.
     """
 

@@ -10,14 +10,13 @@ import structlog
 from django.db import transaction
 from django.utils import timezone
 
-from apps.artifacts import uploads
 from apps.artifacts.models import Artifact
 from apps.core.errors import MicroscopeError, Refused
-from apps.jobs.kinds import OUT, CloneRequest, JobKind, engine_command
+from apps.jobs.kinds import OUT, CloneRequest, JobKind, engine
 from apps.jobs.models import Job
 from apps.patches.models import Adapter, Certificate, Export, Gate
 from apps.patches.plans import adapter_map, sae_map
-from apps.registry.kinds import laid_out, model_place, rounded_model_place, set_state
+from apps.registry.kinds import laid_out, model_params, rounded_model_params
 from apps.registry.models import LanguageModel, Recording, ResultState
 from microscope.params import CertifyParams, EditPlan, ImportAdapterParams, PatchExportParams
 
@@ -75,7 +74,7 @@ def _prepare_export(job: Job, workdir: Path) -> dict[str, Any]:
         "patch": str(file),
         "out": str(workdir / OUT),
         "base_name": model.reference if model.source == LanguageModel.Source.HUB else model.name,
-        **model_place(model),
+        **model_params(model),
         **_parts(plan, model),
         **_text(export.recording),
     }
@@ -137,11 +136,10 @@ EXPORT_PATCH = JobKind(
     name="export_patch",
     title="Export a patch",
     params_type=PatchExportParams,
-    command=lambda: engine_command("patch", "export"),
+    command=engine("patch", "export"),
     prepare=_prepare_export,
     on_success=_exported,
-    on_failure=set_state(Export, ResultState.FAILED),
-    on_retry=set_state(Export, ResultState.PENDING),
+    fills=Export,
     artifact=Artifact.Kind.PATCH_EXPORT,
     clone=_clone_export,
     hub=True,
@@ -161,7 +159,7 @@ def _prepare_certify(job: Job, workdir: Path) -> dict[str, Any]:
         **job.params,
         "export": str(export.artifact.checkout()),
         "out": str(workdir / OUT),
-        **model_place(export.patch.model),
+        **model_params(export.patch.model),
         **_parts(plan, export.patch.model),
         **_text(export.recording),
     }
@@ -198,11 +196,10 @@ CERTIFY_EXPORT = JobKind(
     name="certify_export",
     title="Certify an export",
     params_type=CertifyParams,
-    command=lambda: engine_command("patch", "certify"),
+    command=engine("patch", "certify"),
     prepare=_prepare_certify,
     on_success=_certified,
-    on_failure=set_state(Certificate, ResultState.FAILED),
-    on_retry=set_state(Certificate, ResultState.PENDING),
+    fills=Certificate,
     artifact=Artifact.Kind.CERTIFICATE,
     work=lambda params: params["contexts"],
     clone=_clone_certificate,
@@ -222,7 +219,7 @@ def _prepare_import(job: Job, workdir: Path) -> dict[str, Any]:
         **job.params,
         "path": str(source),
         "out": str(workdir / OUT),
-        **rounded_model_place(adapter.model),
+        **rounded_model_params(adapter.model),
     }
 
 
@@ -237,18 +234,16 @@ def _imported(job: Job, result: dict[str, Any], digest: Any) -> None:
     adapters.make_patch(
         adapter=adapter, plan=msgspec.convert(result["plan"], type=EditPlan), now=timezone.now()
     )
-    uploads.discard(uploads.used_by(job.pk))
 
 
 IMPORT_ADAPTER = JobKind(
     name="import_adapter",
     title="Import an adapter",
     params_type=ImportAdapterParams,
-    command=lambda: engine_command("patch", "import"),
+    command=engine("patch", "import"),
     prepare=_prepare_import,
     on_success=_imported,
-    on_failure=set_state(Adapter, ResultState.FAILED),
-    on_retry=set_state(Adapter, ResultState.PENDING),
+    fills=Adapter,
     artifact=Artifact.Kind.ADAPTER,
     takes_in=True,
     hub=True,

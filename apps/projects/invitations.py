@@ -34,7 +34,7 @@ def link_of(text: str) -> str:
 def invite(*, actor: Any, project: Project, email: str, role: str) -> tuple[Invitation, str]:
     """Offer a role and send the link by mail. An open invitation of the same address is replaced.
 
-    Whose address it is, and whether anybody's here, is not told: whoever may invite could try addresses otherwise.
+    The answer does not say whether the address has an account here: else inviting would be a way to find out.
 
     Returns:
         the invitation and its link, which nobody can see again. The one in the mail proves besides that it was read
@@ -99,7 +99,7 @@ def by_link(text: str) -> Invitation:
     """The open invitation with that secret.
 
     Raises:
-        NotVisible: it is unknown, over or settled; a stranger learns no more.
+        NotVisible: it is unknown, over or settled; the answer is the same for all three.
     """
     invitation = Invitation.objects.find(text)
     if invitation is None:

@@ -69,7 +69,7 @@ def _invitation_end() -> object:
 
 
 class Invitation(Record):
-    """A role offered to an address. Whoever has the secret of its link may take it, until it ends."""
+    """A role offered to an address. The secret of its link is enough to take it, until it ends."""
 
     class State(models.TextChoices):
         """What became of it."""

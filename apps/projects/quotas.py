@@ -117,7 +117,7 @@ def holders(project_id: UUID | None, user_id: UUID | None) -> list[Holder]:
 
 
 def lock_holders(project_id: UUID | None, user_id: UUID | None) -> None:
-    """Make whoever counts against the same limits wait for the end of this transaction.
+    """Make other requests that count against the same limits wait for the end of this transaction.
 
     Without it, two requests at the same moment would both find the last place free. Always in the same order, and
     before anything else is locked, so that nobody waits in a circle. SQLite has one writer at a time anyway.

@@ -206,7 +206,7 @@ def _text(request: Request) -> str:
 
 
 class InvitationLookView(APIView):
-    """What a link offers, for whoever has it."""
+    """What a link offers; the link is enough to see it."""
 
     permission_classes = (AllowAny,)
 

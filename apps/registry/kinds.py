@@ -5,24 +5,23 @@ others, and packing recordings.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from apps.artifacts import uploads
 from apps.artifacts.models import Artifact
 from apps.core.hosts import file_elsewhere, this_host
-from apps.jobs.kinds import INCOMING, OUT, CloneRequest, JobKind, engine_command, never
+from apps.jobs.kinds import INCOMING, OUT, CloneRequest, JobKind, engine, never
 from apps.jobs.models import Job
 from apps.projects.quotas import room_bytes
-from apps.registry.mixtures import text_place
-from apps.registry.models import Corpus, JobResult, LanguageModel, Recording, ResultState
+from apps.registry.mixtures import text_params
+from apps.registry.models import Corpus, LanguageModel, Recording, ResultState
 from apps.registry.readiness import recording_not_ready
 from microscope.params import InspectParams, Site, TraceParams
 from microscope.params.files import ImportCorpusParams, ImportRecordingParams, PackRecordingParams
 
 
-def model_place(model: LanguageModel) -> dict[str, Any]:
+def model_params(model: LanguageModel) -> dict[str, Any]:
     """The engine's parameters that say where a model is.
 
     Raises:
@@ -35,25 +34,14 @@ def model_place(model: LanguageModel) -> dict[str, Any]:
             model.host,
             "Put it below a model folder of this host, too, or add the model by its Hub id.",
         )
-    place: dict[str, Any] = {"model": model.locate()}
-    if model.revision:
-        place["revision"] = model.revision
-    return place
+    revision = {"revision": model.revision} if model.revision else {}
+    return {"model": model.locate(), **revision}
 
 
-def rounded_model_place(model: LanguageModel) -> dict[str, Any]:
-    """:func:`model_place`, with the precision when weights are rounded: that makes it another model."""
-    place = model_place(model)
-    return {**place, "dtype": model.dtype} if model.is_quantised else place
-
-
-def set_state(rows: type[JobResult], state: ResultState) -> Callable[[Job], None]:
-    """What brings the row a job fills in into a state."""
-
-    def apply(job: Job) -> None:
-        rows._default_manager.filter(pk=job.subject_id).update(state=state)
-
-    return apply
+def rounded_model_params(model: LanguageModel) -> dict[str, Any]:
+    """:func:`model_params`, with the precision when weights are rounded: that makes it another model."""
+    params = model_params(model)
+    return {**params, "dtype": model.dtype} if model.is_quantised else params
 
 
 def laid_out(job: Job, workdir: Path) -> tuple[Path, list[str]]:
@@ -77,7 +65,7 @@ def room_for(job: Job) -> int:
 
 
 def _prepare_inspect(job: Job, workdir: Path) -> dict[str, Any]:
-    return rounded_model_place(LanguageModel.objects.get(pk=job.subject_id))
+    return rounded_model_params(LanguageModel.objects.get(pk=job.subject_id))
 
 
 def _inspected(job: Job, result: dict[str, Any], digest: Any) -> None:
@@ -90,11 +78,10 @@ INSPECT_MODEL = JobKind(
     name="inspect_model",
     title="Look at a model",
     params_type=InspectParams,
-    command=lambda: engine_command("inspect"),
+    command=engine("inspect"),
     prepare=_prepare_inspect,
     on_success=_inspected,
-    on_failure=set_state(LanguageModel, ResultState.FAILED),
-    on_retry=set_state(LanguageModel, ResultState.PENDING),
+    fills=LanguageModel,
     takes_in=True,
     hub=True,
 )
@@ -105,7 +92,7 @@ INSPECT_MODEL = JobKind(
 
 def _prepare_trace(job: Job, workdir: Path) -> dict[str, Any]:
     recording = Recording.objects.select_related("model", "corpus__artifact").get(pk=job.subject_id)
-    config = {**job.params, **model_place(recording.model), **text_place(recording)}
+    config = {**job.params, **model_params(recording.model), **text_params(recording)}
     if config["dtype"] == "auto":
         config["dtype"] = recording.model.dtype
     return {**config, "out": str(workdir / OUT), "resume": True}
@@ -142,11 +129,10 @@ TRACE = JobKind(
     name="trace",
     title="Record activations",
     params_type=TraceParams,
-    command=lambda: engine_command("trace"),
+    command=engine("trace"),
     prepare=_prepare_trace,
     on_success=_traced,
-    on_failure=set_state(Recording, ResultState.FAILED),
-    on_retry=set_state(Recording, ResultState.PENDING),
+    fills=Recording,
     artifact=Artifact.Kind.RECORDING,
     # Every token passes every block up to the highest that is recorded.
     work=lambda params: params["tokens"] * (1 + max(params["layers"])),
@@ -171,18 +157,16 @@ def _corpus_in(job: Job, result: dict[str, Any], digest: Any) -> None:
         documents=result["documents"],
         artifact=job.artifact,
     )
-    uploads.discard(uploads.used_by(job.pk))
 
 
 IMPORT_CORPUS = JobKind(
     name="import_corpus",
     title="Import a corpus",
     params_type=ImportCorpusParams,
-    command=lambda: engine_command("corpus", "import"),
+    command=engine("corpus", "import"),
     prepare=_prepare_corpus,
     on_success=_corpus_in,
-    on_failure=set_state(Corpus, ResultState.FAILED),
-    on_retry=set_state(Corpus, ResultState.PENDING),
+    fills=Corpus,
     artifact=Artifact.Kind.CORPUS,
     takes_in=True,
     computes=never,
@@ -197,7 +181,7 @@ def _prepare_recording(job: Job, workdir: Path) -> dict[str, Any]:
     folder, _ = laid_out(job, workdir)
     return {
         **job.params,
-        **rounded_model_place(model),
+        **rounded_model_params(model),
         "path": str(folder),
         "out": str(workdir / OUT),
         "model_fingerprint": model.fingerprint,
@@ -218,18 +202,16 @@ def _recording_in(job: Job, result: dict[str, Any], digest: Any) -> None:
         sites=list(dict.fromkeys(site.kind for site in sites)),
         artifact=job.artifact,
     )
-    uploads.discard(uploads.used_by(job.pk))
 
 
 IMPORT_RECORDING = JobKind(
     name="import_recording",
     title="Import a recording",
     params_type=ImportRecordingParams,
-    command=lambda: engine_command("recording", "import"),
+    command=engine("recording", "import"),
     prepare=_prepare_recording,
     on_success=_recording_in,
-    on_failure=set_state(Recording, ResultState.FAILED),
-    on_retry=set_state(Recording, ResultState.PENDING),
+    fills=Recording,
     artifact=Artifact.Kind.RECORDING,
     takes_in=True,
     # A model of which the fingerprint is known is not loaded.
@@ -256,9 +238,8 @@ EXPORT_RECORDING = JobKind(
     name="export_recording",
     title="Export a recording",
     params_type=PackRecordingParams,
-    command=lambda: engine_command("recording", "pack"),
+    command=engine("recording", "pack"),
     prepare=_prepare_pack,
-    on_success=lambda job, result, digest: None,
     artifact=Artifact.Kind.EXPORT,
     clone=_clone_export,
     computes=never,

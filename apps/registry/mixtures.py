@@ -8,7 +8,7 @@ from typing import Any
 from apps.core.errors import Refused, unknown_reference
 from apps.core.hosts import file_elsewhere, this_host
 from apps.registry.models import Corpus, LanguageModel, Recording, RecordingPart, ResultState
-from apps.registry.places import builtin_corpora
+from apps.registry.references import builtin_corpora
 
 MAX_PARTS = 16
 
@@ -62,7 +62,7 @@ def store_parts(recording: Recording, parts: Sequence[tuple[Corpus, float]]) -> 
         )
 
 
-def text_place(recording: Recording) -> dict[str, Any]:
+def text_params(recording: Recording) -> dict[str, Any]:
     """The engine's parameters that say where a recording's text is.
 
     Raises:
@@ -71,19 +71,19 @@ def text_place(recording: Recording) -> dict[str, Any]:
     assert recording.corpus is not None  # only what was imported has none
     parts = list(recording.parts.select_related("corpus__artifact").order_by("position"))
     if not parts:
-        return corpus_place(recording.corpus)
+        return corpus_params(recording.corpus)
     files = [part for part in parts if part.corpus.kind != Corpus.Kind.HUB_DATASET]
     datasets = [part for part in parts if part.corpus.kind == Corpus.Kind.HUB_DATASET]
-    place: dict[str, Any] = {
+    params: dict[str, Any] = {
         "text": [_one_text(part.corpus) for part in files],
         "text_field": recording.corpus.text_field,
         # The engine counts the dataset last.
         "weights": [part.weight for part in (*files, *datasets)],
     }
-    return {**place, "dataset": datasets[0].corpus.reference} if datasets else place
+    return {**params, "dataset": datasets[0].corpus.reference} if datasets else params
 
 
-def corpus_place(corpus: Corpus) -> dict[str, Any]:
+def corpus_params(corpus: Corpus) -> dict[str, Any]:
     """The engine's parameters that say where a corpus is.
 
     Raises:
@@ -103,7 +103,7 @@ def corpus_place(corpus: Corpus) -> dict[str, Any]:
 
 def _one_text(corpus: Corpus) -> str:
     """A corpus as one file or one folder."""
-    texts = corpus_place(corpus)["text"]
+    texts = corpus_params(corpus)["text"]
     if len(texts) == 1:
         return str(texts[0])
     assert corpus.artifact is not None

@@ -13,20 +13,13 @@ from apps.artifacts.models import Artifact
 from apps.core.hosts import this_host
 from apps.core.records import Record
 from apps.jobs.models import Job
+from apps.jobs.states import ResultState as ResultState
 from apps.projects.models import Project
 from apps.registry.querysets import CorpusQuerySet, LanguageModelQuerySet, RecordingQuerySet
 from microscope.params.precisions import QUANTISED
 
 # Smallest share of tokens a corpus of a mixture can have, relative to another of weight 1.
 MIN_WEIGHT = 1e-4
-
-
-class ResultState(models.TextChoices):
-    """Whether a job has filled a row in."""
-
-    PENDING = "pending"
-    READY = "ready"
-    FAILED = "failed"
 
 
 class JobResult(Record):

@@ -20,7 +20,7 @@ from apps.jobs import services as jobs
 from apps.jobs.models import Job, Pipeline
 from apps.projects.models import Project
 from apps.projects.policies import Action, require
-from apps.registry import places
+from apps.registry import references
 from apps.registry.mixtures import check_parts, store_parts
 from apps.registry.models import Corpus, LanguageModel, Recording, ResultState
 from apps.registry.readiness import model_not_ready
@@ -45,15 +45,15 @@ def create_model(
     """
     require(actor, Action.EDIT, project)
     if source == LanguageModel.Source.HUB:
-        reference = places.check_hub_id(reference)
+        reference = references.check_hub_id(reference)
     else:
-        reference = places.check_path(
+        reference = references.check_path(
             reference,
             roots=settings.WORKBENCH_MODEL_DIRS,
             anywhere=actor.acts_as_staff,
             want_file=source == LanguageModel.Source.GGUF,
         )
-    revision = places.check_revision(revision)
+    revision = references.check_revision(revision)
 
     def make() -> Job:
         with refuse_taken_name(name, "model"):
@@ -108,7 +108,10 @@ def set_wanted(*, actor: Any, model: LanguageModel, wanted: bool) -> LanguageMod
     if wanted and model.state == ResultState.FAILED:
         error = model.job.error_message if model.job is not None else ""
         raise Refused(
-            "model_failed", f"This model cannot be loaded. {error}".strip(), "Mend or remove it.", status=409
+            "model_failed",
+            f"This model cannot be loaded. {error}".strip(),
+            "Correct or remove it.",
+            status=409,
         )
     if wanted:
         # Asking again is how people try a model that failed to load once more.
@@ -139,9 +142,9 @@ def create_corpus(
     require(actor, Action.EDIT, project)
     values: dict[str, Any] = {"kind": kind, "reference": reference, "text_field": text_field or "text"}
     if kind == Corpus.Kind.HUB_DATASET:
-        places.check_dataset(reference)
+        references.check_dataset(reference)
     else:
-        offered = places.builtin_corpora()
+        offered = references.builtin_corpora()
         if reference not in offered:
             raise Refused(
                 "unknown_corpus",
@@ -149,7 +152,7 @@ def create_corpus(
                 f"It offers {', '.join(offered) or 'none yet'}.",
                 attr="reference",
             )
-        values["bytes"] = places.size_of(offered[reference])
+        values["bytes"] = references.size_of(offered[reference])
     with transaction.atomic():
         corpus = Corpus(project=project, name=name, state=ResultState.READY, created_by=actor, **values)
         return add_corpus(actor, corpus)

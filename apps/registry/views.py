@@ -16,7 +16,7 @@ from rest_framework.response import Response
 from apps.core.etags import IF_MATCH, if_match, with_etag
 from apps.core.idempotency import answered_once
 from apps.core.views import IDEMPOTENT, VisibleViewSet, idempotency_key
-from apps.registry import imports, places, services
+from apps.registry import imports, references, services
 from apps.registry.models import Corpus, LanguageModel, Recording, ResultState
 from apps.registry.serializers import (
     BuiltinCorpusSerializer,
@@ -168,7 +168,8 @@ class CorpusViewSet(NamedViewSet):
     def builtin(self, request: Request) -> Response:
         """Texts the server offers; their names are references of the kind ``builtin``."""
         rows = [
-            {"name": name, "bytes": places.size_of(path)} for name, path in places.builtin_corpora().items()
+            {"name": name, "bytes": references.size_of(path)}
+            for name, path in references.builtin_corpora().items()
         ]
         return Response(BuiltinCorpusSerializer(rows, many=True).data)
 

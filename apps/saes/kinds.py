@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apps.artifacts import uploads
 from apps.artifacts.models import Artifact
 from apps.core.errors import Refused
-from apps.jobs.kinds import OUT, CloneRequest, JobKind, engine_command
+from apps.jobs.kinds import OUT, CloneRequest, JobKind, engine
 from apps.jobs.models import Job
-from apps.registry.kinds import laid_out, model_place, rounded_model_place, set_state
+from apps.registry.kinds import laid_out, model_params, rounded_model_params
 from apps.registry.models import ResultState
 from apps.registry.readiness import recording_not_ready
 from apps.saes.models import Evaluation, Sae
@@ -19,7 +18,7 @@ from apps.saes.readiness import sae_not_ready
 from microscope.params import EvaluateParams, ExportParams, ImportParams, Site, TrainParams
 
 
-def sae_places(sae: Sae) -> dict[str, str]:
+def sae_params(sae: Sae) -> dict[str, str]:
     """The engine's parameters that say where an SAE, its recording and its model are.
 
     The recording itself may have come from elsewhere, and then only names its model.
@@ -33,7 +32,7 @@ def sae_places(sae: Sae) -> dict[str, str]:
     return {
         "sae_path": str(sae.artifact.checkout()),
         "activations": recording,
-        "model": model_place(sae.model)["model"],
+        "model": model_params(sae.model)["model"],
     }
 
 
@@ -105,11 +104,10 @@ TRAIN = JobKind(
     name="train",
     title="Train an SAE",
     params_type=TrainParams,
-    command=lambda: engine_command("train"),
+    command=engine("train"),
     prepare=_prepare_train,
     on_success=_trained,
-    on_failure=set_state(Sae, ResultState.FAILED),
-    on_retry=set_state(Sae, ResultState.PENDING),
+    fills=Sae,
     artifact=Artifact.Kind.SAE,
     work=lambda params: params["tokens"] * sum(params["width"]),
     clone=_clone_train,
@@ -121,7 +119,7 @@ TRAIN = JobKind(
 
 
 def _prepare_evaluate(job: Job, workdir: Path) -> dict[str, Any]:
-    return {**job.params, **sae_places(load_sae(job)), "out": str(workdir / OUT)}
+    return {**job.params, **sae_params(load_sae(job)), "out": str(workdir / OUT)}
 
 
 def _evaluated(job: Job, result: dict[str, Any], digest: Any) -> None:
@@ -158,7 +156,7 @@ EVALUATE = JobKind(
     name="evaluate",
     title="Evaluate an SAE",
     params_type=EvaluateParams,
-    command=lambda: engine_command("eval"),
+    command=engine("eval"),
     prepare=_prepare_evaluate,
     on_success=_evaluated,
     artifact=Artifact.Kind.EVALUATION,
@@ -177,7 +175,7 @@ def _prepare_import(job: Job, workdir: Path) -> dict[str, Any]:
     config: dict[str, Any] = {**job.params, "path": str(folder), "out": str(workdir / OUT), "untrusted": True}
     if sae.recording is not None:
         return {**config, "activations": recording_folder(sae)}
-    return {**config, **rounded_model_place(sae.model)}
+    return {**config, **rounded_model_params(sae.model)}
 
 
 def _imported(job: Job, result: dict[str, Any], digest: Any) -> None:
@@ -193,18 +191,16 @@ def _imported(job: Job, result: dict[str, Any], digest: Any) -> None:
         site=site.kind,
         artifact=job.artifact,
     )
-    uploads.discard(uploads.used_by(job.pk))
 
 
 IMPORT = JobKind(
     name="import_sae",
     title="Import an SAE",
     params_type=ImportParams,
-    command=lambda: engine_command("import"),
+    command=engine("import"),
     prepare=_prepare_import,
     on_success=_imported,
-    on_failure=set_state(Sae, ResultState.FAILED),
-    on_retry=set_state(Sae, ResultState.PENDING),
+    fills=Sae,
     artifact=Artifact.Kind.SAE,
     takes_in=True,
     hub=True,
@@ -238,9 +234,8 @@ EXPORT = JobKind(
     name="export_sae",
     title="Export an SAE",
     params_type=ExportParams,
-    command=lambda: engine_command("export"),
+    command=engine("export"),
     prepare=_prepare_export,
-    on_success=lambda job, result, digest: None,
     artifact=Artifact.Kind.EXPORT,
     clone=_clone_export,
 )

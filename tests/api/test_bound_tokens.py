@@ -157,8 +157,8 @@ def test_another_import_takes_what_a_failed_one_has_read(world, client_of) -> No
 
 
 def test_a_missing_file_is_said_to_be_on_the_host_that_has_it(world, settings, tmp_path) -> None:
-    from apps.registry.kinds import model_place
-    from apps.registry.mixtures import corpus_place
+    from apps.registry.kinds import model_params
+    from apps.registry.mixtures import corpus_params
 
     upload = UploadFactory(created_by=world.people["owner"], content=b"abc", host="web-7", used_by=uuid7())
     upload.local_path.unlink()
@@ -170,8 +170,8 @@ def test_a_missing_file_is_said_to_be_on_the_host_that_has_it(world, settings, t
     for ask, host in (
         (lambda: uploads.lay_out(upload.used_by, tmp_path / "in"), "web-7"),
         (lambda: artifact.checkout(), "compute-3"),
-        (lambda: model_place(world.model), "compute-4"),
-        (lambda: corpus_place(world.corpus), "compute-5"),
+        (lambda: model_params(world.model), "compute-4"),
+        (lambda: corpus_params(world.corpus), "compute-5"),
     ):
         with pytest.raises(uploads.Refused, match=f"it is on {host}") as error:
             ask()

@@ -41,7 +41,6 @@ PROBE = JobKind(
     params_type=ProbeParams,
     command=lambda: (sys.executable, str(CHILD)),
     prepare=_prepare,
-    on_success=lambda job, result, digest: None,
     artifact="other",
     computes=lambda config: not config["light"],
     hub=True,
