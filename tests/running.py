@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.extension.page import install
 from workbench.demo.portal import Portal, PortalError
 from workbench.supervisor import free_port
 
@@ -63,12 +64,13 @@ class Site:
     folder: Path
     url: str
     launcher: psutil.Popen
+    packages: Path | None = None
     known: dict[str, Person] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
         """Of a process that belongs to the site."""
-        return _environment(self.folder)
+        return _environment(self.folder, self.packages)
 
     def manage(self, *arguments: str, **extra: str) -> str:
         """Run a management command on the site's data."""
@@ -187,21 +189,25 @@ class Lab:
         self.wait_loaded()
 
 
-def _environment(folder: Path) -> dict[str, str]:
-    """The machine's environment without what the test runner put there."""
+def _environment(folder: Path, packages: Path | None) -> dict[str, str]:
+    """The machine's environment without what the test runner put there, with a folder of installed packages."""
     dropped = ("WORKBENCH_", "DJANGO_", "PYTEST_", "DATABASE_URL", "REDIS_URL", "SAE_", "ACTIVATION_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return kept | {
         "DJANGO_SETTINGS_MODULE": "workbench.settings.dev",
         "WORKBENCH_DATA_DIR": str(folder),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(map(str, filter(None, (ROOT, packages)))),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
 
 
-def start_site(folder: Path) -> Site:
-    """The portal on a folder that offers one tiny model and one corpus; waits until it answers."""
+def start_site(folder: Path, packages: Path | None = None) -> Site:
+    """The portal on a folder that offers one tiny model and one corpus; waits until it answers.
+
+    Args:
+        packages: folder of packages that are installed beside it.
+    """
     from tests.tiny_models import make_corpus, make_model
 
     make_model("llama", folder / "models" / "tiny")
@@ -211,9 +217,9 @@ def start_site(folder: Path) -> Site:
     command = [sys.executable, "-m", "workbench.launch", "ui", "--data-dir", str(folder), "--port", str(port)]
     with log.open("ab") as stream:
         launcher = psutil.Popen(
-            command, cwd=ROOT, env=_environment(folder), stdout=stream, stderr=subprocess.STDOUT
+            command, cwd=ROOT, env=_environment(folder, packages), stdout=stream, stderr=subprocess.STDOUT
         )
-    made = Site(folder, f"http://127.0.0.1:{port}", launcher)
+    made = Site(folder, f"http://127.0.0.1:{port}", launcher, packages)
 
     def serves() -> bool:
         assert launcher.poll() is None, log.read_text()
@@ -264,8 +270,9 @@ def make_lab(site: Site) -> Lab:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Started once for all tests that need it."""
-    made = start_site(tmp_path_factory.mktemp("site"))
+    """Started once for all tests that need it, with the package of docs/extending.md installed beside it."""
+    folder = tmp_path_factory.mktemp("site")
+    made = start_site(folder, install(folder / "extras"))
     try:
         yield made
     finally:

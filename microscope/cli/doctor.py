@@ -6,10 +6,13 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -33,6 +36,7 @@ def findings() -> Iterator[Finding]:
     good = sys.version_info >= (3, 11)
     yield Finding("Python", "ok" if good else "problem", version, "" if good else "Use Python 3.11 or newer.")
     yield from _packages()
+    yield from _extensions()
     yield from _arithmetic()
     yield from _machine()
     yield from _tools()
@@ -64,6 +68,47 @@ def _packages() -> Iterator[Finding]:
         "ok" if rounding else "note",
         "installed" if rounding else "missing; only models in 8 and 4 bits need it",
     )
+
+
+def _extensions() -> Iterator[Finding]:
+    """Packages that add something, and whether it can be used."""
+    from microscope.params import architectures, edit_kinds
+    from microscope.params.analyses import feature_analyses
+    from microscope.params.extensions import Registry
+
+    registries: dict[str, Registry[Any]] = {
+        "microscope.architectures": architectures(),
+        "microscope.edits": edit_kinds(),
+        "microscope.analyses": feature_analyses(),
+    }
+    for group, registry in registries.items():
+        for point in entry_points(group=group):
+            refused = registry.refused.get(point.name)
+            if refused is None:
+                yield Finding(registry[point.name].package, "ok", f"{group}: {point.name}")
+            else:
+                yield Finding(_package(point), "problem", refused.message, refused.hint)
+    apps = list(entry_points(group="workbench.apps"))
+    error = _start_of_the_portal() if apps else None
+    if error:
+        yield Finding("Portal", "problem", error, "It starts when the package is corrected or uninstalled.")
+    else:
+        yield from (Finding(_package(point), "ok", f"{point.group}: {point.name}") for point in apps)
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
+
+
+def _start_of_the_portal() -> str | None:
+    """What keeps it from starting with the apps of all packages."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = (
+            {"DJANGO_SETTINGS_MODULE": "workbench.settings.dev"} | os.environ | {"WORKBENCH_DATA_DIR": folder}
+        )
+        command = [sys.executable, "-m", "django", "check"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return done.stderr.strip().splitlines()[-1].partition(": ")[2] if done.returncode else None
 
 
 def _arithmetic() -> Iterator[Finding]:

@@ -1,0 +1,1 @@
+"""The package of docs/extending.md, installed from the page's own code: what it adds works everywhere."""
