@@ -26,7 +26,7 @@ NO_MESSAGES: list[str | bytes] = [
     '{"type":"open","prompt":7}',
     '{"type":"open","prompt":"a","typo":1}',
     '{"type":"apply","rev":"1","plan":{}}',
-    '{"type":"apply","rev":1,"plan":{"edits":[{"kind":"run code"}]}}',
+    '{"type":"apply","rev":1,"plan":{"edits":[{"kind":7}]}}',
     '{"type":"result","session":"x"}',
     "[" * 5000,
     '{"type":"open","prompt":"\\ud800"}',
@@ -79,6 +79,7 @@ async def test_plans_that_do_not_fit(lab: Lab, live: Talk, firing: int) -> None:
     unknown = {"sae": "0" * 32, "index": 0}
     for rev, (code, values) in enumerate(
         [
+            ("unknown_edit_kind", {"kind": "run code"}),
             ("layer_out_of_range", {"site": "resid_post.4"}),
             ("bad_site", {"site": "somewhere"}),
             ("site_not_editable", {"site": "mlp_out.2"}),
