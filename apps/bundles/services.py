@@ -35,7 +35,7 @@ def start_export(*, actor: Any, project: Project, params: dict[str, Any], idempo
         audit.record(actor=actor, action="project.export_started", target=project, project_id=project.pk)
         return job
 
-    job, _ = jobs.submit_once(
+    return jobs.submit_once(
         actor=actor,
         kind="export_project",
         idempotency_key=idempotency_key,
@@ -43,7 +43,6 @@ def start_export(*, actor: Any, project: Project, params: dict[str, Any], idempo
         results=Project,
         project_id=project.pk,
     )
-    return job
 
 
 def start_import(
@@ -70,7 +69,7 @@ def start_import(
         uploads.take(actor=actor, ids=upload_ids, project_id=project.pk, used_by=job.pk)
         return job
 
-    job, _ = jobs.submit_once(
+    job = jobs.submit_once(
         actor=actor,
         kind="import_project",
         idempotency_key=idempotency_key,

@@ -87,7 +87,7 @@ def submit_once(
     results: type[models.Model],
     project_id: UUID | None = None,
     subject_id: UUID | None = None,
-) -> tuple[Job, bool]:
+) -> Job:
     """Run ``make``, which creates a subject and submits its job, unless the key was used before.
 
     Args:
@@ -96,7 +96,7 @@ def submit_once(
         subject_id: what the request is about, when that exists already.
 
     Returns:
-        the job, and whether it was made now.
+        the job, made now or by the earlier request.
 
     Raises:
         Refused: ``idempotency_key_reused`` when the key came with a request about something else.
@@ -118,16 +118,16 @@ def submit_once(
 
     known = earlier()
     if known is not None:
-        return known, False
+        return known
     try:
         with transaction.atomic():
-            return make(), True
+            return make()
     except (IntegrityError, Refused):
         # The same request arrived twice at once and the other one was faster: its name or key is taken.
         known = earlier()
         if known is None:
             raise
-        return known, False
+        return known
 
 
 @transaction.atomic

@@ -57,7 +57,7 @@ def start_import(
             adapter.save(force_insert=True)
         return job
 
-    job, _ = jobs.submit_once(
+    job = jobs.submit_once(
         actor=actor,
         kind="import_adapter",
         idempotency_key=idempotency_key,

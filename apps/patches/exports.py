@@ -131,7 +131,7 @@ def start_export(
         )
         return job
 
-    job, _ = jobs.submit_once(
+    job = jobs.submit_once(
         actor=actor,
         kind="export_patch",
         idempotency_key=idempotency_key,
@@ -172,7 +172,7 @@ def start_certificate(
         certificate.save(force_insert=True)
         return job
 
-    job, _ = jobs.submit_once(
+    job = jobs.submit_once(
         actor=actor,
         kind="certify_export",
         idempotency_key=idempotency_key,

@@ -55,7 +55,7 @@ def import_corpus(
         add_corpus(actor, corpus)
         return job
 
-    job, _ = jobs.submit_once(
+    job = jobs.submit_once(
         actor=actor,
         kind="import_corpus",
         idempotency_key=idempotency_key,
@@ -101,7 +101,7 @@ def import_recording(
         )
         return job
 
-    job, _ = jobs.submit_once(
+    job = jobs.submit_once(
         actor=actor,
         kind="import_recording",
         idempotency_key=idempotency_key,
@@ -140,7 +140,7 @@ def export_recording(*, actor: Any, recording: Recording, idempotency_key: str =
         )
         return job
 
-    job, _ = jobs.submit_once(
+    return jobs.submit_once(
         actor=actor,
         kind="export_recording",
         idempotency_key=idempotency_key,
@@ -149,4 +149,3 @@ def export_recording(*, actor: Any, recording: Recording, idempotency_key: str =
         project_id=recording.project_id,
         subject_id=recording.pk,
     )
-    return job

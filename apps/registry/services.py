@@ -86,7 +86,7 @@ def create_model(
         )
         return job
 
-    job, _ = jobs.submit_once(
+    job = jobs.submit_once(
         actor=actor,
         kind="inspect_model",
         idempotency_key=idempotency_key,
@@ -231,7 +231,7 @@ def start_recording(
 
     # The job is made first because it checks the parameters the row repeats.
     recording = Recording(project=model.project, model=model, corpus=parts[0][0], name=name, created_by=actor)
-    job, _ = jobs.submit_once(
+    job = jobs.submit_once(
         actor=actor,
         kind="trace",
         idempotency_key=idempotency_key,

@@ -142,7 +142,7 @@ def start_training(
         return job
 
     # The job is made first because it checks the parameters the row repeats.
-    job, _ = jobs.submit_once(
+    job = jobs.submit_once(
         actor=actor,
         kind="train",
         idempotency_key=idempotency_key,
@@ -195,7 +195,7 @@ def start_sae_job(
             pipeline=pipeline,
         )
 
-    job, _ = jobs.submit_once(
+    return jobs.submit_once(
         actor=actor,
         kind=kind,
         idempotency_key=idempotency_key,
@@ -204,7 +204,6 @@ def start_sae_job(
         project_id=sae.project_id,
         subject_id=sae.pk,
     )
-    return job
 
 
 def _measure_on(sae: Sae, recording: Recording) -> None:
@@ -290,7 +289,7 @@ def import_sae(
         audit.record(actor=actor, action="sae.import_started", target=sae, project_id=sae.project_id)
         return job
 
-    job, _ = jobs.submit_once(
+    job = jobs.submit_once(
         actor=actor,
         kind="import_sae",
         idempotency_key=idempotency_key,
