@@ -167,13 +167,19 @@ class EditKind(Declaration, frozen=True, kw_only=True):
         """How faithfully a target can hold an edit. (The runtime bundle is not asked: it holds any exactly.)"""
 
     def check(self) -> None:
-        """Raise :class:`TypeError` when the kind leaves out a part, by name."""
+        """Raise :class:`TypeError` when the kind leaves out a part, by name, or acts otherwise than its base."""
         own, parts = type(self), {name for owner in type(self).__mro__ for name in vars(owner)}
         declared = {name for owner in own.__mro__ for name in inspect.get_annotations(owner)}
         missing = {name for name in parts if getattr(getattr(own, name), "__isabstractmethod__", False)}
         missing |= {name for name in declared if not hasattr(own, name)}
         if missing:
             raise TypeError(f"the edit kind '{self.name}' leaves out {', '.join(sorted(missing))}")
+        # Only the bases are asked for what an edit changes.
+        given = dict(zip(reversed(own.__struct_fields__), reversed(own.__struct_defaults__), strict=False))
+        if given.get("acts") != self.acts:
+            raise TypeError(
+                f"the edit kind '{self.name}' has no base in microscope.patching.mechanisms for acts='{self.acts}'"
+            )
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import builtins
 import dis
 import inspect
 import textwrap
+import types
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -25,7 +26,7 @@ from microscope.params.sites import SiteKind
 from microscope.params.targets import NO_CONSTANT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -68,8 +69,13 @@ class StreamKind(EditKind, frozen=True):
     def check(self) -> None:
         """Raise :class:`TypeError` when a part is left out, or ``change`` cannot be moved into a loader."""
         super().check()
-        used = (i.argval for i in dis.get_instructions(self.change) if i.opname == "LOAD_GLOBAL")
-        outside = [name for name in used if not hasattr(builtins, name)]
+        change = inspect.getattr_static(type(self), "change")
+        plain = change.__func__ if isinstance(change, staticmethod) else None
+        if not isinstance(plain, types.FunctionType) or plain.__name__ != "change":
+            raise TypeError("its change is no static method that is written as 'def change(…)'")
+        if plain.__defaults__ or plain.__kwdefaults__:
+            raise TypeError("its change has defaults, which nothing would ever replace: write them inside")
+        outside = [*plain.__code__.co_freevars, *_globals(plain.__code__)]
         if outside:
             raise TypeError(f"its change uses '{outside[0]}' from outside: import or define it inside")
 
@@ -207,3 +213,13 @@ class WritersKind(EditKind, frozen=True):
     @abstractmethod
     def direction(self, edit: Edit, sae: SparseAutoencoder) -> Tensor:
         """The unit direction, ``[d]`` in float32."""
+
+
+def _globals(code: types.CodeType) -> Iterator[str]:
+    """Names of its module that a function, or one within it, uses."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "LOAD_GLOBAL" and not hasattr(builtins, instruction.argval):
+            yield instruction.argval
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _globals(inner)

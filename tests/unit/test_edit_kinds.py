@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from textwrap import dedent
 
@@ -146,15 +147,22 @@ def test_a_kind_says_what_the_browser_shows(name):
 )
 def test_a_part_that_is_left_out_is_named(base, parts):
     """For every part a base asks for: a kind with all others is refused, and the refusal names kind and part."""
+    whole_parts = dict.fromkeys(parts, lambda *_: None) | (
+        {"change": staticmethod(change)} if "change" in parts else {}
+    )
     for left_out in parts:
-        given = {part: (lambda *_: None) for part in parts - {left_out}}
+        given = {part: made for part, made in whole_parts.items() if part != left_out}
         partial = type("Partial", (base,), given)(
             name="partial", title="P", description="d", formula="f", sentence="s", **_reference(base)
         )
         with pytest.raises(TypeError, match=f"'partial' leaves out {left_out}$"):
             partial.check()
-    whole = type("Whole", (base,), {part: (lambda *_: None) for part in parts})
+    whole = type("Whole", (base,), whole_parts)
     whole(name="whole", title="P", description="d", formula="f", sentence="s", **_reference(base)).check()
+
+
+def change(*_):
+    """The arithmetic of the kind above."""
 
 
 def _reference(base: type) -> dict[str, str]:
@@ -249,9 +257,48 @@ def test_a_bundle_with_a_kind_of_another_package_does_what_the_hooks_do(install,
     assert (llama.model(ids).logits - live).abs().max() > 1e-2
 
 
-def test_arithmetic_that_a_loader_could_not_run_is_refused(install):
-    install("leaning", HALVE.replace("return -0.5 * f", "return _half(f)"), "halve")
-    assert "its change uses '_half' from outside" in edit_kinds().refused["halve"].message
+@pytest.mark.parametrize(
+    ("written", "instead", "said"),
+    [
+        ("return -0.5 * f", "return _half(f)", "uses '_half' from outside"),
+        ("return -0.5 * f", "return (lambda g: _half(g))(f)", "uses '_half' from outside"),
+        ("return -0.5 * f", "return sum(_half(g) for g in f)", "uses '_half' from outside"),
+        ("amount):", "amount, share=0.5):", "has defaults"),
+        ("    @staticmethod\n", "", "no static method"),
+        ("def change(", "def halved(", "no static method"),
+    ],
+)
+def test_arithmetic_that_a_loader_could_not_run_is_refused(install, written, instead, said):
+    source = HALVE.replace(written, instead)
+    if "halved" in instead:
+        source = source.replace("\nKIND", "    change = halved\n\nKIND")
+    package = f"leaning_{zlib.crc32(source.encode())}"  # modules of the same name would be loaded once
+    install(package, source, "halve")
+    assert said in edit_kinds().refused["halve"].message
+
+
+def test_arithmetic_that_leans_on_a_function_around_it_is_refused():
+    def made(share):
+        class Shared(ActivationKind, frozen=True):
+            @staticmethod
+            def change(f, amount):
+                return share * f
+
+        return Shared(name="shared", title="S", description="d", formula="f", sentence="s")
+
+    with pytest.raises(TypeError, match="uses 'share' from outside"):
+        made(0.5).check()
+
+
+def test_a_kind_without_a_base_for_how_it_acts_is_refused():
+    """It would be accepted in plans, and change nothing."""
+    parts = dict.fromkeys(("identity", "form_in", "judge"), lambda *_: {})
+    facts = {"name": "bare", "title": "B", "description": "d", "formula": "f", "sentence": "s"}
+    bare = type("Bare", (EditKind,), parts)(**facts, refers_to="feature", acts="site")
+    with pytest.raises(TypeError, match="'bare' has no base"):
+        bare.check()
+    with pytest.raises(TypeError, match="acts='modules'"):
+        msgspec.structs.replace(edit_kinds()["ablate"], acts="modules").check()
 
 
 def test_a_broken_kind_is_refused_by_its_package_and_takes_no_other_down(install):
