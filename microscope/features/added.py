@@ -28,7 +28,13 @@ class AddedAccumulator(Accumulator):
             columns=list(declared.columns),
         )
         self._inner: Accumulator | None = None
-        self._inner = self._attempt(lambda: implementation(declared, declared.compute)(context))
+        self._inner = self._attempt(self._made)
+
+    def _made(self) -> Accumulator:
+        made = implementation(self.declared, self.declared.compute)(self.context)
+        if not isinstance(made, Accumulator):
+            raise TypeError(f"{self.declared.compute} makes a {type(made).__name__}, not an Accumulator")
+        return made
 
     def first_pass(self, firings: Firings) -> None:
         if self._inner is not None:
@@ -61,7 +67,8 @@ class AddedAccumulator(Accumulator):
             if any(len(row) != columns for row in rows):
                 raise ValueError(f"a row does not have the {columns} values of its columns")
             value = rows
-        return msgspec.convert(_plain(value), type=Result)
+        # as it will be read again: what no file can hold is found here
+        return msgspec.json.decode(msgspec.json.encode(_plain(value)), type=Result)
 
     def _attempt(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:

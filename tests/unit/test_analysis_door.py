@@ -27,6 +27,8 @@ windows = declared("windows", "Windows", columns=("window", "times"))
 raises = declared("raises", "Raises")
 narrow = declared("narrow", "Narrow", columns=("one", "two"))
 missing = declared("missing", "NotThere")
+bare = declared("bare", "Bare")
+unwritable = declared("unwritable", "Unwritable")
 writes = declared("writes", "Counted", writes=("density",))
 """
 COMPUTE = """
@@ -63,6 +65,17 @@ class Narrow(Accumulator):
         yield [[1, 2]]
         while True:
             yield [[1]]
+
+class Bare:
+    def __init__(self, context):
+        self.context = context
+    def results(self):
+        yield from self.context.features
+
+class Unwritable(Accumulator):
+    def results(self):
+        for index in self.context.features:
+            yield chr(0xD800) if index == 2 else "text"
 """
 
 
@@ -75,7 +88,8 @@ def package(tmp_path_factory) -> Path:
     (module / "__init__.py").write_text(DECLARATIONS)
     (module / "compute.py").write_text(COMPUTE)
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: extra-pkg\nVersion: 2.0\n")
-    points = [f"{n} = extra_pkg:{n}" for n in ("counted", "windows", "raises", "narrow", "missing", "writes")]
+    names = ("counted", "windows", "raises", "narrow", "missing", "bare", "unwritable", "writes")
+    points = [f"{n} = extra_pkg:{n}" for n in names]
     (information / "entry_points.txt").write_text("\n".join(["[microscope.analyses]", *points, ""]))
     return folder
 
@@ -108,9 +122,10 @@ def test_its_results_stand_beside_the_built_in_ones(package, sae_folder, recordi
     assert rows[4].more["windows"] == []
     assert rows[0].more["narrow"] == [[1, 2]]
     assert rows[1].more["narrow"] is None
-    assert all(row.more["raises"] is None and row.more["missing"] is None for row in rows)
+    assert all(row.more[name] is None for row in rows for name in ("raises", "missing", "bare"))
+    assert [row.more["unwritable"] for row in rows[:4]] == ["text", "text", None, None]
     shown = {one["name"]: one for one in json.loads((out / "analysis.json").read_text())["analyses"]}
-    assert set(shown) == {"counted", "windows", "raises", "narrow", "missing"}
+    assert set(shown) == {"counted", "windows", "raises", "narrow", "missing", "bare", "unwritable"}
     assert shown["windows"]["columns"] == ["window", "times"]
     assert shown["counted"] == {
         "name": "counted", "title": "Counted", "description": "For a test.", "package": "extra-pkg 2.0",
@@ -120,6 +135,8 @@ def test_its_results_stand_beside_the_built_in_ones(package, sae_folder, recordi
         ("raises", "not today"),
         ("narrow", "2 values of its columns"),
         ("missing", "NotThere"),
+        ("bare", "not an Accumulator"),
+        ("unwritable", "surrogates"),
     ):
         assert shown[name]["error"].startswith(f"The analysis '{name}' of the package extra-pkg 2.0 failed")
         assert reason in shown[name]["error"]
