@@ -139,7 +139,7 @@ class JobKind:
             )
         paths = {spec.name: "-" for spec in field_specs(self.params_type) if spec.place and spec.required}
         whole = decode_params(self.params_type, {**paths, **data})
-        plain: dict[str, Any] = msgspec.to_builtins(whole)
+        plain = whole.settings
         return {name: plain[name] for name in plain if name in chosen}
 
 

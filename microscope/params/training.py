@@ -201,7 +201,7 @@ class TrainParams(JobParams, frozen=True):
     def settings(self) -> dict[str, Any]:
         """All parameters as plain values, without those of other architectures than this one's."""
         others = {name for key, a in architectures().items() if key != self.arch for name in a.fields}
-        return {k: v for k, v in msgspec.to_builtins(self).items() if k not in others}
+        return {k: v for k, v in super().settings.items() if k not in others}
 
 
 if not TYPE_CHECKING and (_extra := list(extra_fields())):

@@ -161,6 +161,19 @@ print(run_identity(params, "r"))
     assert done.stdout.strip() == run_identity(TrainParams(activations="a", out="b", layer=1), "r")
 
 
+def test_a_job_of_another_architecture_outlives_the_package(package, tmp_path):
+    """What a portal keeps of it is understood by a worker that has the package not, or no more."""
+    checked = "import django, sys, json; django.setup(); from apps.jobs.kinds import get_kind; print(json.dumps(get_kind('train').validate(json.loads(sys.argv[1]))))"
+    given = {"layer": 2, "arch": "topk", "shifted_weight": 0.5}
+    with_package = python(package, "-c", checked, json.dumps(given))
+    assert with_package.returncode == 0, with_package.stderr
+    without = python(tmp_path, "-c", checked, with_package.stdout)
+    assert without.returncode == 0, without.stderr
+    assert without.stdout == with_package.stdout
+    own = python(package, "-c", checked, json.dumps(given | {"arch": "shifted"}))
+    assert json.loads(own.stdout)["shifted_weight"] == 0.5
+
+
 class _Needs(msgspec.Struct):
     weight: float
 
