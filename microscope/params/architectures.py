@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any
 
 import msgspec
@@ -13,8 +13,8 @@ import msgspec
 from microscope.params.extensions import Declaration, Registry
 from microscope.params.schema import field_specs
 
-# With these words parameters of training begin: an architecture of such a name would claim them.
-RESERVED = frozenset({"aux", "batch", "buffer", "checkpoint", "dead", "keep", "layer", "order", "site"})
+# With these words names of TrainParams begin: an architecture of such a name would claim them.
+RESERVED = frozenset({"aux", "batch", "buffer", "checkpoint", "dead", "keep", "layer", "of", "order", "site"})
 
 
 class Architecture(Declaration, frozen=True, kw_only=True):
@@ -44,6 +44,11 @@ class Architecture(Declaration, frozen=True, kw_only=True):
         for spec in specs:
             if spec.required:
                 raise ValueError(f"its parameter '{spec.name}' has no default")
+
+    def check_beside(self, others: Collection[Architecture]) -> None:
+        for other in others:
+            for name in self.fields.keys() & other.fields.keys():
+                raise ValueError(f"its parameter '{name}' would be taken for one of '{other.name}'")
 
     @property
     def fields(self) -> dict[str, msgspec.structs.FieldInfo]:

@@ -15,7 +15,7 @@ import importlib
 import importlib.metadata
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -34,6 +34,9 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raise an exception that says what is missing, where something is."""
+
+    def check_beside(self, others: Collection[Any]) -> None:
+        """Raise an exception that says what it shares with one of the others, where they cannot both be used."""
 
 
 D = TypeVar("D", bound=Declaration)
@@ -108,6 +111,7 @@ class Registry(Mapping[str, D], Generic[D]):
         if declared.name in self._known:
             owner = self._known[declared.name].package or "this program"
             raise ValueError(f"the name belongs to {owner} already")
+        declared.check_beside(self._known.values())
         return declared
 
     def _refuse(self, point: importlib.metadata.EntryPoint, error: Exception) -> None:

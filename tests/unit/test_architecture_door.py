@@ -197,6 +197,18 @@ def test_what_forms_could_not_show_is_refused(changes, said):
         declared.check()
 
 
-def test_no_parameter_of_training_begins_like_an_architecture_may_be_called():
-    names = [field.name for field in msgspec.structs.fields(TrainParams)]
+def test_nothing_of_training_begins_like_an_architecture_may_be_called():
+    names = [name for name in dir(TrainParams) if not name.startswith("_")]
     assert {name.split("_")[0] for name in names if "_" in name} == RESERVED
+
+
+def test_of_two_with_a_parameter_of_the_same_name_the_second_is_refused():
+    """``soft_top``'s ``k`` and ``soft``'s ``top_k`` are both ``soft_top_k`` among the parameters of training."""
+    parts = {"description": "", "model": "a:B"}
+    first = Architecture(name="soft", parameters=msgspec.defstruct("First", [("top_k", int, 1)]), **parts)
+    second = Architecture(
+        name="soft_top", parameters=msgspec.defstruct("Second", [("k", float, 2.0)]), **parts
+    )
+    second.check_beside([])
+    with pytest.raises(ValueError, match="'soft_top_k' would be taken for one of 'soft'"):
+        second.check_beside([first])
