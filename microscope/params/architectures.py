@@ -44,6 +44,8 @@ class Architecture(Declaration, frozen=True, kw_only=True):
         for spec in specs:
             if spec.required:
                 raise ValueError(f"its parameter '{spec.name}' has no default")
+        # limits that their types have not, and defaults outside of limits
+        msgspec.convert(msgspec.to_builtins(self.parameters()), type=self.parameters)
 
     def check_beside(self, others: Collection[Architecture]) -> None:
         for other in others:

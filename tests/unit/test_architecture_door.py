@@ -182,6 +182,16 @@ class _Strange(msgspec.Struct):
     weight: Annotated[dict[str, int], msgspec.Meta(description="?")] = {}
 
 
+class _Limited(msgspec.Struct):
+    """A text has no smallest value: every training would fail by it."""
+
+    weight: Annotated[str, msgspec.Meta(ge=1)] = "a"
+
+
+class _Below(msgspec.Struct):
+    weight: Annotated[int, msgspec.Meta(ge=1)] = 0
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -189,6 +199,8 @@ class _Strange(msgspec.Struct):
         ({"parameters": 3}, "not a msgspec.Struct"),
         ({"parameters": _Needs}, "'weight' has no default"),
         ({"parameters": _Strange}, "dict"),
+        ({"parameters": _Limited}, "`ge` on a numeric type"),
+        ({"parameters": _Below}, r"`int` >= 1 - at `\$\.weight`"),
     ],
 )
 def test_what_forms_could_not_show_is_refused(changes, said):
