@@ -257,6 +257,16 @@ def test_a_bundle_with_a_kind_of_another_package_does_what_the_hooks_do(install,
     assert (llama.model(ids).logits - live).abs().max() > 1e-2
 
 
+def test_a_bundle_refuses_an_sae_whose_winners_it_cannot_choose(llama, tmp_path):
+    """What derives from TopK may choose otherwise; written as TopK's, it would fail where it is loaded."""
+    _, edit = sae_with_edit("ablate")
+    config = SaeConfig(architecture="own", d_in=llama.d_model, n_latents=16, k=4, site="resid_post.1")
+    own = type("Own", (architecture("topk"),), {})(config)
+    with pytest.raises(MicroscopeError, match="'own'") as caught:
+        write_bundle(tmp_path, llama, EditPlan(edits=(edit,)), {"s": own}, {})
+    assert caught.value.code == "cannot_export"
+
+
 @pytest.mark.parametrize(
     ("written", "instead", "said"),
     [

@@ -24,9 +24,10 @@ from microscope.patching.hooks import deltas_of, writers
 from microscope.patching.mechanisms import StreamKind
 from microscope.patching.program import Adapters, span_of
 from microscope.sae import SparseAutoencoder
-from microscope.sae.architectures.topk import TopKSae
 
 _LOADER = Path(__file__).with_name("load_patch.py")
+# Architectures in which latents compete that the loader computes. A subclass may choose its winners otherwise.
+_RANKED = ("topk", "groupmax")
 
 
 def write_bundle(folder: Path, loaded: LoadedModel, plan: EditPlan, saes: Saes, adapters: Adapters) -> None:
@@ -121,7 +122,7 @@ def _describe(
 
 
 def _needs_all(sae: SparseAutoencoder) -> bool:
-    return isinstance(sae, TopKSae)
+    return sae.config.architecture in _RANKED
 
 
 def threshold_form(sae: SparseAutoencoder) -> Tensor:
