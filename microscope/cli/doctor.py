@@ -83,11 +83,12 @@ def _extensions() -> Iterator[Finding]:
     }
     for group, registry in registries.items():
         for point in entry_points(group=group):
-            refused = registry.refused.get(point.name)
-            if refused is None:
-                yield Finding(registry[point.name].package, "ok", f"{group}: {point.name}")
+            package, refused = _package(point), registry.refused.get(point.name)
+            used = point.name in registry and registry[point.name].package == package
+            if refused is None or used:  # of two of one name the first is used
+                yield Finding(package, "ok", f"{group}: {point.name}")
             else:
-                yield Finding(_package(point), "problem", refused.message, refused.hint)
+                yield Finding(package, "problem", refused.message, refused.hint)
     apps = list(entry_points(group="workbench.apps"))
     error = _start_of_the_portal() if apps else None
     if error:

@@ -64,7 +64,10 @@ class Registry(Mapping[str, D], Generic[D]):
         for point in sorted(found, key=lambda point: (_package(point), point.name)):
             try:
                 self._known[point.name] = self._declared(point)
-            except Exception as error:  # whatever a stranger's module raises must not stop this one
+            except (
+                Exception,
+                SystemExit,
+            ) as error:  # whatever a stranger's module raises must not stop this one
                 self._refuse(point, error)
 
     def __getitem__(self, name: str) -> D:
@@ -84,8 +87,9 @@ class Registry(Mapping[str, D], Generic[D]):
         """
         if name in self._known:
             return self._known[name]
-        if name in self.refused:
-            raise self.refused[name]
+        refused = self.refused.get(name)
+        if refused is not None:  # a new one each time: an exception keeps the frames it is raised through
+            raise MicroscopeError(refused.code, refused.message, refused.hint)
         raise MicroscopeError(
             f"unknown_{self._what.replace(' ', '_')}",
             f"There is no {self._what} '{name}'.",
@@ -114,7 +118,7 @@ class Registry(Mapping[str, D], Generic[D]):
         declared.check_beside(self._known.values())
         return declared
 
-    def _refuse(self, point: importlib.metadata.EntryPoint, error: Exception) -> None:
+    def _refuse(self, point: importlib.metadata.EntryPoint, error: BaseException) -> None:
         package = _package(point)
         refusal = MicroscopeError(
             "bad_extension",

@@ -50,6 +50,7 @@ def test_what_a_package_declares_stands_behind_what_is_built_in(install):
     ("source", "said"),
     [
         ("raise RuntimeError('out of order')", "out of order"),
+        ("import sys; sys.exit('no licence')", "no licence"),
         ("THING = 7", "not a Declaration"),
         (THING.format("another"), "calls itself 'another'"),
         ("OTHER = 1", "THING"),
@@ -68,6 +69,16 @@ def test_a_broken_declaration_is_refused_by_its_package_and_takes_no_other_down(
     assert error.value.code == "bad_extension"
     assert said in error.value.message
     assert "broken-package 1.0" in caplog.text
+
+
+def test_a_refusal_keeps_nothing_of_those_it_was_told(install):
+    """The registry lives as long as the program; frames hold on to requests and tensors."""
+    install("broken-package", "bad", "raise RuntimeError('out of order')")
+    found = registry()
+    for _ in range(2):
+        with pytest.raises(MicroscopeError):
+            found.find("bad")
+    assert found.refused["bad"].__traceback__ is None
 
 
 def test_loading_a_declaration_imports_no_torch(install, monkeypatch):
