@@ -64,10 +64,8 @@ class Registry(Mapping[str, D], Generic[D]):
         for point in sorted(found, key=lambda point: (_package(point), point.name)):
             try:
                 self._known[point.name] = self._declared(point)
-            except (
-                Exception,
-                SystemExit,
-            ) as error:  # whatever a stranger's module raises must not stop this one
+            # whatever a stranger's module raises must not stop this one
+            except (Exception, SystemExit) as error:
                 self._refuse(point, error)
 
     def __getitem__(self, name: str) -> D:
