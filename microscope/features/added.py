@@ -28,13 +28,7 @@ class AddedAccumulator(Accumulator):
             columns=list(declared.columns),
         )
         self._inner: Accumulator | None = None
-        self._inner = self._attempt(self._made)
-
-    def _made(self) -> Accumulator:
-        made = implementation(self.declared, self.declared.compute)(self.context)
-        if not isinstance(made, Accumulator):
-            raise TypeError(f"{self.declared.compute} makes a {type(made).__name__}, not an Accumulator")
-        return made
+        self._inner = self._attempt(lambda: implementation(declared, declared.compute, Accumulator)(context))
 
     def first_pass(self, firings: Firings) -> None:
         if self._inner is not None:

@@ -111,7 +111,7 @@ class FeatureRun:
             if declared.package:
                 self._added.append(AddedAccumulator(declared, self.context))
             else:
-                self._built_in.append(implementation(declared, declared.compute)(self.context))
+                self._built_in.append(implementation(declared, declared.compute, Accumulator)(self.context))
 
     @property
     def added(self) -> list[AddedAnalysis]:

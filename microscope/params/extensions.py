@@ -127,15 +127,21 @@ class Registry(Mapping[str, D], Generic[D]):
         _log.warning("%s", refusal)
 
 
-def implementation(declaration: Declaration, path: str) -> Any:
-    """What ``path``, ``"package.module:Name"``, names; its module is imported now.
+def implementation(declaration: Declaration, path: str, base: type[Any]) -> Any:
+    """The class that ``path``, ``"package.module:Name"``, names; its module is imported now.
 
     Raises:
-        MicroscopeError: ``bad_extension`` when there is no such thing, or its module cannot be imported.
+        MicroscopeError: ``bad_extension`` when there is no such class, its module cannot be imported, or it is not
+            derived from ``base`` or leaves out what that asks for.
     """
     module, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise TypeError(f"it is not derived from {base.__name__}")
+        missing = [n for n in dir(found) if getattr(getattr(found, n, None), "__isabstractmethod__", False)]
+        if missing:
+            raise TypeError(f"it leaves out {', '.join(missing)}")
     except Exception as error:
         if not declaration.package:
             raise
@@ -144,6 +150,7 @@ def implementation(declaration: Declaration, path: str) -> Any:
             f"'{declaration.name}' of the package {declaration.package} cannot be loaded from {path}: {error}.",
             f"Correct or uninstall {declaration.package}.",
         ) from error
+    return found
 
 
 def _package(point: importlib.metadata.EntryPoint) -> str:

@@ -14,5 +14,5 @@ def architecture(name: str) -> type[SparseAutoencoder]:
         MicroscopeError: ``unknown_architecture``, or ``bad_extension`` where another package's cannot be loaded.
     """
     declared = architectures().find(name)
-    found: type[SparseAutoencoder] = implementation(declared, declared.model)
+    found: type[SparseAutoencoder] = implementation(declared, declared.model, SparseAutoencoder)
     return found

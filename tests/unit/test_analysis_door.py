@@ -135,7 +135,7 @@ def test_its_results_stand_beside_the_built_in_ones(package, sae_folder, recordi
         ("raises", "not today"),
         ("narrow", "2 values of its columns"),
         ("missing", "NotThere"),
-        ("bare", "not an Accumulator"),
+        ("bare", "not derived from Accumulator"),
         ("unwritable", "surrogates"),
     ):
         assert shown[name]["error"].startswith(f"The analysis '{name}' of the package extra-pkg 2.0 failed")

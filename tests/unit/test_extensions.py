@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePath
 
 import pytest
 
@@ -108,7 +109,13 @@ def test_an_unknown_name_lists_those_that_are_known():
 
 def test_an_implementation_that_cannot_be_loaded_names_its_package():
     outside = Declaration(name="far", description="", package="far-package 2.0")
-    assert implementation(outside, "pathlib:Path") is Path
-    with pytest.raises(MicroscopeError, match=r"far-package 2\.0.*no_such_module") as error:
-        implementation(outside, "no_such_module:Thing")
-    assert error.value.code == "bad_extension"
+    assert implementation(outside, "pathlib:Path", PurePath) is Path
+    for path, base, said in (
+        ("no_such_module:Thing", object, "no_such_module"),
+        ("pathlib:Path", Mapping, "not derived from Mapping"),
+        ("os:getcwd", object, "not derived from object"),
+        ("collections.abc:Mapping", Mapping, "leaves out __getitem__, __iter__, __len__"),
+    ):
+        with pytest.raises(MicroscopeError, match=rf"far-package 2\.0.*{said}") as error:
+            implementation(outside, path, base)
+        assert error.value.code == "bad_extension"

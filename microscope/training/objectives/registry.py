@@ -24,5 +24,5 @@ def objective_class(name: str) -> type[Objective[Any]]:
             f"SAEs of the architecture '{name}' are not trained here.",
             f"Choose {', '.join(trained_architectures())}.",
         )
-    found: type[Objective[Any]] = implementation(declared, declared.objective)
+    found: type[Objective[Any]] = implementation(declared, declared.objective, Objective)
     return found
