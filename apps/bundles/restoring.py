@@ -25,7 +25,7 @@ from apps.projects.models import Project
 from apps.registry import references
 from apps.registry.models import LanguageModel, ResultState
 from microscope.params import EditPlan
-from microscope.params.features import DETAILS
+from microscope.params.features import DETAILS, AddedAnalysis
 
 _BATCH = 2000
 
@@ -51,6 +51,12 @@ class Described(msgspec.Struct, frozen=True):
 
     name: str
     description: str = ""
+
+
+class Added(msgspec.Struct, frozen=True):
+    """The part of an analysis's manifest that is shown."""
+
+    analyses: list[AddedAnalysis] = []
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -157,6 +163,8 @@ class _Reader:
             self._place(values)
         if "plan" in values:
             msgspec.convert(values["plan"], EditPlan)
+        if section.model is Analysis:
+            msgspec.convert(values["manifest"], Added)
         row = section.model(**values)
         folder = self._artifact(plain.get("artifact")) if section.files else None
         if folder is not None:

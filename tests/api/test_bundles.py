@@ -189,3 +189,12 @@ def test_a_document_that_is_not_sound_is_refused(job, document, tmp_path, damage
         read(job, tmp_path, document)
     assert refused.value.code in ("bad_bundle", "bad_hub_id")
     assert Sae.objects.filter(project_id=job.project_id).count() == 0
+
+
+@pytest.mark.parametrize("analyses", [5, ["spread"], [{"name": "spread"}]])
+def test_what_pages_of_features_show_of_an_analysis_is_checked(job, document, tmp_path, analyses) -> None:
+    document["rows"]["analyses"][0]["manifest"] |= {"analyses": analyses}
+    (tmp_path / "bundle.json").write_text(json.dumps(document))
+    with pytest.raises(Refused, match="analyses") as refused:
+        restoring.read(job, tmp_path)
+    assert refused.value.code == "bad_bundle"
