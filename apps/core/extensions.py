@@ -13,6 +13,7 @@ an error that names it: without it, rows and jobs that belong to it would be in 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar
@@ -83,7 +84,8 @@ def _configuration(point: EntryPoint) -> str:
         config: Any = point.load()
         if not (isinstance(config, type) and issubclass(config, AppConfig)):
             raise TypeError(f"{point.value} is no AppConfig.")
-        name = f"{config.__name__}_of_{point.name}"
+        # Entry points may have dots and dashes in their names, attributes of a module may not.
+        name = re.sub(r"\W", "_", f"{config.__name__}_of_{point.name}")
         globals()[name] = type(name, (Extension, config), {"package": package})
     return f"{__name__}.{name}"
 

@@ -115,7 +115,9 @@ def app(tmp_path: Path):
         information = tmp_path / "broken_lab-2.0.dist-info"
         information.mkdir()
         (information / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-lab\nVersion: 2.0\n")
-        (information / "entry_points.txt").write_text("[workbench.apps]\nlab = broken_lab.apps:Config\n")
+        (information / "entry_points.txt").write_text(
+            "[workbench.apps]\nbroken.lab-2 = broken_lab.apps:Config\n"
+        )
         return tmp_path
 
     return make
