@@ -62,7 +62,7 @@ export function EditCardView({ card, kinds, name, detail, selected, firing, onSe
       </Group>
       <Group gap={6} wrap="nowrap">
         {switchable ? (
-          <Select size="xs" data={kinds.map(({ name: value, title: label }) => ({ value, label }))} value={card.kind.name} onChange={(value) => onKind(kinds.find((kind) => kind.name === value) ?? card.kind)} aria-label={`Operation on ${name}`} w={148} comboboxProps={{ width: 200 }} data-testid="operation" />
+          <Select size="xs" data={kinds.map(({ name: value, title: label }) => ({ value, label }))} value={card.kind.name} onChange={(value) => onKind(kinds.find((kind) => kind.name === value) ?? card.kind)} aria-label={`Operation on ${name}`} allowDeselect={false} w={148} comboboxProps={{ width: 200 }} data-testid="operation" />
         ) : (
           <Text size="xs" fw={600}>{card.kind.title}</Text>
         )}
