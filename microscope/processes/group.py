@@ -16,6 +16,8 @@ from microscope.processes.child import die_with_parent
 from microscope.processes.limits import Limits, impose
 
 _POLL_SECONDS = 0.02
+# An event loop that waits for as long as a process lives must not be busy with it.
+_LONGEST_POLL_SECONDS = 0.25
 # Stopping ends with SIGKILL, which only the kernel can delay.
 _KILLED_SECONDS = 30.0
 
@@ -110,12 +112,14 @@ class ProcessGroup:
         return True
 
     async def ended(self, seconds: float) -> bool:
-        """:meth:`wait` for an event loop."""
-        deadline = time.monotonic() + seconds
+        """:meth:`wait` for an event loop; the longer it waits, the more rarely it looks."""
+        deadline, pause = time.monotonic() + seconds, _POLL_SECONDS
         while self.running:
-            if time.monotonic() >= deadline:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 return False
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(min(pause, left))
+            pause = min(1.2 * pause, _LONGEST_POLL_SECONDS)
         return True
 
     def reap(self) -> int:

@@ -117,6 +117,25 @@ async def test_an_event_loop_stops_groups_as_well() -> None:
     assert gone(two)
 
 
+async def test_an_event_loop_that_waits_for_long_looks_rarely() -> None:
+    class Counted(ProcessGroup):
+        looks = 0
+
+        @property
+        def running(self) -> bool:
+            self.looks += 1
+            return super().running
+
+    process = Counted([sys.executable, "-c", "import time; time.sleep(600)"], environment=os.environ)
+    STARTED.append(process)
+    began = time.monotonic()
+    assert not await process.ended(2)
+    assert time.monotonic() - began >= 2
+    assert process.looks < 30
+    process.signal(signal.SIGKILL)
+    assert await process.ended(30)
+
+
 def test_after_kill_9_its_id_stays_its_own_until_it_is_reaped() -> None:
     """So a signal to the group can reach nobody else, and what it had started is still found by it."""
     process, second = pair()
