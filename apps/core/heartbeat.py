@@ -14,8 +14,8 @@ MAX_AGE_SECONDS = 60.0
 
 
 def file_of(run_dir: Path, role: str) -> Path:
-    """The file of a role on this host; the folder may be shared by several."""
-    return run_dir / f"heartbeat-{role}-{socket.gethostname()}"
+    """The file of a role on this host; the folder may be shared by several. Its name is that of earlier versions."""
+    return run_dir / f"pulse-{role}-{socket.gethostname()}"
 
 
 def beat(run_dir: Path, role: str) -> None:

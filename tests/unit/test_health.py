@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +29,13 @@ def test_a_heartbeat_is_fresh_then_stale(tmp_path, capsys) -> None:
     assert (status, text.startswith("compute sent its last heartbeat 16")) == (1, True)
     heartbeat.beat(tmp_path / "run", "compute")
     assert look("compute")[0] == 0
+
+
+def test_a_process_that_an_earlier_version_started_is_still_heard(tmp_path) -> None:
+    """It goes on while the new version is installed, and must not be taken for dead."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f"pulse-agent-{socket.gethostname()}").touch()
+    assert health.main(["agent", "--data-dir", str(tmp_path)]) == 0
 
 
 def test_looking_needs_neither_django_nor_the_engine(tmp_path) -> None:
