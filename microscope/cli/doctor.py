@@ -109,7 +109,11 @@ def _start_of_the_portal() -> str | None:
         )
         command = [sys.executable, "-m", "django", "check"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    return done.stderr.strip().splitlines()[-1].partition(": ")[2] if done.returncode else None
+    if not done.returncode:
+        return None
+    # The last line is an exception; what Django's own checks find is said in the lines before.
+    *_, last = done.stderr.strip().splitlines() or [""]
+    return last.partition(": ")[2] or " ".join(done.stderr.split()) or f"It ended with {done.returncode}."
 
 
 def _arithmetic() -> Iterator[Finding]:

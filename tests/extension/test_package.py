@@ -158,6 +158,14 @@ def test_the_doctor_names_packages_that_add_something_and_those_that_are_broken(
     assert "The app of the package broken-lab 2.0 cannot be used: ZeroDivisionError" in broken.stdout
 
 
+def test_the_doctor_says_what_django_finds_wrong_with_an_app(app) -> None:
+    source = "from django.db import models\nclass Note(models.Model):\n    text = models.CharField(max_length=-1)\n"
+    done = python(app(models=source), "-m", "microscope", "doctor", "--json")
+    assert done.returncode == 1, done.stderr
+    [found] = [finding for finding in json.loads(done.stdout) if finding["subject"] == "Portal"]
+    assert "broken_lab.Note.text" in found["found"]
+
+
 def test_kinds_of_jobs_of_a_package_are_kinds_of_the_portal(app) -> None:
     script = "import django; django.setup(); from apps.jobs.kinds import all_kinds; print(*(k.name for k in all_kinds()))"
     kinds = KINDS.format(name="count_latents")
