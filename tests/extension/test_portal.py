@@ -23,9 +23,9 @@ def test_its_endpoint_has_the_manners_of_the_portal(lab: Lab) -> None:
     address = f"{lab.site.url}/api/v1{PATH}"
     assert httpx.get(address).json()["errors"][0]["code"] == "not_authenticated"
     page = lab.alice.get(PATH)
-    assert (page["count"], page["next"]) == (1, None)
-    row = page["results"][0]
-    assert (row["id"], row["latents"]) == (lab.sae["id"], 96)
+    assert (page["count"], page["next"]) == (len(page["results"]), None)
+    [row] = [row for row in page["results"] if row["id"] == lab.sae["id"]]  # other tests analyse SAEs, too
+    assert row["latents"] == 96
     options = lab.alice.request("OPTIONS", f"/api/v1{PATH}")
     assert (options["name"], options["schema"]) == ("Dead Latents List", "/api/v1/schema/")
     schema = httpx.get(f"{lab.site.url}/api/v1/schema/?format=json").json()
