@@ -64,9 +64,11 @@ class SiteReader:
             tap = self._loaded.family.tap(site)
             module = module_at(self._loaded.model, tap.path)
             if tap.side == "input":
-                hook = module.register_forward_pre_hook(self._input_hook(str(site)), with_kwargs=True)
+                hook = module.register_forward_pre_hook(
+                    self._input_hook(str(site), tap.scale), with_kwargs=True
+                )
             else:
-                hook = module.register_forward_hook(self._output_hook(str(site)))
+                hook = module.register_forward_hook(self._output_hook(str(site), tap.scale))
             self._handles.append(hook)
         return self
 
@@ -113,21 +115,22 @@ class SiteReader:
         divided = loaded.device.type == "cpu" and not loaded.spread and loaded.quantisation is None
         return start_in_pieces(some, count, -(-count // torch.get_num_threads()) if divided else count)
 
-    def _catch(self, name: str, value: Tensor | tuple[Tensor, ...]) -> None:
+    def _catch(self, name: str, value: Tensor | tuple[Tensor, ...], scale: float) -> None:
         caught: dict[str, Tensor] = self._here.caught
-        caught[name] = value[0] if isinstance(value, tuple) else value
+        value = value[0] if isinstance(value, tuple) else value
+        caught[name] = value if scale == 1 else scale * value
         if len(caught) == len(self._sites):
             raise _Reached
 
-    def _output_hook(self, name: str) -> Any:
+    def _output_hook(self, name: str, scale: float) -> Any:
         def hook(_module: object, _inputs: object, output: Any) -> None:
-            self._catch(name, output)
+            self._catch(name, output, scale)
 
         return hook
 
-    def _input_hook(self, name: str) -> Any:
+    def _input_hook(self, name: str, scale: float) -> Any:
         def hook(_module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._catch(name, args[0] if args else kwargs["hidden_states"])
+            self._catch(name, args[0] if args else kwargs["hidden_states"], scale)
 
         return hook
 

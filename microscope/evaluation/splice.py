@@ -85,7 +85,8 @@ class ResidualSplicer(Splicer):
         self._runner, self._layer = runner_for(loaded), layer
 
     def start(self, tokens: Tensor, special: Tensor) -> Tensor:
-        self._x = run_blocks(self._runner, self._runner.embed(tokens[None]), 0, self._layer + 1)
+        self._rows = self._runner.rows(tokens[None])
+        self._x = run_blocks(self._runner, self._runner.embed(self._rows), self._rows, 0, self._layer + 1)
         self._special = special
         return self._finish(self._x)
 
@@ -96,7 +97,7 @@ class ResidualSplicer(Splicer):
         return self._finish(x)
 
     def _finish(self, x: Tensor) -> Tensor:
-        x = run_blocks(self._runner, x, self._layer + 1, self._runner.n_layers)
+        x = run_blocks(self._runner, x, self._rows, self._layer + 1, self._runner.n_layers)
         return self._runner.head(x)[0].float().log_softmax(-1)
 
 

@@ -100,9 +100,10 @@ class Continuation:
         marks = torch.tensor([special(token) for token in new], device=device)
         if not self._past:
             self._past = [GrowingKeyValue(past) for past in self._run.past]
-        x, _ = embed(self._runner, program, torch.tensor(new, device=device), start)
+        rows = self._runner.rows(torch.tensor([new], device=device), start)
+        x, _ = embed(self._runner, program, rows)
         for layer in range(self._runner.n_layers):
-            x, _, _ = run_block(self._runner, program, layer, x, start, self._past[layer])
+            x, _, _ = run_block(self._runner, program, layer, x, rows, self._past[layer])
             site = program.sites.get(layer)
             if site is not None:
                 delta, _ = site.delta(x, self._saes, marks, start, prompt=len(self._run))

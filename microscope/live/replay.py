@@ -16,6 +16,7 @@ from torch import Tensor
 
 from microscope.live.run import LayerState, PromptRun, embed, run_block, run_head
 from microscope.models import BlockRunner, KeyValue
+from microscope.models.runner import Rows
 from microscope.patching.apply import EditEffect, Saes
 from microscope.patching.program import Program
 from microscope.sae import Codes
@@ -111,6 +112,7 @@ class _Replay:
 
     def __init__(self, runner: BlockRunner, program: Program, saes: Saes) -> None:
         self._runner, self._program, self._saes = runner, program, saes
+        self._known_rows: Rows | None = None
 
     def against(self, reference: PromptRun) -> Replayed:
         """Compute what differs from the reference."""
@@ -120,7 +122,7 @@ class _Replay:
         first = (-1, -1)
         embedded, sizes = reference.embedded, reference.embedding_sizes
         if program.embedding_key != reference.program.embedding_key:
-            embedded, sizes = embed(runner, program, reference.tokens, 0)
+            embedded, sizes = embed(runner, program, self._rows_from(0))
             self._start, first = 0, (0, 0)
         sizes = self._renumbered(sizes) if embedded is reference.embedded else sizes
         stream, layers = embedded, []
@@ -166,11 +168,17 @@ class _Replay:
             self._start = min(self._start, first_difference(state.edited, old.edited))
         return state
 
+    def _rows_from(self, start: int) -> Rows:
+        """The prompt's rows from a position on; kept while the position stays."""
+        if self._known_rows is None or self._known_rows.start != start:
+            self._known_rows = self._runner.rows(self._reference.tokens[None, start:], start)
+        return self._known_rows
+
     def _top(self, layer: int, stream: Tensor, old: LayerState) -> LayerState:
         """The top block, where it is what it was and only its last row is read."""
         start = self._start
         kept = old.past.upto(start) if start else None
-        out, new = self._runner.last_row(layer, stream[None, start:], start, kept)
+        out, new = self._runner.last_row(layer, stream[None, start:], self._rows_from(start), kept)
         past = new.compact() if kept is None else kept.followed_by(new, start)
         x = out[0].clone()  # it may be a view of all rows
         return LayerState(x, x, past, {}, (), only_last=True)
@@ -180,7 +188,8 @@ class _Replay:
     ) -> tuple[Tensor, KeyValue, dict[int, Tensor]]:
         start = self._start
         kept = old.past.upto(start) if start else None
-        out, new, fresh = run_block(self._runner, self._program, layer, stream[start:], start, kept)
+        rows = self._rows_from(start)
+        out, new, fresh = run_block(self._runner, self._program, layer, stream[start:], rows, kept)
         if not start:
             return out, new.compact(), fresh
         before = self._renumbered(old.block_sizes)

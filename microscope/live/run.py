@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from microscope.models import BlockRunner, KeyValue
-from microscope.models.runner import Past
+from microscope.models.runner import Past, Rows
 from microscope.patching.apply import EditEffect
 from microscope.patching.program import Program
 from microscope.sae import Codes
@@ -98,7 +98,8 @@ class PromptRun:
         if not top.only_last:
             return self
         below = self.layers[-2].edited if len(self.layers) > 1 else self.embedded
-        x, _, _ = run_block(runner, self.program, len(self.layers) - 1, below, 0, None)
+        rows = runner.rows(self.tokens[None])
+        x, _, _ = run_block(runner, self.program, len(self.layers) - 1, below, rows, None)
         return replace(self, layers=(*self.layers[:-1], replace(top, x=x, edited=x, only_last=False)))
 
     def effects(self) -> tuple[EditEffect, ...]:
@@ -119,11 +120,9 @@ def bytes_held(tensors: Iterable[Tensor]) -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def embed(
-    runner: BlockRunner, program: Program, tokens: Tensor, start: int
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """Input of block 0 ``[rows, d]`` for tokens ``[rows]`` at ``start…``, and the sizes of its changes."""
-    x = runner.embed(tokens[None], start)[0]
+def embed(runner: BlockRunner, program: Program, rows: Rows) -> tuple[Tensor, dict[int, Tensor]]:
+    """Input of block 0 ``[rows, d]`` for one sequence's rows, and the sizes of its changes."""
+    x = runner.embed(rows)[0]
     if program.span is None:
         return x, {}
     exact = x.float()
@@ -132,7 +131,7 @@ def embed(
 
 
 def run_block(
-    runner: BlockRunner, program: Program, layer: int, x: Tensor, start: int, past: Past | None
+    runner: BlockRunner, program: Program, layer: int, x: Tensor, rows: Rows, past: Past | None
 ) -> tuple[Tensor, KeyValue, dict[int, Tensor]]:
     """One block on rows ``[rows, d]`` under a program: output, new keys and values, sizes of changes inside.
 
@@ -141,9 +140,9 @@ def run_block(
     """
     patch = program.block_patch(layer)
     if patch is None:
-        out, new = runner.block(layer, x[None], start, past)
+        out, new = runner.block(layer, x[None], rows, past)
         return out[0], new, {}
-    out, new = runner.block(layer, x[None], start, past, patch)
+    out, new = runner.block(layer, x[None], rows, past, patch)
     patch.check_obeyed(layer)
     return out[0], new, patch.sizes
 
@@ -163,11 +162,11 @@ def run_head(
 @torch.inference_mode()
 def run_baseline(runner: BlockRunner, tokens: Tensor, special: Tensor) -> PromptRun:
     """Run a prompt ``[positions]`` unpatched through all blocks and keep every state."""
-    program = unpatched(runner.n_layers)
-    embedded, _ = embed(runner, program, tokens, 0)
+    program, rows = unpatched(runner.n_layers), runner.rows(tokens[None])
+    embedded, _ = embed(runner, program, rows)
     x, layers = embedded, []
     for layer in range(runner.n_layers):
-        x, past, _ = run_block(runner, program, layer, x, 0, None)
+        x, past, _ = run_block(runner, program, layer, x, rows, None)
         layers.append(LayerState(x, x, past.compact(), {}, ()))
     logits = runner.head(x[-1]).float()
     return PromptRun(tokens, special, program, embedded, {}, tuple(layers), logits)

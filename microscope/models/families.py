@@ -6,128 +6,172 @@ output", so that a plain Hugging Face model needs no rewriting to be read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from torch import nn
 
 from microscope.errors import MicroscopeError
-from microscope.params import Site
+from microscope.params import SITE_KINDS, Site
+from microscope.params.sites import SiteKind
 
 
 @dataclass(frozen=True)
 class Tap:
-    """A module path within the model and the side of the module the activation is on."""
+    """A module path within the model, the side of the module the activation is on, and a factor of it."""
 
     path: str
     side: Literal["input", "output"]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Modules of one block, by paths relative to it; None where there is none, or none that is proven.
+
+    ``attention`` (in recurrent blocks the mixer of positions) and ``mlp`` are the modules whose *outputs*
+    are added to the residual stream, times ``attention_scale`` and ``mlp_scale`` (with sandwich norms those
+    are the norms behind the actual modules); the projections are their output matrices. ``between`` holds
+    the residual stream between attention and MLP. ``missing`` says why a site does not exist.
+    """
+
+    attention: str | None = None
+    attention_projection: str | None = None
+    between: Tap | None = None
+    mlp: str | None = None
+    mlp_projection: str | None = None
+    attention_scale: float = 1.0
+    mlp_scale: float = 1.0
+    missing: Mapping[SiteKind, str] = field(default_factory=dict)
+
+    def tap(self, kind: SiteKind) -> Tap | None:
+        """The module within the block, and its side, that hold a site's activation; None if it does not exist."""
+        if kind == "resid_post":
+            return Tap("", "output")
+        if kind == "resid_mid":
+            return self.between
+        path, side, scale = {
+            "attn_out": (self.attention, "output", self.attention_scale),
+            "mlp_out": (self.mlp, "output", self.mlp_scale),
+            "attn_z": (self.attention_projection, "input", 1.0),
+            "mlp_act": (self.mlp_projection, "input", 1.0),
+        }[kind]
+        return None if path is None else Tap(path, side, scale)  # type: ignore[arg-type]
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """Modules whose outputs are added to the residual stream."""
+        return tuple(path for path in (self.attention, self.mlp) if path is not None)
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Their output matrices."""
+        return tuple(p for p in (self.attention_projection, self.mlp_projection) if p is not None)
 
 
 @dataclass(frozen=True)
 class Family:
-    """Module names of one kind of model.
+    """Module names of one kind of model: declared for known families, found by structure for all others.
 
-    Paths from ``attention`` on are relative to a block. ``attention`` and ``mlp`` are the modules whose
-    *outputs* are what is added to the residual stream (with sandwich norms those are the norms behind
-    the actual modules); the projections are their output matrices. ``between`` holds the residual
-    stream between attention and MLP, None where there is none (parallel blocks). ``causal`` is False
-    for encoders, which see both ways and predict no next token. ``eager`` families need the plain
-    attention code, because the fused one leaves out their soft caps. ``layer_kinds`` families read
-    ``layer_types`` from the configuration, the others attend to everything. ``head`` is a decoder's
-    unembedding.
+    ``blocks`` is the path of the list of blocks. ``parts`` are those of every block, or ``per_block`` of
+    each where they differ. ``causal`` is False for encoders, which see both ways and predict no next
+    token. ``eager`` families need the plain attention code, because the fused one leaves out their soft
+    caps. ``layer_kinds`` families read ``layer_types`` from the configuration, the others attend to
+    everything. ``head`` is a decoder's unembedding, ``found`` whether structure and probes named the modules.
     """
 
     name: str
     model_types: tuple[str, ...]
     blocks: str
-    attention: str
-    attention_projection: str
-    between: Tap | None
-    mlp: str
-    mlp_projection: str
+    parts: Parts = Parts()
+    per_block: tuple[Parts, ...] = ()
     causal: bool = True
     eager: bool = False
     layer_kinds: bool = False
     head: str = "lm_head"
+    found: bool = False
+
+    def parts_of(self, layer: int) -> Parts:
+        """The modules of one block."""
+        return self.per_block[layer] if self.per_block else self.parts
+
+    def block_path(self, layer: int) -> str:
+        """Module path of a block."""
+        return f"{self.blocks}.{layer}"
 
     def tap(self, site: Site) -> Tap:
-        """The module and side that hold a site's activation."""
-        block = f"{self.blocks}.{site.layer}"
-        match site.kind:
-            case "resid_post":
-                return Tap(block, "output")
-            case "resid_mid":
-                if self.between is None:
-                    raise MicroscopeError(
-                        "no_such_site",
-                        f"Models of the family {self.name} have no {site}: attention and MLP run in parallel.",
-                        "Use resid_post, attn_out or mlp_out.",
-                    )
-                return Tap(f"{block}.{self.between.path}", self.between.side)
-            case "attn_out":
-                return Tap(f"{block}.{self.attention}", "output")
-            case "mlp_out":
-                return Tap(f"{block}.{self.mlp}", "output")
-            case "attn_z":
-                return Tap(f"{block}.{self.attention_projection}", "input")
-            case "mlp_act":
-                return Tap(f"{block}.{self.mlp_projection}", "input")
+        """The module and side that hold a site's activation.
+
+        Raises:
+            MicroscopeError: ``no_such_site`` with the reason.
+        """
+        parts = self.parts_of(site.layer)
+        tap = parts.tap(site.kind)
+        if tap is None:
+            there = [kind for kind in SITE_KINDS if parts.tap(kind) is not None]
+            reason = parts.missing.get(site.kind, "its blocks have no such activation")
+            raise MicroscopeError(
+                "no_such_site",
+                f"Models of the family {self.name} have no {site}: {reason}.",
+                f"Block {site.layer} has {', '.join(there)}.",
+            )
+        block = self.block_path(site.layer)
+        return replace(tap, path=f"{block}.{tap.path}" if tap.path else block)
+
+    def writers(self, n_layers: int) -> list[str]:
+        """Paths of all modules whose outputs blocks add to the residual stream."""
+        return [f"{self.block_path(i)}.{part}" for i in range(n_layers) for part in self.parts_of(i).writers]
+
+    def projections(self, n_layers: int) -> list[str]:
+        """Paths of the matrices that write to the stream."""
+        return [f"{self.block_path(i)}.{p}" for i in range(n_layers) for p in self.parts_of(i).projections]
 
 
-_LLAMA_PATHS: dict[str, Any] = {
-    "blocks": "model.layers",
-    "attention": "self_attn",
-    "attention_projection": "self_attn.o_proj",
-    "between": Tap("post_attention_layernorm", "input"),
-    "mlp": "mlp",
-    "mlp_projection": "mlp.down_proj",
-}
-_BERT_PATHS: dict[str, Any] = {
-    "attention": "attention.output.dense",
-    "attention_projection": "attention.output.dense",
-    "between": Tap("attention.output", "output"),
-    "mlp": "output.dense",
-    "mlp_projection": "output.dense",
-    "causal": False,
-}
+_LLAMA = Parts(
+    attention="self_attn",
+    attention_projection="self_attn.o_proj",
+    between=Tap("post_attention_layernorm", "input"),
+    mlp="mlp",
+    mlp_projection="mlp.down_proj",
+)
+_GPT2 = Parts(
+    attention="attn",
+    attention_projection="attn.c_proj",
+    between=Tap("ln_2", "input"),
+    mlp="mlp",
+    mlp_projection="mlp.c_proj",
+)
+_GEMMA = Parts(
+    attention="post_attention_layernorm",
+    attention_projection="self_attn.o_proj",
+    between=Tap("pre_feedforward_layernorm", "input"),
+    mlp="post_feedforward_layernorm",
+    mlp_projection="mlp.down_proj",
+)
+_GPT_NEOX = Parts(
+    attention="attention",
+    attention_projection="attention.dense",
+    mlp="mlp",
+    mlp_projection="mlp.dense_4h_to_h",
+    missing={"resid_mid": "attention and MLP run in parallel"},
+)
+_BERT = Parts(
+    attention="attention.output.dense",
+    attention_projection="attention.output.dense",
+    between=Tap("attention.output", "output"),
+    mlp="output.dense",
+    mlp_projection="output.dense",
+)
 
 FAMILIES: tuple[Family, ...] = (
-    Family(name="llama", model_types=("llama", "mistral"), **_LLAMA_PATHS),
-    Family(name="qwen", model_types=("qwen2", "qwen3"), layer_kinds=True, **_LLAMA_PATHS),
-    Family(
-        name="gpt2",
-        model_types=("gpt2",),
-        blocks="transformer.h",
-        attention="attn",
-        attention_projection="attn.c_proj",
-        between=Tap("ln_2", "input"),
-        mlp="mlp",
-        mlp_projection="mlp.c_proj",
-    ),
-    Family(
-        name="gemma",
-        model_types=("gemma2", "gemma3_text"),
-        blocks="model.layers",
-        attention="post_attention_layernorm",
-        attention_projection="self_attn.o_proj",
-        between=Tap("pre_feedforward_layernorm", "input"),
-        mlp="post_feedforward_layernorm",
-        mlp_projection="mlp.down_proj",
-        eager=True,
-        layer_kinds=True,
-    ),
-    Family(
-        name="gpt_neox",
-        model_types=("gpt_neox",),
-        blocks="gpt_neox.layers",
-        attention="attention",
-        attention_projection="attention.dense",
-        between=None,
-        mlp="mlp",
-        mlp_projection="mlp.dense_4h_to_h",
-    ),
-    Family(name="bert", model_types=("bert",), blocks="bert.encoder.layer", **_BERT_PATHS),
-    Family(name="roberta", model_types=("roberta",), blocks="roberta.encoder.layer", **_BERT_PATHS),
+    Family("llama", ("llama", "mistral"), "model.layers", _LLAMA),
+    Family("qwen", ("qwen2", "qwen3"), "model.layers", _LLAMA, layer_kinds=True),
+    Family("gpt2", ("gpt2",), "transformer.h", _GPT2),
+    Family("gemma", ("gemma2", "gemma3_text"), "model.layers", _GEMMA, eager=True, layer_kinds=True),
+    Family("gpt_neox", ("gpt_neox",), "gpt_neox.layers", _GPT_NEOX),
+    Family("bert", ("bert",), "bert.encoder.layer", _BERT, causal=False),
+    Family("roberta", ("roberta",), "roberta.encoder.layer", _BERT, causal=False),
 )
 
 

@@ -293,6 +293,7 @@ def is_tied(model: Any) -> bool:
 
 def has_writer_bias(model: Any, family: Family) -> bool:
     """Whether an output projection of a block has a bias."""
-    paths = (family.attention_projection, family.mlp_projection)
-    modules = [model.get_submodule(f"{family.blocks}.0.{path}") for path in paths]
+    modules = [
+        model.get_submodule(f"{family.block_path(0)}.{path}") for path in family.parts_of(0).projections
+    ]
     return any(getattr(module, "bias", None) is not None for module in modules)

@@ -76,7 +76,7 @@ class PatchedModel:
             handles += project_writers(model, family, self._span, self._share)
         try:
             for layer, edits in self._sites.items():
-                block = module_at(model, f"{family.blocks}.{layer}")
+                block = module_at(model, family.block_path(layer))
                 handles.append(block.register_forward_hook(self._edit(edits, observe)))
             logits: Tensor = model(tokens.to(self._loaded.device), use_cache=False).logits
         finally:
@@ -152,15 +152,9 @@ def add_constants(model: Any, family: Family, constants: Mapping[int, Tensor]) -
         return hook
 
     return [
-        module_at(model, f"{family.blocks}.{layer}").register_forward_hook(adder(constant))
+        module_at(model, family.block_path(layer)).register_forward_hook(adder(constant))
         for layer, constant in constants.items()
     ]
-
-
-def writers(model: Any, family: Family) -> list[str]:
-    """Module paths whose outputs are what blocks add to the residual stream."""
-    layers = range(model.config.num_hidden_layers)
-    return [f"{family.blocks}.{i}.{part}" for i in layers for part in (family.attention, family.mlp)]
 
 
 def project_writers(model: Any, family: Family, span: Tensor, share: float = 1.0) -> list[Any]:
@@ -178,7 +172,10 @@ def project_writers(model: Any, family: Family, span: Tensor, share: float = 1.0
     def on_output(_module: nn.Module, _inputs: object, output: Any) -> Any:
         return (remove(output[0]), *output[1:]) if isinstance(output, tuple) else remove(output)
 
-    first = module_at(model, f"{family.blocks}.0")
+    first = module_at(model, family.block_path(0))
     handles = [first.register_forward_pre_hook(on_input, with_kwargs=True)]
-    handles += [module_at(model, path).register_forward_hook(on_output) for path in writers(model, family)]
+    handles += [
+        module_at(model, path).register_forward_hook(on_output)
+        for path in family.writers(model.config.num_hidden_layers)
+    ]
     return handles

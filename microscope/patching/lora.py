@@ -93,10 +93,10 @@ class LoRAPatcher:
         if not math.isfinite(norm) or norm == 0:
             raise MicroscopeError("zero_direction", "The direction has no finite, non-zero length.")
         unit = feature_vector.detach().float() / norm
-        writers = modules or (self._family.attention_projection, self._family.mlp_projection)
+        writers = modules or self._family.parts_of(layer_idx).projections
         factors = {}
         for writer in writers:
-            path = f"{self._family.blocks}.{layer_idx}.{writer}"
+            path = f"{self._family.block_path(layer_idx)}.{writer}"
             weight = weight_of(module_at(self._model, path))
             direction = unit.to(weight.device)
             factors[path] = LowRank((direction @ weight.float())[None], strength * direction[:, None])

@@ -72,12 +72,6 @@ def weight_of(module: Any) -> Tensor:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
-def writer_projections(family: Family, n_layers: int) -> list[str]:
-    """Paths of the matrices that write to the stream."""
-    parts = (family.attention_projection, family.mlp_projection)
-    return [f"{family.blocks}.{i}.{part}" for i in range(n_layers) for part in parts]
-
-
 def as_low_rank(change: WeightChange, loaded: LoadedModel) -> dict[str, LowRank]:
     """The whole change of linear modules as low-rank deltas, for adapters. Constants are left out.
 
@@ -87,7 +81,7 @@ def as_low_rank(change: WeightChange, loaded: LoadedModel) -> dict[str, LowRank]
     if change.span is None:
         return out
     q = change.span
-    for path in writer_projections(loaded.family, loaded.n_layers):
+    for path in loaded.family.projections(loaded.n_layers):
         weight = weight_of(module_at(loaded.model, path)).float()
         delta = out.get(path)
         if delta is not None:
@@ -115,7 +109,8 @@ def change_weights(model: Any, family: Family, change: WeightChange) -> bool:
     if change.constants and model.config.model_type == "llama" and not model.config.mlp_bias:
         _give_mlp_biases(model)
     for layer, constant in change.constants.items():
-        bias = module_at(model, f"{family.blocks}.{layer}.{family.mlp_projection}").bias
+        projection = family.parts_of(layer).mlp_projection
+        bias = module_at(model, f"{family.block_path(layer)}.{projection}").bias
         assert isinstance(bias, Tensor), "checked by the verdict"
         bias.add_(constant.to(bias))
     return untied
@@ -137,7 +132,7 @@ def _untie(model: Any) -> bool:
 
 
 def _project(model: Any, family: Family, span: Tensor) -> None:
-    for path in writer_projections(family, model.config.num_hidden_layers):
+    for path in family.projections(model.config.num_hidden_layers):
         module: Any = module_at(model, path)
         q = span.to(module.weight.device)
         _add(module, -q @ (q.T @ weight_of(module).float()))

@@ -169,13 +169,16 @@ def check_runner(folder: str, loaded: LoadedModel, runner: BlockRunner) -> int:
     ids = torch.randint(3, 200, (1, length), generator=torch.Generator().manual_seed(0))
     right = by_transformers(folder, ids)
     limit = 1e-5 * float(right.abs().max())
-    out = runner.head(run_blocks(runner, runner.embed(ids), 0, runner.n_layers))
+    out = runner.head(
+        run_blocks(runner, runner.embed(runner.rows(ids)), runner.rows(ids), 0, runner.n_layers)
+    )
     assert float((out - right).abs().max()) <= limit
     start = length - 2
-    x, part = runner.embed(ids), runner.embed(ids[:, start:], start)
+    whole, rest = runner.rows(ids), runner.rows(ids[:, start:], start)
+    x, part = runner.embed(whole), runner.embed(rest)
     for layer in range(runner.n_layers):
-        x, past = runner.block(layer, x, 0, None)
-        part, _ = runner.block(layer, part, start, past.upto(start))
+        x, past = runner.block(layer, x, whole, None)
+        part, _ = runner.block(layer, part, rest, past.upto(start))
     assert float((runner.head(part) - right[:, start:]).abs().max()) <= limit
     return length
 

@@ -44,13 +44,13 @@ def counting(runner_class: type, monkeypatch: pytest.MonkeyPatch) -> list[tuple[
     ran: list[tuple[object, ...]] = []
     block, last_row = runner_class.block, runner_class.last_row
 
-    def counted(self, layer, x, start, past, patch=None):
-        ran.append((layer, x.shape[1], start))
-        return block(self, layer, x, start, past, patch)
+    def counted(self, layer, x, rows, past, patch=None):
+        ran.append((layer, x.shape[1], rows.start))
+        return block(self, layer, x, rows, past, patch)
 
-    def counted_last(self, layer, x, start, past):
-        ran.append((layer, x.shape[1], start, "last row"))
-        return last_row(self, layer, x, start, past)
+    def counted_last(self, layer, x, rows, past):
+        ran.append((layer, x.shape[1], rows.start, "last row"))
+        return last_row(self, layer, x, rows, past)
 
     monkeypatch.setattr(runner_class, "block", counted)
     monkeypatch.setattr(runner_class, "last_row", counted_last)

@@ -51,11 +51,11 @@ def test_peft_loads_the_export_and_computes_the_live_patch(tiny, fresh, ids, tmp
 def test_strength_minus_one_removes_the_direction_from_what_the_writers_write(fresh, tiny, ids):
     direction = torch.randn(32)
     unit = direction / direction.norm()
-    path = f"{tiny.family.blocks}.1.{tiny.family.mlp_projection}"
+    path = f"{tiny.family.blocks}.1.{tiny.family.parts.mlp_projection}"
     module, written = fresh.get_submodule(path), []
     patcher = LoRAPatcher(fresh)
     patch = patcher.create_feature_patch(
-        "f", 1, direction, strength=-1.0, modules=(tiny.family.mlp_projection,)
+        "f", 1, direction, strength=-1.0, modules=(tiny.family.parts.mlp_projection,)
     )
     patcher.enable_patch(patch)
     module.register_forward_hook(lambda _m, _i, out: written.append(out))

@@ -25,6 +25,11 @@ def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, 200, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
+def everything(runner, ids):
+    rows = runner.rows(ids)
+    return run_blocks(runner, runner.embed(rows), rows, 0, runner.n_layers)
+
+
 def read(loaded, sites, ids):
     with SiteReader(loaded, sites) as reader:
         caught = reader.read(ids, torch.ones_like(ids, dtype=torch.bool))
@@ -34,7 +39,7 @@ def read(loaded, sites, ids):
 def test_sites_hold_what_their_names_say(tiny):
     """Block outputs equal Hugging Face's own hidden states, and the parts of a block add up."""
     ids = tokens(2, 11)
-    parallel = tiny.family.between is None
+    parallel = tiny.family.parts.between is None
     with torch.no_grad():
         hidden = tiny.model(ids, output_hidden_states=True).hidden_states
     for layer in range(tiny.n_layers):
@@ -54,8 +59,8 @@ def test_sites_hold_what_their_names_say(tiny):
             torch.testing.assert_close(got["resid_post"], hidden[layer + 1], rtol=0, atol=0)
         block = tiny.model.get_submodule(f"{tiny.family.blocks}.{layer}")
         for projection, norm, site, written in (
-            (tiny.family.attention_projection, tiny.family.attention, "attn_z", "attn_out"),
-            (tiny.family.mlp_projection, tiny.family.mlp, "mlp_act", "mlp_out"),
+            (tiny.family.parts.attention_projection, tiny.family.parts.attention, "attn_z", "attn_out"),
+            (tiny.family.parts.mlp_projection, tiny.family.parts.mlp, "mlp_act", "mlp_out"),
         ):
             with torch.no_grad():
                 out = block.get_submodule(projection)(got[site])
@@ -133,7 +138,7 @@ def test_runner_equals_the_hugging_face_forward(tiny):
     runner, ids = runner_for(tiny), tokens(2, 17)
     with torch.inference_mode():
         expected = tiny.model(ids).logits
-        out = runner.head(run_blocks(runner, runner.embed(ids), 0, runner.n_layers))
+        out = runner.head(everything(runner, ids))
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=2e-5)
 
 
@@ -142,10 +147,11 @@ def test_runner_continues_from_any_position(tiny, start):
     """Rows from ``start`` on, with the keys and values before them, equal the whole run's rows."""
     runner, ids = runner_for(tiny), tokens(1, 17)
     with torch.inference_mode():
-        x, part = runner.embed(ids), runner.embed(ids[:, start:], start)
+        whole, rest = runner.rows(ids), runner.rows(ids[:, start:], start)
+        x, part = runner.embed(whole), runner.embed(rest)
         for layer in range(runner.n_layers):
-            x, past = runner.block(layer, x, 0, None)
-            part, new = runner.block(layer, part, start, past.upto(start))
+            x, past = runner.block(layer, x, whole, None)
+            part, new = runner.block(layer, part, rest, past.upto(start))
             torch.testing.assert_close(part, x[:, start:], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(new.key, past.key[:, :, start:], rtol=1e-5, atol=1e-5)
 
@@ -153,12 +159,13 @@ def test_runner_continues_from_any_position(tiny, start):
 def test_a_block_alone_gives_its_last_row_and_everybodys_keys(tiny):
     runner, ids = runner_for(tiny), tokens(1, 17)
     with torch.inference_mode():
-        x = runner.embed(ids)
+        x = runner.embed(runner.rows(ids))
         for start in (0, 9, 16):
+            before, rest = runner.rows(ids[:, :start]), runner.rows(ids[:, start:], start)
             for layer in (0, runner.n_layers - 1):
-                past = None if start == 0 else runner.block(layer, x[:, :start], 0, None)[1]
-                whole, pairs = runner.block(layer, x[:, start:], start, past)
-                last, same = runner.last_row(layer, x[:, start:], start, past)
+                past = None if start == 0 else runner.block(layer, x[:, :start], before, None)[1]
+                whole, pairs = runner.block(layer, x[:, start:], rest, past)
+                last, same = runner.last_row(layer, x[:, start:], rest, past)
                 torch.testing.assert_close(last, whole[:, -1:], rtol=1e-5, atol=1e-5)
                 torch.testing.assert_close(same.key, pairs.key, rtol=1e-5, atol=1e-5)
                 torch.testing.assert_close(same.value, pairs.value, rtol=1e-5, atol=1e-5)
@@ -168,13 +175,14 @@ def test_keys_that_grow_in_place_are_the_same_and_leave_what_they_began_with(tin
     """Token by token through storage of one's own, past its first room, and over a token written before."""
     runner, ids = runner_for(tiny), tokens(1, 17)
     with torch.inference_mode():
-        x = runner.embed(ids)
-        expected, _ = runner.block(1, x, 0, None)
-        _, begin = runner.block(1, x[:, :3], 0, None)
+        x = runner.embed(runner.rows(ids))
+        expected, _ = runner.block(1, x, runner.rows(ids), None)
+        _, begin = runner.block(1, x[:, :3], runner.rows(ids[:, :3]), None)
         copies = [t.clone() for t in begin]
         growing = GrowingKeyValue(begin, room=2)
         for row in (3, 4, 5, 5, *range(6, 17)):
-            out, _ = runner.block(1, x[:, row : row + 1], row, growing)
+            one = runner.rows(ids[:, row : row + 1], row)
+            out, _ = runner.block(1, x[:, row : row + 1], one, growing)
             torch.testing.assert_close(out[0, 0], expected[0, row], rtol=1e-5, atol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(begin, copies, strict=True))
 
@@ -186,7 +194,7 @@ def test_packed_weights_compute_the_same(family, dtype, model_folders):
     runner, ids = runner_for(loaded), tokens(1, 17)
 
     def logits() -> torch.Tensor:
-        return runner.head(run_blocks(runner, runner.embed(ids), 0, runner.n_layers)).float()
+        return runner.head(everything(runner, ids)).float()
 
     with torch.inference_mode():
         before = logits()
@@ -196,11 +204,13 @@ def test_packed_weights_compute_the_same(family, dtype, model_folders):
         assert runner.pack(10**9) == 0
         tolerance = 1e-5 if dtype == "float32" else 2e-2
         assert (logits() - before).norm() <= tolerance * before.norm()
-        few = runner.head(runner.block(0, runner.embed(ids[:, :1]), 0, None)[0])
+        one = runner.rows(ids[:, :1])
+        few = runner.head(runner.block(0, runner.embed(one), one, None)[0])
         assert few.isfinite().all()
     # where gradients are wanted the plain weights are used
-    x = runner.embed(ids).clone().requires_grad_()
-    runner.block(0, x, 0, None)[0].float().sum().backward()
+    rows = runner.rows(ids)
+    x = runner.embed(rows).clone().requires_grad_()
+    runner.block(0, x, rows, None)[0].float().sum().backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
 

@@ -48,7 +48,7 @@ def test_merged_weights_of_an_ablation_have_no_part_along_the_directions(lab, ki
     directions = directions / directions.norm(dim=1, keepdim=True)
     family, model = merged.family, merged.model
     for layer in range(merged.n_layers):
-        for part in (family.attention_projection, family.mlp_projection):
+        for part in (family.parts.attention_projection, family.parts.mlp_projection):
             module = model.get_submodule(f"{family.blocks}.{layer}.{part}")
             weight = module.weight.double()
             weight = weight.T if kind == "gpt2" else weight

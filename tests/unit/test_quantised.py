@@ -138,15 +138,18 @@ def test_blocks_one_by_one_equal_the_rounded_model(folders: dict[str, Path], kin
     runner = runner_for(loaded)
     with torch.inference_mode():
         plain = loaded.model(tokens, use_cache=False).logits[0]
-        whole = runner.head(run_blocks(runner, runner.embed(tokens), 0, runner.n_layers))[0]
+        whole = runner.head(
+            run_blocks(runner, runner.embed(runner.rows(tokens)), runner.rows(tokens), 0, runner.n_layers)
+        )[0]
         start, rest = 25, tokens[:, 25:]
-        past, x = [], runner.embed(tokens[:, :start])
+        before, after = runner.rows(tokens[:, :start]), runner.rows(rest, start)
+        past, x = [], runner.embed(before)
         for layer in range(runner.n_layers):
-            x, new = runner.block(layer, x, 0, None)
+            x, new = runner.block(layer, x, before, None)
             past.append(new)
-        x = runner.embed(rest, start)
+        x = runner.embed(after)
         for layer in range(runner.n_layers):
-            x, _ = runner.block(layer, x, start, past[layer])
+            x, _ = runner.block(layer, x, after, past[layer])
         parts = runner.head(x)[0]
     scale = plain.abs().max()
     assert (whole - plain).abs().max() < 1e-5 * scale

@@ -1,6 +1,6 @@
 """Run any range of a decoder's blocks from any position: what live patching and splicing stand on."""
 
-from microscope.models.runner.base import BlockRunner, GrowingKeyValue, KeyValue, Past, run_blocks
+from microscope.models.runner.base import BlockRunner, GrowingKeyValue, KeyValue, Past, Rows, run_blocks
 from microscope.models.runner.patch import BlockPatch, Delta
 from microscope.models.runner.registry import runner_for
 
@@ -11,6 +11,7 @@ __all__ = [
     "GrowingKeyValue",
     "KeyValue",
     "Past",
+    "Rows",
     "run_blocks",
     "runner_for",
 ]

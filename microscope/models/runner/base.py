@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +67,19 @@ def _with_room(t: Tensor, room: int) -> Tensor:
     return copy
 
 
+@dataclass(frozen=True)
+class Rows:
+    """New rows of a forward pass: token ids ``[batch, rows]`` at positions ``start, start+1, …`` of their sequences.
+
+    ``arguments`` are what a model's own forward pass hands its blocks for them besides the residual stream,
+    where a runner calls the model's own blocks.
+    """
+
+    tokens: Tensor
+    start: int = 0
+    arguments: Any = None
+
+
 Past = KeyValue | GrowingKeyValue
 
 
@@ -77,38 +91,44 @@ class BlockRunner(ABC):
     trace in another's.
     """
 
+    # fast: our own composition of the model's weights; general: the model's own blocks, called one by one.
+    path: Literal["fast", "general"] = "fast"
     n_layers: int
     d_model: int
     # Longest sequence for which this runner equals the model; None: whatever the model takes.
     max_context: int | None = None
 
+    def rows(self, tokens: Tensor, start: int = 0) -> Rows:
+        """What :meth:`embed` and :meth:`block` need to know of token ids ``[batch, rows]`` at ``start…``."""
+        return Rows(tokens, start)
+
     @abstractmethod
-    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
-        """Token ids ``[batch, positions]`` at ``start…`` to the input of block 0, ``[batch, positions, d]``."""
+    def embed(self, rows: Rows) -> Tensor:
+        """The input of block 0, ``[batch, rows, d]``."""
 
     @abstractmethod
     def block(
-        self, layer: int, x: Tensor, start: int, past: Past | None, patch: BlockPatch | None = None
+        self, layer: int, x: Tensor, rows: Rows, past: Past | None, patch: BlockPatch | None = None
     ) -> tuple[Tensor, KeyValue]:
         """Run one block.
 
         Args:
             layer: which block.
-            x: its input ``[batch, positions, d]``, at absolute positions ``start, start+1, …``.
-            start: absolute position of the first row of ``x``.
-            past: keys and values of positions ``0…start−1`` of this block; None when ``start`` is 0.
+            x: its input ``[batch, rows, d]``.
+            rows: which rows these are.
+            past: keys and values of the positions before ``rows.start`` of this block; None when that is 0.
             patch: changes of this block's weights for this call only.
 
         Returns:
             The block's output, same shape as ``x``, and the keys and values of the rows of ``x``.
         """
 
-    def last_row(self, layer: int, x: Tensor, start: int, past: Past | None) -> tuple[Tensor, KeyValue]:
+    def last_row(self, layer: int, x: Tensor, rows: Rows, past: Past | None) -> tuple[Tensor, KeyValue]:
         """As :meth:`block` without a patch, but the output of the last row only, ``[batch, 1, d]``.
 
         Keys and values are those of all rows. In front of the head nothing else of the top block is needed.
         """
-        out, new = self.block(layer, x, start, past)
+        out, new = self.block(layer, x, rows, past)
         return out[:, -1:], new
 
     @property
@@ -199,8 +219,8 @@ def with_deltas(x: Tensor, y: Tensor, deltas: Sequence[Delta]) -> Tensor:
     return y
 
 
-def run_blocks(runner: BlockRunner, x: Tensor, first: int, last: int) -> Tensor:
-    """Blocks ``first … last−1`` on whole sequences ``[batch, positions, d]`` that start at position 0."""
+def run_blocks(runner: BlockRunner, x: Tensor, rows: Rows, first: int, last: int) -> Tensor:
+    """Blocks ``first … last−1`` on whole sequences ``[batch, positions, d]`` of rows that start at position 0."""
     for layer in range(first, last):
-        x, _ = runner.block(layer, x, 0, None)
+        x, _ = runner.block(layer, x, rows, None)
     return x

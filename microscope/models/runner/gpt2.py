@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from microscope.models.runner.base import BlockRunner, KeyValue, Past, attend, with_deltas
+from microscope.models.runner.base import BlockRunner, KeyValue, Past, Rows, attend, with_deltas
 from microscope.models.runner.patch import BlockPatch, Delta
 from microscope.models.runner.product import Product
 
@@ -42,7 +42,8 @@ class GPT2Runner(BlockRunner):
             for block in body.h
         ]
 
-    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+    def embed(self, rows: Rows) -> Tensor:
+        tokens, start = rows.tokens, rows.start
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         return F.embedding(tokens, self._tokens) + F.embedding(positions, self._positions)
 
@@ -53,17 +54,17 @@ class GPT2Runner(BlockRunner):
         yield self._head
 
     def block(
-        self, layer: int, x: Tensor, start: int, past: Past | None, patch: BlockPatch | None = None
+        self, layer: int, x: Tensor, rows: Rows, past: Past | None, patch: BlockPatch | None = None
     ) -> tuple[Tensor, KeyValue]:
-        module, w, (batch, rows, _) = self._blocks[layer], self._layers[layer], x.shape
+        module, w, (batch, count, _) = self._blocks[layer], self._layers[layer], x.shape
         hidden = module.ln_1(x)
         qkv = w.qkv(hidden)
         if patch is not None:
             qkv = patch.changed("attn.c_attn", hidden, qkv)
-        qkv = qkv.view(batch, rows, 3, self._heads, self._head_dim)
+        qkv = qkv.view(batch, count, 3, self._heads, self._head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         new = KeyValue(key, value)
-        z = attend(query, new, past, start, module.attn.scaling)
+        z = attend(query, new, past, rows.start, module.attn.scaling)
         written = w.out(z)
         x = x + (written if patch is None else patch.written(patch.changed("attn.c_proj", z, written)))
         hidden = module.ln_2(x)

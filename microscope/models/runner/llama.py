@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from microscope.models.configuration import positions_of
 from microscope.models.families import family_of
-from microscope.models.runner.base import BlockRunner, KeyValue, Past, attend, attend_last, with_deltas
+from microscope.models.runner.base import BlockRunner, KeyValue, Past, Rows, attend, attend_last, with_deltas
 from microscope.models.runner.patch import BlockPatch, Delta
 from microscope.models.runner.product import Product
 
@@ -61,8 +61,8 @@ class LlamaRunner(BlockRunner):
         self._rotary = model.model.rotary_emb
         self._cos = self._sin = torch.empty(0)
 
-    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
-        return F.embedding(tokens, self._embedding)
+    def embed(self, rows: Rows) -> Tensor:
+        return F.embedding(rows.tokens, self._embedding)
 
     @property
     def products(self) -> Iterator[Product]:
@@ -71,14 +71,14 @@ class LlamaRunner(BlockRunner):
         yield self._head
 
     def block(
-        self, layer: int, x: Tensor, start: int, past: Past | None, patch: BlockPatch | None = None
+        self, layer: int, x: Tensor, rows: Rows, past: Past | None, patch: BlockPatch | None = None
     ) -> tuple[Tensor, KeyValue]:
-        w, (batch, rows, _) = self._blocks[layer], x.shape
+        w, start, (batch, count, _) = self._blocks[layer], rows.start, x.shape
         hidden = F.rms_norm(x, (self.d_model,), w.attention_norm, self._eps)
         qkv = w.qkv(hidden)
         if patch is not None:
             qkv = _added(patch, _QKV, hidden, qkv, self._qkv_widths)
-        qkv = qkv.view(batch, rows, -1, self._head_dim)
+        qkv = qkv.view(batch, count, -1, self._head_dim)
         query, key, value = qkv.split((self._heads, self._kv_heads, self._kv_heads), 2)
         if w.query_norm is not None and w.key_norm is not None:
             query = F.rms_norm(query, (self._head_dim,), w.query_norm, self._eps)
@@ -90,19 +90,19 @@ class LlamaRunner(BlockRunner):
         z = attend(turned[:, : self._heads], new, past, start, self._head_dim**-0.5)
         return self._rest(w, x, z, patch), new
 
-    def last_row(self, layer: int, x: Tensor, start: int, past: Past | None) -> tuple[Tensor, KeyValue]:
-        w, (batch, rows, _) = self._blocks[layer], x.shape
+    def last_row(self, layer: int, x: Tensor, rows: Rows, past: Past | None) -> tuple[Tensor, KeyValue]:
+        w, start, (batch, count, _) = self._blocks[layer], rows.start, x.shape
         hidden = F.rms_norm(x, (self.d_model,), w.attention_norm, self._eps)
         split = self._qkv_widths[0]
         bias = w.qkv.bias
         query = F.linear(hidden[:, -1:], w.qkv.weight[:split], None if bias is None else bias[:split])
         pairs = F.linear(hidden, w.qkv.weight[split:], None if bias is None else bias[split:])
         query = query.view(batch, 1, -1, self._head_dim)
-        key, value = pairs.view(batch, rows, -1, self._head_dim).chunk(2, 2)
+        key, value = pairs.view(batch, count, -1, self._head_dim).chunk(2, 2)
         if w.query_norm is not None and w.key_norm is not None:
             query = F.rms_norm(query, (self._head_dim,), w.query_norm, self._eps)
             key = F.rms_norm(key, (self._head_dim,), w.key_norm, self._eps)
-        query = self._rotate(query.transpose(1, 2), start + rows - 1)
+        query = self._rotate(query.transpose(1, 2), start + count - 1)
         new = KeyValue(self._rotate(key.transpose(1, 2), start), value.transpose(1, 2))
         z = attend_last(query, new, past, start, self._head_dim**-0.5)
         return self._rest(w, x[:, -1:], z, None), new

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from microscope.models.families import family_of
-from microscope.models.runner.base import BlockRunner, KeyValue, Past, with_deltas
+from microscope.models.runner.base import BlockRunner, KeyValue, Past, Rows, with_deltas
 from microscope.models.runner.llama import full_attention_within
 from microscope.models.runner.patch import BlockPatch, Delta
 from microscope.models.runner.product import Product
@@ -69,21 +69,21 @@ class ModuleRunner(BlockRunner):
     def products(self) -> Iterable[Product]:
         return self._products
 
-    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
-        out: Tensor = self._embedding(tokens)
+    def embed(self, rows: Rows) -> Tensor:
+        out: Tensor = self._embedding(rows.tokens)
         return out
 
     def block(
-        self, layer: int, x: Tensor, start: int, past: Past | None, patch: BlockPatch | None = None
+        self, layer: int, x: Tensor, rows: Rows, past: Past | None, patch: BlockPatch | None = None
     ) -> tuple[Tensor, KeyValue]:
-        kind, rows = self._kinds[layer], x.shape[1]
-        positions = torch.arange(start, start + rows, device=x.device)[None]
+        kind, start, count = self._kinds[layer], rows.start, x.shape[1]
+        positions = torch.arange(start, start + count, device=x.device)[None]
         seen = _Past(past if start else None, start)
         running = _running.set(patch)
         try:
             out = self._blocks[layer](
                 x,
-                attention_mask=self._mask(kind, rows, start, x),
+                attention_mask=self._mask(kind, count, start, x),
                 position_ids=positions,
                 position_embeddings=self._rotary(x, positions, kind),
                 **self._cache_arguments(seen),
@@ -151,11 +151,11 @@ def _install_taps(model: Any, blocks: Any) -> None:
         return
     model._has_patch_taps = True
     family = family_of(model.config.model_type)
-    for block in blocks:
+    for layer, block in enumerate(blocks):
         for path, module in block.named_modules():
             if isinstance(module, nn.Linear):
                 module.register_forward_hook(_delta_tap(path))
-        for path in (family.attention, family.mlp):
+        for path in family.parts_of(layer).writers:
             block.get_submodule(path).register_forward_hook(_written_tap)
 
 

@@ -184,7 +184,7 @@ def read_gguf_lora(path: Path, base: LoadedModel) -> dict[str, LowRank]:
         if name.endswith(".lora_a"):
             _, layer, module, _, _ = name.split(".")
             b = tensors[name.removesuffix("a") + "b"]
-            out[f"{base.family.blocks}.{layer}.{modules[module]}"] = LowRank(a, b * (alpha / len(a)))
+            out[f"{base.family.block_path(int(layer))}.{modules[module]}"] = LowRank(a, b * (alpha / len(a)))
     return out
 
 

@@ -20,7 +20,7 @@ from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel
 from microscope.params import Edit, EditPlan, edit_kinds
 from microscope.patching.apply import Saes, edits_by_layer
-from microscope.patching.hooks import deltas_of, writers
+from microscope.patching.hooks import deltas_of
 from microscope.patching.mechanisms import StreamKind
 from microscope.patching.program import Adapters, span_of
 from microscope.sae import SparseAutoencoder
@@ -58,7 +58,7 @@ def write_bundle(folder: Path, loaded: LoadedModel, plan: EditPlan, saes: Saes, 
         },
         "special_tokens": sorted(loaded.tokenizer.all_special_ids),
         "blocks": loaded.family.blocks,
-        "writers": writers(loaded.model, loaded.family) if span is not None else [],
+        "writers": loaded.family.writers(loaded.n_layers) if span is not None else [],
         "sites": sites,
         "deltas": list(deltas),
     }

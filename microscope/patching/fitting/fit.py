@@ -211,8 +211,8 @@ def starting_factors(
     solved = {path: delta for s in solutions.values() for path, delta in s.deltas.items()}
     out = {}
     for layer in sorted(reach):
-        for part in (loaded.family.attention_projection, loaded.family.mlp_projection):
-            path = f"{loaded.family.blocks}.{layer}.{part}"
+        for part in loaded.family.parts_of(layer).projections:
+            path = f"{loaded.family.block_path(layer)}.{part}"
             d_out, d_in = weight_of(module_at(loaded.model, path)).shape
             a = torch.randn(options.rank, d_in, generator=generator) / d_in**0.5
             b = torch.zeros(d_out, options.rank)

@@ -68,9 +68,9 @@ class Collector:
 
     def __init__(self, loaded: LoadedModel, layer: int, constant: Tensor | None) -> None:
         family = loaded.family
-        block = f"{family.blocks}.{layer}"
+        block, parts = family.block_path(layer), family.parts_of(layer)
         self.layer = layer
-        self.paths = (f"{block}.{family.attention_projection}", f"{block}.{family.mlp_projection}")
+        self.paths = tuple(f"{block}.{part}" for part in parts.projections)
         self._modules = [module_at(loaded.model, path) for path in self.paths]
         self._inputs: list[Tensor] = [torch.empty(0)] * 2
         self._constant = constant
