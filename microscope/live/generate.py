@@ -99,7 +99,7 @@ class Continuation:
         device = self._run.tokens.device
         marks = torch.tensor([special(token) for token in new], device=device)
         if not self._past:
-            self._past = [GrowingKeyValue(past) for past in self._run.past]
+            self._past = [past.growing() for past in self._run.past]
         rows = self._runner.rows(torch.tensor([new], device=device), start)
         x, _ = embed(self._runner, program, rows)
         for layer in range(self._runner.n_layers):

@@ -2,8 +2,9 @@
 
 The reference is the run, of the baseline and the last few plans, that agrees with the new plan up to the
 highest layer. From there on only positions from the first row that differs are computed: causal attention
-cannot carry a change backwards, so earlier rows, and their keys and values, are the reference's. If no row
-differs anywhere the answer is the reference's, bit for bit.
+cannot carry a change backwards, so earlier rows, and their keys and values, are the reference's. A recurrent
+state cannot be cut at a row: such models start at the first one. If no row differs anywhere the answer is the
+reference's, bit for bit.
 """
 
 from __future__ import annotations
@@ -165,8 +166,13 @@ class _Replay:
             edited, effects = self._site(layer, state, old, whole=site_changed)
             state = LayerState(x, edited, past, sizes, effects, state.codes)
         if site_changed:
-            self._start = min(self._start, first_difference(state.edited, old.edited))
+            self._differs_from(first_difference(state.edited, old.edited))
         return state
+
+    def _differs_from(self, row: int) -> None:
+        """Rows from this one on differ from the reference's."""
+        cut = self._runner.cuttable or row == self._rows
+        self._start = min(self._start, row if cut else 0)
 
     def _rows_from(self, start: int) -> Rows:
         """The prompt's rows from a position on; kept while the position stays."""

@@ -39,7 +39,7 @@ class LayerState:
 
     def tensors(self) -> Iterator[Tensor]:
         """Everything held."""
-        yield from (self.x, self.edited, *self.past, *self.block_sizes.values())
+        yield from (self.x, self.edited, *self.past.tensors(), *self.block_sizes.values())
         yield from (effect.sizes for effect in self.effects)
         yield from (t for codes in self.codes.values() for t in codes)
 

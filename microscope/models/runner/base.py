@@ -31,6 +31,14 @@ class KeyValue(NamedTuple):
             return self
         return KeyValue(*torch.stack((self.key, self.value)))
 
+    def growing(self) -> GrowingKeyValue:
+        """A copy that one writer extends in place."""
+        return GrowingKeyValue(self)
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Everything held."""
+        return self.key, self.value
+
     @property
     def nbytes(self) -> int:
         """Memory of both."""
@@ -97,6 +105,9 @@ class BlockRunner(ABC):
     d_model: int
     # Longest sequence for which this runner equals the model; None: whatever the model takes.
     max_context: int | None = None
+    # Whether what a block keeps of earlier positions can be cut at any of them. Recurrent states cannot: where
+    # a row differs, all rows of the block and of those above it are computed again.
+    cuttable: bool = True
 
     def rows(self, tokens: Tensor, start: int = 0) -> Rows:
         """What :meth:`embed` and :meth:`block` need to know of token ids ``[batch, rows]`` at ``start…``."""
