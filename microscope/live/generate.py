@@ -100,7 +100,8 @@ class Continuation:
         marks = torch.tensor([special(token) for token in new], device=device)
         if not self._past:
             self._past = [past.growing() for past in self._run.past]
-        rows = self._runner.rows(torch.tensor([new], device=device), start)
+        said = torch.tensor(self.tokens, dtype=torch.long, device=device)
+        rows = self._runner.rows(torch.cat((self._run.tokens, said))[None], start)
         x, _ = embed(self._runner, program, rows)
         for layer in range(self._runner.n_layers):
             x, _, _ = run_block(self._runner, program, layer, x, rows, self._past[layer])

@@ -177,7 +177,7 @@ class _Replay:
     def _rows_from(self, start: int) -> Rows:
         """The prompt's rows from a position on; kept while the position stays."""
         if self._known_rows is None or self._known_rows.start != start:
-            self._known_rows = self._runner.rows(self._reference.tokens[None, start:], start)
+            self._known_rows = self._runner.rows(self._reference.tokens[None], start)
         return self._known_rows
 
     def _top(self, layer: int, stream: Tensor, old: LayerState) -> LayerState:

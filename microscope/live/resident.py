@@ -46,11 +46,7 @@ class PromptView:
 
 @dataclass(frozen=True)
 class Applied:
-    """Answer to one plan.
-
-    ``reused`` is ``cache``, ``baseline`` or ``computed``, ``milliseconds`` the compute time, ``path`` that of the
-    runner that answered.
-    """
+    """Answer to one plan. ``reused`` is ``cache``, ``baseline`` or ``computed``; ``milliseconds`` the compute time."""
 
     fingerprint: str
     comparison: Comparison
@@ -58,7 +54,6 @@ class Applied:
     baseline: str
     reused: str
     milliseconds: float
-    path: str
 
 
 class ResidentModel:
@@ -171,8 +166,7 @@ class ResidentModel:
             self._steer(state, state.generation, plan)
         comparison = compare(state.baseline.logits, outcome.logits, top=top, pinned=pinned)
         milliseconds = 1000 * (time.perf_counter() - started)
-        digest, path = state.baseline.digest, self.runner.path
-        return Applied(fingerprint, comparison, outcome, digest, reused, milliseconds, path)
+        return Applied(fingerprint, comparison, outcome, state.baseline.digest, reused, milliseconds)
 
     def _bind(self, plan: EditPlan, *, generating: bool = False) -> Program:
         validate_plan(plan, n_layers=self.loaded.n_layers)

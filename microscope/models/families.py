@@ -33,7 +33,8 @@ class Parts:
     ``attention`` (in recurrent blocks the mixer of positions) and ``mlp`` are the modules whose *outputs*
     are added to the residual stream, times ``attention_scale`` and ``mlp_scale`` (with sandwich norms those
     are the norms behind the actual modules); the projections are their output matrices. ``between`` holds
-    the residual stream between attention and MLP. ``missing`` says why a site does not exist.
+    the residual stream between attention and MLP. ``adds_up`` says whether a block's output is its input plus
+    what these two add, and nothing else; ``missing`` says why a site does not exist.
     """
 
     attention: str | None = None
@@ -43,6 +44,7 @@ class Parts:
     mlp_projection: str | None = None
     attention_scale: float = 1.0
     mlp_scale: float = 1.0
+    adds_up: bool = True
     missing: Mapping[SiteKind, str] = field(default_factory=dict)
 
     def tap(self, kind: SiteKind) -> Tap | None:

@@ -124,10 +124,7 @@ class Failure(Message, tag="failure", frozen=True):
 
 
 class Opened(Message, tag="opened", frozen=True):
-    """The session is open. ``reopened`` when the portal did it by itself after the worker came back.
-
-    ``path`` says how the model is run, in the words of ``Running``, and ``path_reason`` why it is no faster one.
-    """
+    """The session is open. ``reopened`` when the portal did it by itself after the worker came back."""
 
     session: str
     prompt: list[PromptToken]
@@ -135,8 +132,6 @@ class Opened(Message, tag="opened", frozen=True):
     entropy: float
     milliseconds: float
     reopened: bool = False
-    path: str = "fast"
-    path_reason: str = ""
 
 
 class Computed(Message, tag="computed", frozen=True):

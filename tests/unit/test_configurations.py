@@ -174,7 +174,7 @@ def check_runner(folder: str, loaded: LoadedModel, runner: BlockRunner) -> int:
     )
     assert float((out - right).abs().max()) <= limit
     start = length - 2
-    whole, rest = runner.rows(ids), runner.rows(ids[:, start:], start)
+    whole, rest = runner.rows(ids), runner.rows(ids, start)
     x, part = runner.embed(whole), runner.embed(rest)
     for layer in range(runner.n_layers):
         x, past = runner.block(layer, x, whole, None)

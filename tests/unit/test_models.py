@@ -147,7 +147,7 @@ def test_runner_continues_from_any_position(tiny, start):
     """Rows from ``start`` on, with the keys and values before them, equal the whole run's rows."""
     runner, ids = runner_for(tiny), tokens(1, 17)
     with torch.inference_mode():
-        whole, rest = runner.rows(ids), runner.rows(ids[:, start:], start)
+        whole, rest = runner.rows(ids), runner.rows(ids, start)
         x, part = runner.embed(whole), runner.embed(rest)
         for layer in range(runner.n_layers):
             x, past = runner.block(layer, x, whole, None)
@@ -161,7 +161,7 @@ def test_a_block_alone_gives_its_last_row_and_everybodys_keys(tiny):
     with torch.inference_mode():
         x = runner.embed(runner.rows(ids))
         for start in (0, 9, 16):
-            before, rest = runner.rows(ids[:, :start]), runner.rows(ids[:, start:], start)
+            before, rest = runner.rows(ids[:, :start]), runner.rows(ids, start)
             for layer in (0, runner.n_layers - 1):
                 past = None if start == 0 else runner.block(layer, x[:, :start], before, None)[1]
                 whole, pairs = runner.block(layer, x[:, start:], rest, past)
@@ -181,7 +181,7 @@ def test_keys_that_grow_in_place_are_the_same_and_leave_what_they_began_with(tin
         copies = [t.clone() for t in begin]
         growing = GrowingKeyValue(begin, room=2)
         for row in (3, 4, 5, 5, *range(6, 17)):
-            one = runner.rows(ids[:, row : row + 1], row)
+            one = runner.rows(ids[:, : row + 1], row)
             out, _ = runner.block(1, x[:, row : row + 1], one, growing)
             torch.testing.assert_close(out[0, 0], expected[0, row], rtol=1e-5, atol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(begin, copies, strict=True))

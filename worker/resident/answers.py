@@ -8,7 +8,6 @@ from collections.abc import Callable
 from microscope import protocol as p
 from microscope.errors import MicroscopeError
 from microscope.live import Applied, Comparison, Piece, PromptView, Step
-from microscope.models import BlockRunner
 from microscope.params import EditPlan
 
 log = logging.getLogger(__name__)
@@ -17,12 +16,7 @@ TokenText = Callable[[int], str]
 
 
 def opened(
-    session: str,
-    view: PromptView,
-    comparison: Comparison,
-    text: TokenText,
-    milliseconds: float,
-    runner: BlockRunner,
+    session: str, view: PromptView, comparison: Comparison, text: TokenText, milliseconds: float
 ) -> p.Opened:
     """The answer to ``open``."""
     columns = zip(view.tokens, view.texts, view.special, view.sink, strict=True)
@@ -35,8 +29,6 @@ def opened(
         next=_shifts(comparison, text),
         entropy=comparison.entropy_base,
         milliseconds=milliseconds,
-        path=runner.path,
-        path_reason=runner.reason,
     )
 
 
@@ -124,5 +116,4 @@ def _receipt(plan: EditPlan, applied: Applied) -> p.Receipt:
         reused=applied.reused,
         first_layer=applied.outcome.first_layer,
         first_position=applied.outcome.first_position,
-        path=applied.path,
     )

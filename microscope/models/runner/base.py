@@ -77,7 +77,7 @@ def _with_room(t: Tensor, room: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Rows:
-    """New rows of a forward pass: token ids ``[batch, rows]`` at positions ``start, start+1, …`` of their sequences.
+    """The rows of a forward pass that are new: those from ``start`` on of sequences ``tokens`` ``[batch, positions]``.
 
     ``arguments`` are what a model's own forward pass hands its blocks for them besides the residual stream,
     where a runner calls the model's own blocks.
@@ -86,6 +86,11 @@ class Rows:
     tokens: Tensor
     start: int = 0
     arguments: Any = None
+
+    @property
+    def new(self) -> Tensor:
+        """Token ids of the new rows, ``[batch, rows]``."""
+        return self.tokens[:, self.start :]
 
 
 Past = KeyValue | GrowingKeyValue
@@ -99,11 +104,8 @@ class BlockRunner(ABC):
     trace in another's.
     """
 
-    # fast: our own composition of the model's weights; general: the model's own blocks, called one by one;
-    # whole: the model's own forward pass as a whole.
-    path: Literal["fast", "general", "whole"] = "fast"
-    # Why it is no faster path, as a clause; empty on the fast one.
-    reason: str = ""
+    # fast: our own composition of the model's weights; general: the model's own blocks, called one by one.
+    path: Literal["fast", "general"] = "fast"
     n_layers: int
     d_model: int
     # Longest sequence for which this runner equals the model; None: whatever the model takes.
@@ -111,9 +113,15 @@ class BlockRunner(ABC):
     # Whether what a block keeps of earlier positions can be cut at any of them. Recurrent states cannot: where
     # a row differs, all rows of the block and of those above it are computed again.
     cuttable: bool = True
+    # What was measured against a plain pass of the model, and why a faster path does not serve; of proven runners.
+    proof: Any = None
+    why: str = ""
+    # Whether logits are the unembedding of the normed stream, times a factor: no soft cap, nothing in between.
+    linear_head: bool = True
+    logit_scale: float = 1.0
 
     def rows(self, tokens: Tensor, start: int = 0) -> Rows:
-        """What :meth:`embed` and :meth:`block` need to know of token ids ``[batch, rows]`` at ``start…``."""
+        """What :meth:`embed` and :meth:`block` need to know of the rows from ``start`` on of ids ``[batch, positions]``."""
         return Rows(tokens, start)
 
     @abstractmethod

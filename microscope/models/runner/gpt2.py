@@ -43,7 +43,7 @@ class GPT2Runner(BlockRunner):
         ]
 
     def embed(self, rows: Rows) -> Tensor:
-        tokens, start = rows.tokens, rows.start
+        tokens, start = rows.new, rows.start
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         return F.embedding(tokens, self._tokens) + F.embedding(positions, self._positions)
 

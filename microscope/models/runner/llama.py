@@ -62,7 +62,7 @@ class LlamaRunner(BlockRunner):
         self._cos = self._sin = torch.empty(0)
 
     def embed(self, rows: Rows) -> Tensor:
-        return F.embedding(rows.tokens, self._embedding)
+        return F.embedding(rows.new, self._embedding)
 
     @property
     def products(self) -> Iterator[Product]:

@@ -7,7 +7,6 @@ tables, and a stand-in for the cache that joins given keys and values with new o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,10 +16,8 @@ from microscope.models.families import family_of
 from microscope.models.runner.base import BlockRunner, KeyValue, Past, Rows, with_deltas
 from microscope.models.runner.llama import full_attention_within
 from microscope.models.runner.patch import BlockPatch, Delta
-from microscope.models.runner.product import Product
-
-# The patch of the block that is running now; None otherwise, and then the taps do nothing.
-_running: ContextVar[BlockPatch | None] = ContextVar("running_patch", default=None)
+from microscope.models.runner.product import Product, as_product
+from microscope.models.runner.taps import install_taps, patched
 
 
 class _Past:
@@ -57,9 +54,9 @@ class ModuleRunner(BlockRunner):
         self._kinds: Sequence[str] = ["full_attention"] * self.n_layers
         self._window: int | None = None
         self._softcap: float | None = None
-        _install_taps(model, blocks)
+        install_taps(model, blocks, family_of(model.config.model_type))
         self._products = [
-            _as_product(module)
+            as_product(module)
             for owner in (*reversed(blocks), self._head)
             for module in owner.modules()
             if type(module) is nn.Linear  # rounded weights are of other types and compute themselves
@@ -70,7 +67,7 @@ class ModuleRunner(BlockRunner):
         return self._products
 
     def embed(self, rows: Rows) -> Tensor:
-        out: Tensor = self._embedding(rows.tokens)
+        out: Tensor = self._embedding(rows.new)
         return out
 
     def block(
@@ -79,8 +76,7 @@ class ModuleRunner(BlockRunner):
         kind, start, count = self._kinds[layer], rows.start, x.shape[1]
         positions = torch.arange(start, start + count, device=x.device)[None]
         seen = _Past(past if start else None, start)
-        running = _running.set(patch)
-        try:
+        with patched(patch):
             out = self._blocks[layer](
                 x,
                 attention_mask=self._mask(kind, count, start, x),
@@ -88,8 +84,6 @@ class ModuleRunner(BlockRunner):
                 position_embeddings=self._rotary(x, positions, kind),
                 **self._cache_arguments(seen),
             )
-        finally:
-            _running.reset(running)
         assert seen.new is not None
         return (out[0] if isinstance(out, tuple) else out), seen.new
 
@@ -128,52 +122,6 @@ class ModuleRunner(BlockRunner):
             allowed &= key > query - self._window
         mask = torch.zeros(rows, end, dtype=x.dtype, device=x.device)
         return mask.masked_fill_(~allowed, torch.finfo(x.dtype).min)[None, None]
-
-
-def _as_product(linear: nn.Linear) -> Product:
-    """A product that the layer computes by from now on, as long as it keeps its weights."""
-    made = getattr(linear, "_product", None)
-    if isinstance(made, Product):  # another runner of the same model
-        return made
-    product, plain = Product(linear.weight, linear.bias), linear.forward
-
-    def forward(x: Tensor) -> Tensor:
-        kept = linear.weight is product.weight and linear.bias is product.bias
-        return product(x) if kept else plain(x)
-
-    linear._product, linear.forward = product, forward  # type: ignore[assignment, method-assign]
-    return product
-
-
-def _install_taps(model: Any, blocks: Any) -> None:
-    """Give the blocks' modules their permanent taps, once per model; whose edits run is decided per call."""
-    if getattr(model, "_has_patch_taps", False):
-        return
-    model._has_patch_taps = True
-    family = family_of(model.config.model_type)
-    for layer, block in enumerate(blocks):
-        for path, module in block.named_modules():
-            if isinstance(module, nn.Linear):
-                module.register_forward_hook(_delta_tap(path))
-        for path in family.parts_of(layer).writers:
-            block.get_submodule(path).register_forward_hook(_written_tap)
-
-
-def _delta_tap(path: str) -> Any:
-    def tap(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        patch = _running.get()
-        return None if patch is None else patch.changed(path, inputs[0], output)
-
-    return tap
-
-
-def _written_tap(_module: nn.Module, _inputs: object, output: Any) -> Any:
-    patch = _running.get()
-    if patch is None:
-        return None
-    if isinstance(output, tuple):
-        return (patch.written(output[0]), *output[1:])
-    return patch.written(output)
 
 
 class LlamaModuleRunner(ModuleRunner):

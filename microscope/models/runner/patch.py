@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,7 +35,8 @@ class BlockPatch:
         span: orthonormal columns ``[d, k]`` removed from what attention and MLP add to the stream.
         directions: the unit directions the span was made of, by number of the edit.
 
-    ``sizes`` receives, per edit, the largest L2 norm of its change at each row ``[rows]``.
+    ``sizes`` receives, per edit, the largest L2 norm of its change at each row ``[rows]``; the first ``skip`` rows
+    that a block runs on do not count, where earlier positions are computed again.
     """
 
     deltas: Mapping[str, Sequence[Delta]]
@@ -42,6 +44,7 @@ class BlockPatch:
     directions: Mapping[int, Tensor] = field(default_factory=dict)
     sizes: dict[int, Tensor] = field(default_factory=dict)
     calls: int = 0
+    skip: int = 0
 
     def added(self, module: str, x: Tensor) -> Tensor | None:
         """What the deltas add to a module's output for inputs ``[1, rows, in]``, in float32; None for no delta."""
@@ -69,6 +72,16 @@ class BlockPatch:
             self._note(edit, (exact @ direction).abs().amax(0))
         return y - ((exact @ self.span) @ self.span.T).to(y.dtype)
 
+    def alone(self) -> BlockPatch:
+        """The same changes, with sizes of their own: for one of several calls that together are one."""
+        return BlockPatch(self.deltas, self.span, self.directions)
+
+    def add_row(self, later: BlockPatch) -> None:
+        """Take over the sizes of a call on the rows behind those known so far."""
+        self.calls = later.calls
+        for edit, size in later.sizes.items():
+            self.sizes[edit] = torch.cat((self.sizes[edit], size)) if edit in self.sizes else size
+
     def check_obeyed(self, layer: int) -> None:
         """After the call: whether every changed module, and both halves when a span goes, called back.
 
@@ -82,5 +95,6 @@ class BlockPatch:
             )
 
     def _note(self, edit: int, size: Tensor) -> None:
+        size = size[self.skip :]
         known = self.sizes.get(edit)
         self.sizes[edit] = size if known is None else known.maximum(size)

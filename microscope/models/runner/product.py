@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 # Rows ``[…, in]`` times a packed weight, plus a bias.
 _Packed = Callable[[Tensor], Tensor]
@@ -48,6 +48,21 @@ class Product:
         if self._packed is None or (torch.is_grad_enabled() and x.requires_grad):
             return F.linear(x, self.weight, self.bias)
         return self._packed(x)
+
+
+def as_product(linear: nn.Linear) -> Product:
+    """A product that the layer computes by from now on, as long as it keeps its weights."""
+    made = getattr(linear, "_product", None)
+    if isinstance(made, Product):  # another runner of the same model
+        return made
+    product, plain = Product(linear.weight, linear.bias), linear.forward
+
+    def forward(x: Tensor) -> Tensor:
+        kept = linear.weight is product.weight and linear.bias is product.bias
+        return product(x) if kept else plain(x)
+
+    linear._product, linear.forward = product, forward  # type: ignore[assignment, method-assign]
+    return product
 
 
 def packers(weight: Tensor) -> dict[str, Packer]:

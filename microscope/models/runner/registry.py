@@ -1,18 +1,22 @@
-"""Which runner fits which model type."""
+"""Which runner serves a model: the fastest one that is proven to compute what the model does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from microscope.errors import MicroscopeError
 from microscope.models.load import LoadedModel
 from microscope.models.runner.base import BlockRunner
+from microscope.models.runner.general import GeneralRunner
 from microscope.models.runner.gpt2 import GPT2Runner
 from microscope.models.runner.llama import LlamaRunner
 from microscope.models.runner.modules import Gemma2Runner, Gemma3Runner, GPTNeoXRunner, LlamaModuleRunner
+from microscope.models.runner.own_blocks import OwnBlocks
+from microscope.models.runner.proof import Proof, plain_pass, prove, same_arguments
 
-_RUNNERS: dict[str, Callable[[Any], BlockRunner]] = {
+_FAST: dict[str, Callable[[Any], BlockRunner]] = {
     "llama": LlamaRunner,
     "mistral": LlamaRunner,
     "qwen2": LlamaRunner,
@@ -22,13 +26,23 @@ _RUNNERS: dict[str, Callable[[Any], BlockRunner]] = {
     "gemma3_text": Gemma3Runner,
     "gpt_neox": GPTNeoXRunner,
 }
+# What was proven of a model, for the next that asks for a runner of it.
+_proven: WeakKeyDictionary[Any, tuple[Callable[[], BlockRunner], Proof, str]] = WeakKeyDictionary()
 
 
-def runner_for(loaded: LoadedModel) -> BlockRunner:
+def runner_for(loaded: LoadedModel, *, fast: bool = True) -> BlockRunner:
     """A runner over the weights of a loaded model.
 
+    Candidates are tried in the order of their speed, and the first that agrees with a plain pass of the model
+    serves: our own composition of the weights where the family has one, the model's own blocks with caches,
+    and the same without. ``runner.proof`` holds the numbers, ``runner.why`` why the faster ones do not serve.
+
+    Args:
+        loaded: the model.
+        fast: False leaves out our own composition.
+
     Raises:
-        MicroscopeError: ``unsupported_family`` or ``model_is_spread``.
+        MicroscopeError: ``unsupported_family`` with the numbers of all candidates, or ``model_is_spread``.
     """
     if loaded.spread:
         raise MicroscopeError(
@@ -36,11 +50,47 @@ def runner_for(loaded: LoadedModel) -> BlockRunner:
             "Running a model block by block needs it on one device, and this one is spread over several.",
             "Load it on one device, in 8 or 4 bits if it does not fit otherwise.",
         )
-    build = _RUNNERS.get(loaded.config.model_type)
-    if build is LlamaRunner and loaded.quantisation is not None:
-        build = LlamaModuleRunner  # rounded weights cannot be fused
-    if build is None:
+    if not loaded.family.causal:
         raise MicroscopeError(
             "unsupported_family", f"Models of type '{loaded.config.model_type}' cannot be run live."
         )
-    return build(loaded.model)
+    if fast and loaded.model in _proven:
+        build, proof, why = _proven[loaded.model]
+        return _named(build(), proof, why)
+    model, family = loaded.model, loaded.family
+    own = OwnBlocks(model, model.get_submodule(family.blocks))
+    seen = plain_pass(own, loaded.vocab_size, loaded.device)
+    against: list[str] = []
+    for name, build in _candidates(loaded, fast=fast):
+        runner = build()
+        proof = prove(runner, seen)
+        reason = proof.against
+        if not reason and isinstance(runner, GeneralRunner):
+            reason = same_arguments(runner.own.note(seen.tokens, None), seen.calls)
+        if not reason:
+            why = "; ".join(against)
+            if fast:
+                _proven[model] = build, proof, why
+            return _named(runner, proof, why)
+        against.append(f"{name}: {reason}")
+    raise MicroscopeError(
+        "unsupported_family",
+        f"Models of type '{model.config.model_type}' cannot be run live: {'; '.join(against)}.",
+        "Recording and training on its activations do not need this.",
+    )
+
+
+def _candidates(loaded: LoadedModel, *, fast: bool) -> Iterator[tuple[str, Callable[[], BlockRunner]]]:
+    model, family = loaded.model, loaded.family
+    composed = _FAST.get(model.config.model_type) if fast else None
+    if composed is LlamaRunner and loaded.quantisation is not None:
+        composed = LlamaModuleRunner  # rounded weights cannot be fused
+    if composed is not None:
+        yield "fast path", lambda: composed(model)
+    yield "the model's own blocks with caches", lambda: GeneralRunner(model, family)
+    yield "the model's own blocks without", lambda: GeneralRunner(model, family, remembering=False)
+
+
+def _named(runner: BlockRunner, proof: Proof, why: str) -> BlockRunner:
+    runner.proof, runner.why = proof, why
+    return runner

@@ -1,0 +1,168 @@
+"""A model's own blocks, called one by one with the arguments its own forward pass would hand them.
+
+Masks, rotary tables, per-layer inputs and whatever else a model gives its blocks besides the residual stream
+is not built here: the model's forward pass runs with blocks that only note their arguments. So nothing about
+a family needs to be known, and what a model does differently at some length is done here, too.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+
+class _AllNoted(Exception):
+    """The last block has been reached, and nothing behind it is wanted."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments of one block: its stream ``[batch, rows, d]``, and the others as they were given."""
+
+    layer: int
+    x: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Tell the stream from the rest."""
+        if args and isinstance(args[0], Tensor):
+            return cls(layer, args[0], args[1:], kwargs)
+        rest = dict(kwargs)
+        return cls(layer, rest.pop("hidden_states"), args, rest)
+
+
+@dataclass
+class _Notes:
+    """What a pass with stand-ins sees, and what the last block returns; None ends the pass there."""
+
+    like: list[Any]
+    calls: list[Call] = field(default_factory=list)
+    injected: Tensor | None = None
+
+
+_noting: ContextVar[_Notes | None] = ContextVar("noting_arguments", default=None)
+
+
+@contextmanager
+def _noted(notes: _Notes) -> Iterator[None]:
+    token = _noting.set(notes)
+    try:
+        yield
+    finally:
+        _noting.reset(token)
+
+
+def stream_in(output: Any) -> Tensor:
+    """The residual stream in what a block returns: all of it, or the first of several things.
+
+    Raises:
+        TypeError: when it is no tensor.
+    """
+    found = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(found, Tensor):
+        raise TypeError(f"a block returns {type(found).__name__} where its stream should be")
+    return found
+
+
+def with_stream(output: Any, x: Tensor) -> Any:
+    """What a block returns, with another stream."""
+    if isinstance(output, (tuple, list)):
+        return type(output)((x, *output[1:]))
+    return x
+
+
+class OwnBlocks:
+    """The blocks of a model. From now on each notes its arguments instead of running while a pass asks for that.
+
+    Args:
+        model: a causal language model.
+        blocks: its list of blocks.
+    """
+
+    def __init__(self, model: Any, blocks: Any) -> None:
+        self._model, self.blocks = model, blocks
+        parameters = inspect.signature(model.forward).parameters
+        self._cache_name = next((n for n in ("cache", "past_key_values") if n in parameters), None)
+        # What blocks return besides the stream, as seen in a pass of the model; set by trace().
+        self._like: list[Any] = [None] * len(blocks)
+        for layer, block in enumerate(blocks):
+            if not hasattr(block, "_noting_layer"):
+                block._noting_layer, block._own_forward = layer, block.forward
+                # A bound method, so that a copy of the model is bound to the copied block.
+                block.forward = MethodType(_forward, block)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @torch.no_grad()
+    def trace(self, tokens: Tensor, cache: Cache | None = None) -> tuple[list[Call], list[Any], Tensor]:
+        """Run the model whole on token ids ``[batch, rows]``: every block's arguments and output, and the logits."""
+        calls: list[Call] = []
+        outputs: list[Any] = []
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            calls.append(Call.of(int(module._noting_layer), args, kwargs))  # type: ignore[arg-type]
+            outputs.append(output)
+
+        handles = [block.register_forward_hook(hook, with_kwargs=True) for block in self.blocks]
+        try:
+            logits: Tensor = self._model(input_ids=tokens, **self._cache_options(cache)).logits
+        finally:
+            for handle in handles:
+                handle.remove()
+        for call, output in zip(calls, outputs, strict=True):
+            self._like[call.layer] = (
+                with_stream(output, torch.empty(0)) if isinstance(output, tuple) else None
+            )
+        return calls, outputs, logits
+
+    @torch.no_grad()
+    def note(self, tokens: Tensor, cache: Cache | None) -> list[Call]:
+        """The arguments that the model hands each block for token ids ``[batch, rows]`` behind what a cache holds."""
+        notes = _Notes(self._like)
+        with _noted(notes), suppress(_AllNoted):
+            self._model(input_ids=tokens, **self._cache_options(cache))
+        return notes.calls
+
+    def run(self, call: Call, x: Tensor) -> Any:
+        """A block's output, as it returns it, for a stream ``[batch, rows, d]`` and noted arguments."""
+        return self.blocks[call.layer](x, *call.args, **call.kwargs)
+
+    def behind(self, x: Tensor) -> Tensor:
+        """Logits ``[batch, rows, vocabulary]`` that the model makes of its last block's output ``[batch, rows, d]``."""
+        # The tokens do not matter: what blocks would make of them is replaced.
+        tokens = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
+        with _noted(_Notes(self._like, injected=x)):
+            logits: Tensor = self._model(input_ids=tokens, **self._cache_options(None)).logits
+        return logits
+
+    def _cache_options(self, cache: Cache | None) -> dict[str, Any]:
+        if cache is None or self._cache_name is None:
+            return {"use_cache": False}
+        return {"use_cache": True, self._cache_name: cache}
+
+
+def _forward(block: Any, *args: Any, **kwargs: Any) -> Any:
+    notes = _noting.get()
+    if notes is None:
+        return block._own_forward(*args, **kwargs)
+    call = Call.of(block._noting_layer, args, kwargs)
+    notes.calls.append(call)
+    x = call.x
+    if call.layer == len(notes.like) - 1:
+        if notes.injected is None:
+            raise _AllNoted
+        x = notes.injected
+    like = notes.like[call.layer]
+    return x if like is None else with_stream(like, x)

@@ -1,0 +1,105 @@
+"""From an outline to a family whose sites are proven on the loaded weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from microscope.errors import MicroscopeError
+from microscope.models.families import Family
+from microscope.models.runner.own_blocks import OwnBlocks, stream_in
+from microscope.models.runner.proof import Pass, deviation, plain_pass
+from microscope.models.structure.outline import refused
+from microscope.models.structure.parts import find_parts
+
+# What a changed last token may move in the rows before it, relative to the largest value: nothing but rounding.
+_UNMOVED = {torch.float32: 1e-4}
+
+
+def complete(model: Any, family: Family) -> Family:
+    """A found family with the modules of every block, as running it on a few tokens shows them.
+
+    Raises:
+        MicroscopeError: what :func:`check` raises.
+    """
+    own, seen = check(model, family)
+    multipliers = tuple(_multipliers(model.config))
+    parts = tuple(find_parts(own, call, multipliers) for call in seen.calls)
+    return replace(family, per_block=parts)
+
+
+def check(model: Any, family: Family) -> tuple[OwnBlocks, Pass]:
+    """Whether a model is a chain of blocks over one residual stream in which no row depends on a later one.
+
+    Returns:
+        Its blocks, and a pass through them.
+
+    Raises:
+        MicroscopeError: ``unsupported_family`` with what was found, in numbers where there are any.
+    """
+    kind = str(model.config.model_type)
+    own = OwnBlocks(model, model.get_submodule(family.blocks))
+    device = model.get_input_embeddings().weight.device
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    try:
+        seen = plain_pass(own, vocabulary, device)
+    except MicroscopeError:
+        raise
+    except Exception as error:  # models that need more than tokens fail in many ways
+        raise refused(kind, f"it does not run on tokens alone ({_first_line(error)})") from error
+    order = [call.layer for call in seen.calls]
+    if order != list(range(len(own))):
+        raise refused(
+            kind, f"of its {len(own)} blocks a text runs through {_listed(order)}, not through each once"
+        )
+    _check_chain(kind, seen)
+    _check_causal(kind, own, seen)
+    return own, seen
+
+
+def _check_chain(kind: str, seen: Pass) -> None:
+    rows = seen.tokens.shape[1]
+    for call, out in zip(seen.calls, seen.streams, strict=True):
+        if call.x.dim() != 3 or call.x.shape[:2] != (1, rows) or out.shape != call.x.shape:
+            shape = " × ".join(map(str, call.x.shape))
+            raise refused(
+                kind, f"its blocks pass on {shape} numbers for {rows} tokens, no single residual stream"
+            )
+    for before, after in zip(seen.streams, seen.calls[1:], strict=False):
+        if not torch.equal(before, after.x):
+            raise refused(kind, f"block {after.layer} does not read what the block before it puts out")
+
+
+def _check_causal(kind: str, own: OwnBlocks, seen: Pass) -> None:
+    changed = seen.tokens.clone()
+    changed[0, -1] = seen.tokens[0, 0]
+    _, outputs, _ = own.trace(changed)
+    limit = _UNMOVED.get(seen.streams[0].dtype, 5e-2)
+    for layer, (before, after) in enumerate(
+        zip(seen.streams, (stream_in(output) for output in outputs), strict=True)
+    ):
+        moved = deviation(after[:, :-1], before[:, :-1])
+        if moved > limit:
+            raise refused(
+                kind,
+                f"it sees both ways: another last token moves the rows before it by {moved:.1e} of the largest "
+                f"value behind block {layer}",
+            )
+
+
+def _multipliers(config: Any) -> Iterator[float]:
+    """Numbers in a configuration whose names say that something is multiplied by them."""
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and any(word in name for word in ("mult", "scale", "alpha")):
+            yield value
+
+
+def _listed(order: list[int]) -> str:
+    return ", ".join(map(str, order[:8])) + (" …" if len(order) > 8 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
