@@ -64,7 +64,7 @@ def find_parts(own: OwnBlocks, call: Call, multipliers: Iterable[float] = ()) ->
         )
         return Parts(adds_up=False, missing=dict.fromkeys(_INNER, reason))
     between = _between(ran, x, found) if len(found.terms) == 2 else None
-    mixing = [_mixes(own, call, term.path) for term in found.terms]
+    mixing = _mixing(own, call, found)
     attention = next((i for i, mixes in enumerate(mixing) if mixes), None)
     mlp = next((i for i in range(len(found.terms)) if i != attention), None)
     return _named(ran, found, between, attention, mlp)
@@ -182,19 +182,22 @@ def _between(ran: list[Ran], x: Tensor, found: _Sum) -> Tap | None:
     return None
 
 
-def _mixes(own: OwnBlocks, call: Call, path: str) -> bool:
-    """Whether later rows of what a module writes change with the first row of the block's input alone.
+def _mixing(own: OwnBlocks, call: Call, found: _Sum) -> list[bool]:
+    """Of each term, whether its later rows change with the first row of the block's input alone.
 
-    In a block whose halves run one after the other the second changes with the first; it is asked last.
+    Where halves run one after the other the second changes with the first, so the first that does is the mixer.
     """
     changed = call.x.clone()
     changed[:, 0] = changed[:, 0].flip(-1) * 1.5
-    before, after = (
-        next(r.wrote for r in _watched(own, call, x)[0] if r.path == path) for x in (call.x, changed)
-    )
-    assert before is not None
-    assert after is not None
-    return not _equal(before[1:], after[1:])
+    again = {other.path: other.wrote for other in _watched(own, call, changed)[0]}
+    return [
+        term.wrote is not None and not _equal(term.wrote[1:], _rows_behind_first(again.get(term.path)))
+        for term in found.terms
+    ]
+
+
+def _rows_behind_first(wrote: Tensor | None) -> Tensor | None:
+    return None if wrote is None else wrote[1:]
 
 
 def _projection(ran: list[Ran], term: Ran) -> str | None:
