@@ -44,11 +44,11 @@ checked-frontend: $(MODULES)
 
 tested-without:
 	@$(BIN)/pytest -m "not servers and not e2e and not model" --durations 15
-	@$(BIN)/python -m tests.postgres
 
 # One test after the other: they share one portal, and their time limits reckon with half the machine.
 tested-with-servers:
 	@$(BIN)/pytest -m "servers or e2e or model" --durations 15
+	@$(BIN)/python -m tests.postgres
 
 test-fast: $(INSTALLED) ## Only the tests that start no servers
 	@$(BIN)/pytest -n 2 --dist loadgroup -m "not servers and not e2e and not model"
