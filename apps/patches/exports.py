@@ -20,7 +20,7 @@ from apps.patches.services import stored_plan
 from apps.projects.policies import Action, require
 from apps.registry.models import LanguageModel, Recording, ResultState
 from apps.registry.readiness import model_not_ready
-from microscope.params import ExportTarget, ModelTraits, Verdict, verdict, verdicts
+from microscope.params import ExportTarget, ModelTraits, Obstacles, Verdict, verdict, verdicts
 
 
 def traits_of(model: LanguageModel) -> ModelTraits:
@@ -37,6 +37,7 @@ def traits_of(model: LanguageModel) -> ModelTraits:
         n_layers=model.n_layers,
         tied=bool(facts.get("tied", False)),
         writer_bias=bool(facts.get("writer_bias", False)),
+        found=msgspec.convert(facts["obstacles"], Obstacles) if "obstacles" in facts else None,
     )
 
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PretrainedConfig
@@ -24,9 +25,11 @@ from microscope.models.configuration import (
 )
 from microscope.models.families import Family, family_of
 from microscope.models.fingerprint import model_fingerprint, tokenizer_fingerprint
+from microscope.models.obstacles import is_tied, obstacles_of
 from microscope.models.precision import dtype_name, resolve_device, resolve_dtype
 from microscope.models.tokens import TokenTexts, check_tokens
 from microscope.params import Site
+from microscope.params.traits import WRITER_BIASES
 from microscope.quarantine.content import is_pointer
 
 _TOKENIZER_FILES = (
@@ -271,6 +274,7 @@ def inspect_model(reference: str, revision: str | None = None) -> dict[str, Any]
     family = family_of(config.model_type)
     model = _skeleton(config, family, reference)
     parameters = sum(p.numel() for p in model.parameters())
+    obstacles = obstacles_of(model, family, int(config.num_hidden_layers))
     return {
         "family": family.name,
         "model_type": config.model_type,
@@ -281,19 +285,6 @@ def inspect_model(reference: str, revision: str | None = None) -> dict[str, Any]
         "parameters": parameters,
         "bytes_needed": memory.bytes_needed_by_precision(model),
         "tied": is_tied(model),
-        "writer_bias": has_writer_bias(model, family),
+        "writer_bias": obstacles.adapted_projection == WRITER_BIASES,
+        "obstacles": msgspec.to_builtins(obstacles),
     }
-
-
-def is_tied(model: Any) -> bool:
-    """Whether the embedding is also the head."""
-    head = model.get_output_embeddings()
-    return head is not None and head.weight is model.get_input_embeddings().weight
-
-
-def has_writer_bias(model: Any, family: Family) -> bool:
-    """Whether an output projection of a block has a bias."""
-    modules = [
-        model.get_submodule(f"{family.block_path(0)}.{path}") for path in family.parts_of(0).projections
-    ]
-    return any(getattr(module, "bias", None) is not None for module in modules)

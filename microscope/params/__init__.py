@@ -32,12 +32,12 @@ from microscope.params.sites import SITE_KINDS, Site
 from microscope.params.targets import (
     EXPORT_TARGETS,
     ExportTarget,
-    ModelTraits,
     Verdict,
     realisation,
     verdict,
     verdicts,
 )
+from microscope.params.traits import ModelTraits, Obstacles
 
 if TYPE_CHECKING:
     from microscope.params.jobs import (
@@ -76,6 +76,7 @@ __all__ = [
     "JobEvent",
     "JobParams",
     "ModelTraits",
+    "Obstacles",
     "PatchApplyParams",
     "PatchCreateParams",
     "PatchExportParams",

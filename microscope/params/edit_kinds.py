@@ -23,7 +23,8 @@ from microscope.params.sites import Site, SiteKind
 
 if TYPE_CHECKING:
     from microscope.params.edits import Edit
-    from microscope.params.targets import ExportTarget, Judged, ModelTraits, WeightForm
+    from microscope.params.targets import ExportTarget, Judged, WeightForm
+    from microscope.params.traits import ModelTraits
 
 GROUP, BUILT_IN = "microscope.edits", "microscope.patching.kinds"
 Reference = Literal["feature", "sae", "adapter"]
@@ -161,6 +162,10 @@ class EditKind(Declaration, frozen=True, kw_only=True):
     @abstractmethod
     def form_in(self, traits: ModelTraits, target: ExportTarget) -> WeightForm:
         """Which change of weights a target that can hold an edit at all holds; ``fitted`` when it is none."""
+
+    def form_of(self, edit: Edit, traits: ModelTraits, target: ExportTarget) -> WeightForm:
+        """The same of one edit, where that depends on its site."""
+        return self.form_in(traits, target)
 
     @abstractmethod
     def judge(self, edit: Edit, traits: ModelTraits, target: ExportTarget) -> Judged:

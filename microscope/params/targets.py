@@ -1,8 +1,8 @@
 """Where a patch can go, and how faithfully: the verdict on every export target, from data alone.
 
 Sources of the rules: an edit of one residual site is linear in the weights only in special cases. What
-every module *writes* can be projected exactly (``W' = P·W``), a constant added to a block's output is a
-bias of its MLP, a low-rank delta is itself; anything gated by a feature's activation, limited to some
+every module *writes* can be projected exactly (``W' = P·W``) unless a norm follows, a constant added to a
+block's output is a bias of its MLP, a low-rank delta is itself; anything gated by a feature's activation, limited to some
 positions, or projecting one site of the stream only, has no equal in weights and is fitted.
 """
 
@@ -14,6 +14,7 @@ import msgspec
 
 from microscope.params.edit_kinds import kind_of
 from microscope.params.edits import Edit, EditPlan, Positions
+from microscope.params.traits import ModelTraits
 
 ExportTarget = Literal["peft", "merged", "control_vector", "gguf_lora", "bundle"]
 EXPORT_TARGETS: tuple[ExportTarget, ...] = get_args(ExportTarget)
@@ -21,12 +22,6 @@ Grade = Literal["exact", "approximate", "not_possible"]
 WeightForm = Literal["bias", "everywhere", "delta", "fitted"]
 Judged = tuple[Grade, str, str]
 
-# Norms behind attention and MLP: what a module writes is not what reaches the stream.
-SANDWICH_TYPES = frozenset({"gemma2", "gemma3_text"})
-# Architectures whose MLP output has a bias, or a switch in the configuration that gives it one.
-BIASED_MLP_TYPES = frozenset({"llama", "gpt2", "gpt_neox"})
-CONV1D_TYPES = frozenset({"gpt2"})
-ENCODER_TYPES = frozenset({"bert", "roberta"})
 # llama.cpp's names of architectures.
 GGUF_ARCHITECTURES = {
     "llama": "llama",
@@ -79,18 +74,6 @@ LOADERS: dict[ExportTarget, tuple[str, ...]] = {
 }
 
 
-class ModelTraits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the verdicts need to know of a model: found in its configuration.
-
-    ``tied`` says that the embedding is also the head; ``writer_bias`` that an output projection has a bias.
-    """
-
-    model_type: str
-    n_layers: int
-    tied: bool = False
-    writer_bias: bool = False
-
-
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What one target can hold of a plan. ``reason`` says why, ``hint`` what would make it better."""
 
@@ -109,7 +92,7 @@ def acts_everywhere(edit: Edit) -> bool:
 
 def realisation(edit: Edit, traits: ModelTraits, target: ExportTarget) -> WeightForm:
     """How a target that can hold an edit at all holds it."""
-    return kind_of(edit).form_in(traits, target)
+    return kind_of(edit).form_of(edit, traits, target)
 
 
 def verdicts(plan: EditPlan, traits: ModelTraits) -> tuple[Verdict, ...]:
@@ -122,10 +105,8 @@ def verdict(plan: EditPlan, traits: ModelTraits, target: ExportTarget) -> Verdic
     edits = plan.active()
     if not edits:
         grade, reason, hint = not_possible("The patch changes nothing, so there is nothing to export.")
-    elif traits.model_type in ENCODER_TYPES:
-        grade, reason, hint = not_possible(
-            "Encoders predict no next token; patches of them are not exported."
-        )
+    elif traits.obstacles.patches:
+        grade, reason, hint = not_possible(traits.obstacles.patches)
     else:
         found = [_judged(edit, traits, target) for edit in edits]
         grade, reason, hint = max(found, key=lambda judged: _ORDER[judged[0]])
@@ -145,12 +126,20 @@ _ORDER: dict[Grade, int] = {"exact": 0, "approximate": 1, "not_possible": 2}
 def _judged(edit: Edit, traits: ModelTraits, target: ExportTarget) -> Judged:
     if target == "bundle":
         return "exact", "The rows of the edits and a short loader compute the edits as they are.", ""
-    if target == "peft" and traits.model_type in CONV1D_TYPES:
+    obstacles = traits.obstacles
+    if target == "peft" and obstacles.adapters:
+        return not_possible(obstacles.adapters, "Use the merged checkpoint.")
+    if target in ("control_vector", "gguf_lora") and traits.model_type not in GGUF_ARCHITECTURES:
         return not_possible(
-            "GPT-2 keeps its weights transposed and has biases; servers refuse or misread adapters for it.",
-            "Use the merged checkpoint.",
+            f"llama.cpp's names of the parts of '{traits.model_type}' are not known here.",
+            "Merge first, then convert the merged checkpoint.",
         )
-    return kind_of(edit).judge(edit, traits, target)
+    grade, reason, hint = kind_of(edit).judge(edit, traits, target)
+    if grade == "approximate" and obstacles.fits:
+        return not_possible(obstacles.fits, "The runtime bundle is exact.")
+    if grade == "exact" and target in ("merged", "peft") and not obstacles.proven:
+        reason += " The export proves that in numbers for this model, or is refused."
+    return grade, reason, hint
 
 
 def not_possible(reason: str, hint: str = "") -> Judged:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from microscope.models import Family, LoadedModel, module_at
 from microscope.models.runner import Delta
+from microscope.models.stream import first_tensor, map_first, stream_of, with_stream
 from microscope.params import EditPlan
 from microscope.patching.adapters import LowRank
 from microscope.patching.apply import Saes, SiteEdits, edits_by_layer
@@ -73,7 +74,7 @@ class PatchedModel:
         model, family = self._loaded.model, self._loaded.family
         handles = add_deltas(model, self._deltas)
         if self._span is not None:
-            handles += project_writers(model, family, self._span, self._share)
+            handles += project_writers(self._loaded, self._span, self._share)
         try:
             for layer, edits in self._sites.items():
                 block = module_at(model, family.block_path(layer))
@@ -92,7 +93,7 @@ class PatchedModel:
 
     def _edit(self, edits: SiteEdits, observe: Observer | None) -> Any:
         def hook(_module: nn.Module, _inputs: object, output: Any) -> Any:
-            x = output[0] if isinstance(output, tuple) else output
+            x = first_tensor(output)
             changed, deltas = x.clone(), torch.zeros_like(x, dtype=torch.float32)
             for row, (stream, ids, prompt) in enumerate(zip(x, self._tokens, self._prompts, strict=True)):
                 special = torch.isin(ids, self._special).to(x.device)
@@ -104,7 +105,7 @@ class PatchedModel:
                     changed[row], deltas[row] = stream + delta.to(stream.dtype), delta
             if observe is not None:
                 observe(edits.layer, deltas)
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+            return map_first(output, lambda _: changed)
 
         return hook
 
@@ -144,12 +145,7 @@ def add_constants(model: Any, family: Family, constants: Mapping[int, Tensor]) -
     """Hooks that add vectors ``[d]`` to the outputs of blocks."""
 
     def adder(constant: Tensor) -> Any:
-        def hook(_module: nn.Module, _inputs: object, output: Any) -> Any:
-            x = output[0] if isinstance(output, tuple) else output
-            changed = x + constant.to(x)
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-        return hook
+        return lambda _module, _inputs, output: map_first(output, lambda x: x + constant.to(x))
 
     return [
         module_at(model, family.block_path(layer)).register_forward_hook(adder(constant))
@@ -157,25 +153,23 @@ def add_constants(model: Any, family: Family, constants: Mapping[int, Tensor]) -
     ]
 
 
-def project_writers(model: Any, family: Family, span: Tensor, share: float = 1.0) -> list[Any]:
+def project_writers(loaded: LoadedModel, span: Tensor, share: float = 1.0) -> list[Any]:
     """Hooks that remove a subspace, or a share of it, from the embedding and from all that blocks add."""
+    model, family = loaded.model, loaded.family
 
     def remove(y: Tensor) -> Tensor:
         q = span.to(y.device)
         return (y.float() - share * ((y.float() @ q) @ q.T)).to(y.dtype)
 
     def on_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (remove(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": remove(kwargs["hidden_states"])}
+        return with_stream(args, kwargs, remove(stream_of(args, kwargs)))
 
     def on_output(_module: nn.Module, _inputs: object, output: Any) -> Any:
-        return (remove(output[0]), *output[1:]) if isinstance(output, tuple) else remove(output)
+        return map_first(output, remove)
 
     first = module_at(model, family.block_path(0))
     handles = [first.register_forward_pre_hook(on_input, with_kwargs=True)]
     handles += [
-        module_at(model, path).register_forward_hook(on_output)
-        for path in family.writers(model.config.num_hidden_layers)
+        module_at(model, path).register_forward_hook(on_output) for path in family.writers(loaded.n_layers)
     ]
     return handles

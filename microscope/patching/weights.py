@@ -7,7 +7,7 @@ what the hooks of these edits compute, rearranged: ``P·(Wx + b + BAx) + c``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +15,16 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from microscope.models import Family, LoadedModel, module_at
+from microscope.errors import MicroscopeError
+from microscope.models import LoadedModel, module_at
+from microscope.models.obstacles import biases_by_switch, is_tied
 from microscope.params import Edit, EditPlan, ExportTarget, ModelTraits, Site, kind_of, realisation
 from microscope.patching.adapters import LowRank
 from microscope.patching.apply import Saes, find_sae
-from microscope.patching.hooks import deltas_of, stack
+from microscope.patching.hooks import add_constants, add_deltas, deltas_of, project_writers, stack
 from microscope.patching.mechanisms import StreamKind
 from microscope.patching.program import Adapters, span_of
+from microscope.patching.writing import Place, Writing, find_writing
 
 
 @dataclass(frozen=True)
@@ -66,53 +69,74 @@ def exact_part(
     return change, EditPlan(edits=tuple(rest))
 
 
+def held_hooks(loaded: LoadedModel, change: WeightChange) -> list[Any]:
+    """Hooks that do what a change of weights does."""
+    handles = add_deltas(loaded.model, change.deltas)
+    if change.span is not None:
+        handles += project_writers(loaded, change.span)
+    return handles + add_constants(loaded.model, loaded.family, change.constants)
+
+
 def weight_of(module: Any) -> Tensor:
     """A module's weight as ``[out, in]``; GPT-2 stores the transpose."""
     weight: Tensor = module.weight.detach()
     return weight.T if isinstance(module, Conv1D) else weight
 
 
-def as_low_rank(change: WeightChange, loaded: LoadedModel) -> dict[str, LowRank]:
-    """The whole change of linear modules as low-rank deltas, for adapters. Constants are left out.
+def as_low_rank(change: WeightChange, loaded: LoadedModel) -> tuple[dict[str, LowRank], dict[str, LowRank]]:
+    """The whole change as low-rank deltas of linear modules and of the embedding, for adapters.
 
-    Projecting ``W + BA`` is one more delta ``−Q·(Qᵀ(W + BA))`` beside ``BA``.
+    Projecting ``W + BA`` is one more delta ``−Q·(Qᵀ(W + BA))`` beside ``BA``. Constants are left out.
+
+    Raises:
+        MicroscopeError: ``not_possible`` where something else writes to the stream, too.
     """
-    out = dict(change.deltas)
+    out: dict[str, LowRank] = dict(change.deltas)
+    embeddings: dict[str, LowRank] = {}
     if change.span is None:
-        return out
+        return out, embeddings
     q = change.span
-    for path in loaded.family.projections(loaded.n_layers):
-        weight = weight_of(module_at(loaded.model, path)).float()
-        delta = out.get(path)
+    for written in find_writing(loaded).all_weights:
+        path, _, name = written.path.rpartition(".")
+        module = module_at(loaded.model, path)
+        if name == "weight" and isinstance(module, nn.Embedding):
+            embeddings[path] = LowRank((module.weight.float() @ q).T, -q)
+            continue
+        if name != "weight" or not isinstance(module, nn.Linear | Conv1D):
+            raise MicroscopeError(
+                "not_possible",
+                f"{written.path} writes to the stream, and no adapter can project it.",
+                "Use the merged checkpoint.",
+            )
+        weight, delta = weight_of(module).float(), out.get(path)
         if delta is not None:
             weight = weight + delta.b @ delta.a
         projection = LowRank(q.T @ weight, -q)
         out[path] = stack([delta, projection]) if delta is not None else projection
-    return out
+    return out, embeddings
 
 
 @torch.no_grad()
-def change_weights(model: Any, family: Family, change: WeightChange) -> bool:
+def change_weights(own: LoadedModel, change: WeightChange) -> bool:
     """Write a change into a model's own weights; returns whether the embedding had to be untied.
 
     Args:
-        model: a Hugging Face model nobody else uses.
-        family: its family.
-        change: what to do. Constants need an MLP bias; llama gets one.
+        own: a model nobody else uses.
+        change: what to do.
+
+    Raises:
+        MicroscopeError: ``not_possible`` for a constant where no bias can hold it.
     """
+    model: Any = own.model
     # A change of the head must not reach the embedding, nor one of the embedding the head.
-    untied = (change.span is not None or family.head in change.deltas) and _untie(model)
+    untied = (change.span is not None or own.family.head in change.deltas) and _untie(model)
+    writing = find_writing(own) if change.span is not None or change.constants else None
     for path, delta in change.deltas.items():
         _add(module_at(model, path), delta.b @ delta.a)
-    if change.span is not None:
-        _project(model, family, change.span)
-    if change.constants and model.config.model_type == "llama" and not model.config.mlp_bias:
-        _give_mlp_biases(model)
-    for layer, constant in change.constants.items():
-        projection = family.parts_of(layer).mlp_projection
-        bias = module_at(model, f"{family.block_path(layer)}.{projection}").bias
-        assert isinstance(bias, Tensor), "checked by the verdict"
-        bias.add_(constant.to(bias))
+    if writing is not None and change.span is not None:
+        _project(model, writing, change.span)
+    if writing is not None and change.constants:
+        _add_constants(model, writing, change.constants)
     return untied
 
 
@@ -123,35 +147,56 @@ def _add(module: Any, delta: Tensor) -> None:
 
 def _untie(model: Any) -> bool:
     """Give the head a weight of its own where it is the embedding's; returns whether it was."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head is None or head.weight is not embedding.weight:
+    if not is_tied(model):
         return False
+    head = model.get_output_embeddings()
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-    model.config.tie_word_embeddings = False
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.tie_word_embeddings = False
     return True
 
 
-def _project(model: Any, family: Family, span: Tensor) -> None:
-    for path in family.projections(model.config.num_hidden_layers):
+def _project(model: Any, writing: Writing, span: Tensor) -> None:
+    """Take a span out of every weight that writes to the stream, along the axis of the stream."""
+    for written in writing.all_weights:
+        weight = model.get_parameter(written.path)
+        q = span.to(weight.device)
+        rows = weight.float().movedim(written.axis, -1)
+        kept = rows - (rows @ q) @ q.T
+        weight.copy_(kept.movedim(-1, written.axis).to(weight.dtype))
+
+
+def _add_constants(model: Any, writing: Writing, constants: Mapping[int, Tensor]) -> None:
+    places = {layer: place_of(writing.places[layer]) for layer in constants}
+    for switch, paths in biases_by_switch(model).items():
+        if all(places.values()):
+            break
+        switched = {layer: place_of(writing.places[layer], paths) for layer in constants}
+        if all(switched.values()):
+            places = switched
+            _give_biases(model, switch, paths)
+    for layer, constant in constants.items():
+        place = places[layer]
+        if place is None:
+            raise MicroscopeError(
+                "not_possible",
+                f"No bias of block {layer} holds a constant.",
+                "Use the control vector or the bundle.",
+            )
+        bias = module_at(model, place.path).bias
+        assert isinstance(bias, Tensor), "found to have one"
+        bias.add_((constant / place.scale).to(bias))
+
+
+def _give_biases(model: Any, switch: str, paths: Collection[str]) -> None:
+    """Biases of zero on all modules that a setting of the configuration gives biases."""
+    setattr(model.config, switch, not getattr(model.config, switch))
+    for path in paths:
         module: Any = module_at(model, path)
-        q = span.to(module.weight.device)
-        _add(module, -q @ (q.T @ weight_of(module).float()))
-        bias = getattr(module, "bias", None)
-        if isinstance(bias, Tensor):
-            bias.copy_((bias.float() - q @ (q.T @ bias.float())).to(bias.dtype))
-    positions = getattr(model.base_model, "wpe", None)
-    for table in (model.get_input_embeddings(), positions):
-        if table is not None:
-            q = span.to(table.weight.device)
-            rows = table.weight.float()
-            table.weight.copy_((rows - (rows @ q) @ q.T).to(table.weight.dtype))
+        out = module.weight.shape[1 if isinstance(module, Conv1D) else 0]
+        module.bias = nn.Parameter(module.weight.new_zeros(out), requires_grad=False)
 
 
-def _give_mlp_biases(model: Any) -> None:
-    """Biases of zero on every MLP matrix, which is what ``mlp_bias`` means in a llama's configuration."""
-    model.config.mlp_bias = True
-    for layer in model.model.layers:
-        for name in ("gate_proj", "up_proj", "down_proj"):
-            module = getattr(layer.mlp, name)
-            zeros = module.weight.new_zeros(module.weight.shape[0])
-            module.bias = nn.Parameter(zeros, requires_grad=False)
+def place_of(places: Sequence[Place], switched: Collection[str] = ()) -> Place | None:
+    """The module whose bias holds a constant: the last that has one, or is given one by a switch."""
+    return next((p for p in reversed(places) if p.has_bias or p.path in switched), None)

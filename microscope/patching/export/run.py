@@ -9,10 +9,9 @@ import msgspec
 
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, load_model
-from microscope.models.load import has_writer_bias, is_tied
 from microscope.models.paths import remember_path
 from microscope.naming import public_name
-from microscope.params import EditPlan, ModelTraits, PatchExportParams, plan_fingerprint, verdict
+from microscope.params import EditPlan, PatchExportParams, plan_fingerprint, verdict
 from microscope.patching.adapters import LowRank, LowRankAdapter, load_adapter, save_adapter
 from microscope.patching.apply import Saes
 from microscope.patching.export.bundle import write_bundle
@@ -33,21 +32,12 @@ from microscope.patching.export.peft import write_change
 from microscope.patching.fitting import FitOptions, FitReport, SeenText, fit, training_windows
 from microscope.patching.plan_file import PatchFile, load_parts, read_patch
 from microscope.patching.program import Adapters
+from microscope.patching.realisation import traits_of
 from microscope.patching.weights import WeightChange, exact_part
 from microscope.progress import SILENT, Progress
 from microscope.staging import PREFIX, staged
 
 FITTED = "fitted"
-
-
-def traits_of(loaded: LoadedModel) -> ModelTraits:
-    """What the verdicts need to know of a loaded model."""
-    return ModelTraits(
-        model_type=str(loaded.config.model_type),
-        n_layers=loaded.n_layers,
-        tied=is_tied(loaded.model),
-        writer_bias=has_writer_bias(loaded.model, loaded.family),
-    )
 
 
 def export_patch(params: PatchExportParams, progress: Progress = SILENT) -> dict[str, Any]:

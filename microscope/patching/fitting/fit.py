@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import torch
@@ -12,15 +11,15 @@ import torch
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, module_at
 from microscope.params import EditPlan, Site
-from microscope.params.targets import SANDWICH_TYPES
 from microscope.patching.adapters import LowRank
 from microscope.patching.apply import Saes
 from microscope.patching.fitting.distil import Student, agreement, distil
-from microscope.patching.fitting.least_squares import Solution, least_squares
+from microscope.patching.fitting.least_squares import Solution, least_squares, projections
 from microscope.patching.fitting.samples import TextWindow
-from microscope.patching.hooks import PatchedModel, add_constants, add_deltas, project_writers
+from microscope.patching.hooks import PatchedModel
 from microscope.patching.program import Adapters
-from microscope.patching.weights import WeightChange, weight_of
+from microscope.patching.weights import WeightChange, held_hooks, weight_of
+from microscope.patching.writing import find_writing
 from microscope.progress import Progress
 
 _LEAST_SQUARES_SHARE = 0.4
@@ -96,8 +95,14 @@ def fit(
     layers = sorted({Site.parse(edit.site).layer for edit in rest.active()})
     solutions: dict[int, Solution] = {}
     planned = read = sum(len(w.tokens) for w in windows)
-    if loaded.config.model_type not in SANDWICH_TYPES:
-        wanted = {layer: held.constants.get(layer) for layer in layers}
+    # Behind a norm what a matrix writes is not what reaches the stream: those blocks are left to distillation.
+    written = {weight.path for weight in find_writing(loaded).all_weights}
+    wanted = {
+        layer: held.constants.get(layer)
+        for layer in layers
+        if (paths := projections(loaded, layer)) and all(f"{path}.weight" in written for path in paths)
+    }
+    if wanted:
         deadline = started + _LEAST_SQUARES_SHARE * options.seconds
         solutions, read = least_squares(loaded, teacher, wanted, windows, options.rank, deadline, progress)
         if not solutions:
@@ -109,10 +114,9 @@ def fit(
     validation = _validation_part(windows)
     training = [w for w in windows if not any(w is a for a in validation)] or list(windows)
     untouched = agreement(None, teacher, validation)
-    hooks = _held_hooks(loaded, held)
     # The least squares look at one block; behind the others their solution may be worse than none.
     starts = [
-        Student(loaded, hooks, starting_factors(loaded, layers, s, options))
+        Student(loaded, lambda: held_hooks(loaded, held), starting_factors(loaded, layers, s, options))
         for s in (solutions, {})
         if s or not solutions
     ]
@@ -187,16 +191,6 @@ def _validation_part(windows: Sequence[TextWindow]) -> list[TextWindow]:
     return firing + [w for w in windows if not w.fires][-(room - len(firing)) :]
 
 
-def _held_hooks(loaded: LoadedModel, held: WeightChange) -> Any:
-    def attach() -> list[Any]:
-        handles = add_deltas(loaded.model, held.deltas)
-        if held.span is not None:
-            handles += project_writers(loaded.model, loaded.family, held.span)
-        return handles + add_constants(loaded.model, loaded.family, held.constants)
-
-    return attach
-
-
 def starting_factors(
     loaded: LoadedModel, layers: Sequence[int], solutions: Mapping[int, Solution], options: FitOptions
 ) -> dict[str, LowRank]:
@@ -211,8 +205,7 @@ def starting_factors(
     solved = {path: delta for s in solutions.values() for path, delta in s.deltas.items()}
     out = {}
     for layer in sorted(reach):
-        for part in loaded.family.parts_of(layer).projections:
-            path = f"{loaded.family.block_path(layer)}.{part}"
+        for path in projections(loaded, layer):
             d_out, d_in = weight_of(module_at(loaded.model, path)).shape
             a = torch.randn(options.rank, d_in, generator=generator) / d_in**0.5
             b = torch.zeros(d_out, options.rank)

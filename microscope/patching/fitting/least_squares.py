@@ -1,6 +1,6 @@
 """The first step of a fit: the best linear map from what a block's output matrices read to what the edits add.
 
-For a block's edits with delta Δ_t and the inputs h_t of its two output projections, ridge regression gives
+For a block's edits with delta Δ_t and the inputs h_t of its output projections, ridge regression gives
 ``M = (Σ w h hᵀ + ρI)⁻¹ Σ w h Δᵀ``; its rank is then cut in the metric of the outputs it really produces
 (reduced-rank regression). With k edits of features Δ lies in k directions and nothing is cut away.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from microscope.models import LoadedModel, module_at
 from microscope.patching.adapters import LowRank
@@ -67,17 +68,14 @@ class Collector:
     """Gathers the moments of one block while the patched model runs."""
 
     def __init__(self, loaded: LoadedModel, layer: int, constant: Tensor | None) -> None:
-        family = loaded.family
-        block, parts = family.block_path(layer), family.parts_of(layer)
-        self.layer = layer
-        self.paths = tuple(f"{block}.{part}" for part in parts.projections)
-        self._modules = [module_at(loaded.model, path) for path in self.paths]
-        self._inputs: list[Tensor] = [torch.empty(0)] * 2
+        self.layer, self._scales = layer, projections(loaded, layer)
+        self._modules = [module_at(loaded.model, path) for path in self._scales]
+        self._inputs: list[Tensor] = [torch.empty(0)] * len(self._modules)
         self._constant = constant
         self.moments: dict[tuple[bool, bool], Moments] = {}
 
     def attach(self) -> list[Any]:
-        """Hooks that catch what the two projections read."""
+        """Hooks that catch what the projections read."""
 
         def catch(place: int) -> Any:
             def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -100,7 +98,7 @@ class Collector:
             where.add(h[rows], target[rows])
 
     def solve(self, rank: int) -> Solution | None:
-        """The deltas of the two projections; None when no edit ever fired."""
+        """The deltas of the projections; None when no edit ever fired."""
         fire, silent = self.moments[True, False], self.moments[False, False]
         checks = self.moments[True, True], self.moments[False, True]
         if not fire.rows:
@@ -131,9 +129,24 @@ class Collector:
         keep = (s > 1e-9 * s[0]).nonzero()[:, 0][:rank]
         root = s[keep].sqrt()
         a, b = (u[:, keep] * root).T.float(), (v[keep].T * root).float()
-        width = self._inputs[0].shape[-1]
-        halves = (a[:, :width], a[:, width:])
-        return {p: LowRank(h.contiguous(), b.clone()) for p, h in zip(self.paths, halves, strict=True)}
+        parts = a.split([h.shape[-1] for h in self._inputs], dim=1)
+        return {
+            path: LowRank(part.contiguous(), b / scale)
+            for (path, scale), part in zip(self._scales.items(), parts, strict=True)
+        }
+
+
+def projections(loaded: LoadedModel, layer: int) -> dict[str, float]:
+    """A block's output matrices that can be changed by low rank, with what the block multiplies their output by."""
+    block, parts = loaded.family.block_path(layer), loaded.family.parts_of(layer)
+    named = {
+        parts.attention_projection: parts.attention_scale,
+        parts.mlp_projection: parts.mlp_scale,
+    }
+    found = {f"{block}.{part}": scale for part, scale in named.items() if part is not None}
+    return {
+        path: s for path, s in found.items() if isinstance(module_at(loaded.model, path), nn.Linear | Conv1D)
+    }
 
 
 def least_squares(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from microscope.errors import MicroscopeError
 from microscope.params.sites import Site
-from microscope.params.targets import NO_CONSTANT, SANDWICH_TYPES, not_possible
+from microscope.params.targets import NO_CONSTANT, not_possible
 from microscope.patching.mechanisms import WritersKind
 
 if TYPE_CHECKING:
@@ -46,24 +46,14 @@ class AblateEverywhere(WritersKind, frozen=True):
                 "It needs an adapter on the embedding, which llama.cpp handles apart.",
                 "Merge first, then convert the merged checkpoint.",
             )
-        if traits.model_type in SANDWICH_TYPES:
-            return not_possible(
-                "This family normalises what a module writes before adding it: projected weights would not stay projected.",
-                "The runtime bundle is exact.",
-            )
+        obstacles = traits.obstacles
+        if obstacles.projection:
+            return not_possible(obstacles.projection, "The runtime bundle is exact.")
         if target == "merged":
             untied = " The embedding is untied from the head first." if traits.tied else ""
             return "exact", f"Every module that writes to the stream is projected.{untied}", ""
-        if traits.writer_bias:
-            return not_possible(
-                "The output projections have biases, which an adapter cannot project.",
-                "Use the merged checkpoint.",
-            )
-        if traits.tied:
-            return not_possible(
-                "The embedding is also the head: an adapter on it would change both when merged.",
-                "Use the merged checkpoint, which unties them.",
-            )
+        if obstacles.adapted_projection:
+            return not_possible(obstacles.adapted_projection, "Use the merged checkpoint.")
         return (
             "exact",
             "Every module that writes to the stream has a rank-one adapter, the embedding too.",

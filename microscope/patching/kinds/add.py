@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from microscope.params.edit_kinds import Slider
 from microscope.params.sites import Site
-from microscope.params.targets import BIASED_MLP_TYPES, MASKED, acts_everywhere, not_possible
+from microscope.params.targets import MASKED, acts_everywhere, not_possible
 from microscope.patching.mechanisms import DirectionKind
 
 if TYPE_CHECKING:
@@ -37,8 +37,13 @@ class Add(DirectionKind, frozen=True):
 
     def form_in(self, traits: ModelTraits, target: ExportTarget) -> WeightForm:
         """A bias, where there is room for one."""
-        held = target == "control_vector" or (target == "merged" and traits.model_type in BIASED_MLP_TYPES)
+        held = target == "control_vector" or (target == "merged" and traits.obstacles.constant_blocks)
         return "bias" if held else "fitted"
+
+    def form_of(self, edit: Edit, traits: ModelTraits, target: ExportTarget) -> WeightForm:
+        """A bias, where the edited block has room for one."""
+        here = Site.parse(edit.site).layer in traits.obstacles.constant_blocks
+        return self.form_in(traits, target) if here or target != "merged" else "fitted"
 
     def judge(self, edit: Edit, traits: ModelTraits, target: ExportTarget) -> Judged:
         """Exact as a bias or a control vector, if no token is spared; fitted in an adapter."""
@@ -46,10 +51,10 @@ class Add(DirectionKind, frozen=True):
             return not_possible("llama.cpp has no control vector for block 0.", "Use another block.")
         if target in ("peft", "gguf_lora"):
             return "approximate", *self.why_fitted
-        if self.form_in(traits, target) == "fitted":
+        if self.form_of(edit, traits, target) == "fitted":
             return (
                 "approximate",
-                "This architecture has no place for a bias; a low-rank update that is nearly constant is fitted.",
+                traits.obstacles.constant,
                 "The control vector holds a constant exactly.",
             )
         if not acts_everywhere(edit):
