@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
@@ -46,6 +48,12 @@ class ResidentWorker(Record):
 
     def __str__(self) -> str:
         return f"{self.model} ({self.state})"
+
+    @property
+    def running(self) -> dict[str, Any] | None:
+        """How the model is run while it is in memory, as JSON; null when it is not, or nothing says."""
+        found: dict[str, Any] | None = self.info.get("running")
+        return found if self.state == self.State.READY else None
 
 
 class LiveSeat(Record):

@@ -9,11 +9,13 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from apps.core.etags import EtagField
+from apps.core.structs import StructField
 from apps.core.views import VisibleField
 from apps.jobs.serializers import JobSerializer
 from apps.projects.models import Project
 from apps.registry.mixtures import MAX_PARTS
 from apps.registry.models import MIN_WEIGHT, Corpus, LanguageModel, Recording, RecordingPart
+from microscope.protocol import Running
 
 
 class RenameSerializer(serializers.Serializer[Any]):
@@ -33,6 +35,7 @@ class ResidentStateSerializer(serializers.Serializer[Any]):
     host = serializers.CharField(allow_blank=True)
     started_at = serializers.DateTimeField(allow_null=True)
     heartbeat_at = serializers.DateTimeField(allow_null=True)
+    running = StructField(Running, read_only=True, allow_null=True)
 
 
 # One for all rows: a serializer of its own for every row would mostly copy fields.

@@ -24,7 +24,7 @@ const ready = { type: "state", state: "ready", code: "", message: "", hint: "", 
 const opened = { type: "opened", session: "a", prompt: [], next: [], entropy: 1, milliseconds: 2, reopened: false };
 const result = (rev: number) => ({
   type: "result", session: "a", rev, tokens: [], kl: rev, entropy_base: 1, entropy_patched: 1, server_ms: 3,
-  receipt: { plan: "p", edits: [], baseline: "b", reused: "computed", first_layer: 3, first_position: 0 },
+  receipt: { plan: "p", edits: [], baseline: "b", reused: "computed", first_layer: 3, first_position: 0, path: "fast" },
   timings: { queued: 0, compute: 1 },
 });
 

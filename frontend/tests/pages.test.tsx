@@ -16,6 +16,7 @@ import { densityShare } from "@/pages/features/FeatureTable";
 import { percentile } from "@/pages/lab/Readings";
 import { Assumed } from "@/pages/saes/Assumed";
 import { editSentence, receiptSentence } from "@/patches/words";
+import { runningFacts } from "@/science/running";
 import { ALL_KINDS } from "./kindsRig";
 
 const plain = (text: string) => text.replaceAll("\u202f", " ");
@@ -86,13 +87,27 @@ describe("sentences", () => {
     expect(editSentence({ ...edit, kind: "gone" as Edit["kind"] }, ALL_KINDS)).toBe("gone feature 42 at resid_post.15");
   });
 
-  const receipt = { plan: "p", baseline: "b", reused: "computed", first_layer: 16, first_position: 4 };
+  const receipt = { plan: "p", baseline: "b", reused: "computed", first_layer: 16, first_position: 4, path: "fast" };
   it("say what was done, and never take nothing for something", () => {
     const acted = { ...receipt, edits: [{ edit: 0, noop: false, positions: [4, 5], max_delta: 12.345 }, { edit: 1, noop: false, positions: [5, 9], max_delta: 3 }] };
     expect(receiptSentence(acted)).toBe("Acted at 3 positions, max |Δ| 12.3, computed from block 16, position 4.");
     expect(receiptSentence({ ...receipt, edits: [] })).toContain("Nothing changed");
     expect(receiptSentence({ ...receipt, edits: [{ edit: 0, noop: true, positions: [], max_delta: 0 }] })).toContain("no-op");
     expect(receiptSentence({ ...receipt, edits: [{ edit: 0, noop: false, positions: [], max_delta: 0 }] })).toContain("no edited feature fires");
+  });
+
+  it("say how a model is run", () => {
+    expect(runningFacts(null)).toEqual([]);
+    const everywhere = { kind: "resid_post", blocks: [0, 1, 2, 4], reason: "" };
+    const fast = runningFacts({ path: "fast", reason: "", from_start: false, sites: [everywhere] });
+    expect(fast.map(({ label, value }) => [label, value])).toEqual([["Run by", "fast path"], ["Sites", "all kinds"]]);
+    const nowhere = { kind: "resid_mid", blocks: [], reason: "attention and MLP run in parallel" };
+    const partly = { kind: "attn_z", blocks: [0, 1, 3], reason: "block 2 has no attention" };
+    const other = runningFacts({ path: "general", reason: "this type has no declaration", from_start: true, sites: [everywhere, nowhere, partly] });
+    expect(other.map(({ value }) => value)).toEqual(["the model’s own blocks", "from the first token", "resid_post, attn_z"]);
+    expect(other[0]!.title).toContain("No faster path: this type has no declaration.");
+    expect(other[2]!.title).toContain("resid_mid (residual stream inside a block): nowhere; attention and MLP run in parallel");
+    expect(other[2]!.title).toContain("only in 0–1, 3; block 2 has no attention");
   });
 
   it("say what a job is doing", () => {

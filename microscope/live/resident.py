@@ -46,7 +46,11 @@ class PromptView:
 
 @dataclass(frozen=True)
 class Applied:
-    """Answer to one plan. ``reused`` is ``cache``, ``baseline`` or ``computed``; ``milliseconds`` the compute time."""
+    """Answer to one plan.
+
+    ``reused`` is ``cache``, ``baseline`` or ``computed``, ``milliseconds`` the compute time, ``path`` that of the
+    runner that answered.
+    """
 
     fingerprint: str
     comparison: Comparison
@@ -54,6 +58,7 @@ class Applied:
     baseline: str
     reused: str
     milliseconds: float
+    path: str
 
 
 class ResidentModel:
@@ -166,7 +171,8 @@ class ResidentModel:
             self._steer(state, state.generation, plan)
         comparison = compare(state.baseline.logits, outcome.logits, top=top, pinned=pinned)
         milliseconds = 1000 * (time.perf_counter() - started)
-        return Applied(fingerprint, comparison, outcome, state.baseline.digest, reused, milliseconds)
+        digest, path = state.baseline.digest, self.runner.path
+        return Applied(fingerprint, comparison, outcome, digest, reused, milliseconds, path)
 
     def _bind(self, plan: EditPlan, *, generating: bool = False) -> Program:
         validate_plan(plan, n_layers=self.loaded.n_layers)

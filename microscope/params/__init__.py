@@ -28,7 +28,7 @@ from microscope.params.patches import (
 )
 from microscope.params.presets import PRESETS, Preset
 from microscope.params.schema import FieldSpec, decode_params, field_specs, json_schema
-from microscope.params.sites import SITE_KINDS, Site
+from microscope.params.sites import SITE_KINDS, Site, SiteReach
 from microscope.params.targets import (
     EXPORT_TARGETS,
     ExportTarget,
@@ -84,6 +84,7 @@ __all__ = [
     "Preset",
     "RunKey",
     "Site",
+    "SiteReach",
     "Slider",
     "TraceParams",
     "TrainParams",

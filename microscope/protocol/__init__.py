@@ -63,6 +63,7 @@ from microscope.protocol.values import (
     ModelInfo,
     PromptToken,
     Receipt,
+    Running,
     Timings,
     TokenShift,
 )
@@ -113,6 +114,7 @@ __all__ = [
     "ResidentRequest",
     "ResidentState",
     "Result",
+    "Running",
     "SaeAttached",
     "SessionRequest",
     "Status",

@@ -124,7 +124,10 @@ class Failure(Message, tag="failure", frozen=True):
 
 
 class Opened(Message, tag="opened", frozen=True):
-    """The session is open. ``reopened`` when the portal did it by itself after the worker came back."""
+    """The session is open. ``reopened`` when the portal did it by itself after the worker came back.
+
+    ``path`` says how the model is run, in the words of ``Running``, and ``path_reason`` why it is no faster one.
+    """
 
     session: str
     prompt: list[PromptToken]
@@ -132,6 +135,8 @@ class Opened(Message, tag="opened", frozen=True):
     entropy: float
     milliseconds: float
     reopened: bool = False
+    path: str = "fast"
+    path_reason: str = ""
 
 
 class Computed(Message, tag="computed", frozen=True):

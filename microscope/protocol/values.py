@@ -4,9 +4,29 @@ from __future__ import annotations
 
 import msgspec
 
+from microscope.params.sites import SiteReach
+
+
+class Running(msgspec.Struct, kw_only=True, frozen=True):
+    """How a loaded model is run, and where it can be read.
+
+    ``path`` is ``"fast"`` (its weights, composed anew), ``"general"`` (its own blocks, called one by one) or
+    ``"whole"`` (its own forward pass as a whole: no part of an earlier answer is used again); ``reason`` says
+    why it is no faster one. ``from_start`` models keep a recurrent state, so every answer is computed from the
+    first position on.
+    """
+
+    path: str
+    reason: str = ""
+    from_start: bool = False
+    sites: list[SiteReach] = []
+
 
 class ModelInfo(msgspec.Struct, kw_only=True, frozen=True):
-    """What is loaded. ``parameters`` counts weights; ``dtype`` is the arithmetic of the residual stream."""
+    """What is loaded. ``parameters`` counts weights; ``dtype`` is the arithmetic of the residual stream.
+
+    ``running`` is null where an older worker loaded it, which does not say.
+    """
 
     reference: str
     fingerprint: str
@@ -17,6 +37,7 @@ class ModelInfo(msgspec.Struct, kw_only=True, frozen=True):
     vocab_size: int
     max_context: int
     parameters: int
+    running: Running | None = None
 
 
 class PromptToken(msgspec.Struct, kw_only=True, frozen=True):
@@ -54,6 +75,7 @@ class Receipt(msgspec.Struct, kw_only=True, frozen=True):
 
     ``baseline`` is a hash of the unpatched logits, ``reused`` says how the answer was made:
     ``"cache"`` (this very state was seen before), ``"baseline"`` (nothing changed) or ``"computed"``.
+    ``path`` says how the model was run, in the words of ``Running``.
     """
 
     plan: str
@@ -62,6 +84,7 @@ class Receipt(msgspec.Struct, kw_only=True, frozen=True):
     reused: str
     first_layer: int
     first_position: int
+    path: str = "fast"
 
 
 class Timings(msgspec.Struct, kw_only=True, frozen=True):

@@ -46,6 +46,26 @@ def test_one_host_at_a_time_holds_a_model(world) -> None:
     assert services.claim_resident(model_id=model, host="one"), "nobody holds it"
 
 
+def test_how_a_model_is_run_shows_while_it_is_in_memory(world, editor) -> None:
+    model = world.model
+    sites = [{"kind": "resid_mid", "blocks": [], "reason": "attention and MLP run in parallel"}]
+    running = {"path": "general", "reason": "no declaration", "from_start": True, "sites": sites}
+    services.claim_resident(model_id=model.pk, host="one")
+    ready = {"state": State.READY, "address": "unix:x", "host": "one"}
+    services.set_resident(model_id=model.pk, **ready, info={"running": running})
+
+    def shown() -> object:
+        return editor.get(f"/api/v1/models/{model.pk}").json()["resident"]["running"]
+
+    assert shown() == running
+    services.set_resident(model_id=model.pk, **ready, info={"reference": "an older worker says less"})
+    assert shown() is None
+    services.set_resident(
+        model_id=model.pk, state=State.STOPPED, host="one", address="", info={"running": running}
+    )
+    assert shown() is None
+
+
 def test_another_host_may_try_what_one_could_not_load(world) -> None:
     model = world.model.pk
     assert services.claim_resident(model_id=model, host="small")

@@ -14,7 +14,7 @@ import pytest
 
 from microscope import protocol as p
 from microscope.live import ResidentModel
-from microscope.params import Edit, EditPlan, plan_fingerprint
+from microscope.params import SITE_KINDS, Edit, EditPlan, plan_fingerprint
 from microscope.patching import save_adapter
 from tests.live_rig import random_adapter
 from tests.resident_talk import PROMPT, Client, add
@@ -39,6 +39,11 @@ def address(tmp_path_factory, model_folders) -> Iterator[str]:
     ready = json.loads(process.stdout.readline())
     assert ready["event"] == "ready"
     assert ready["model"]["dtype"] == "float32"
+    running = ready["model"]["running"]
+    assert (running["path"], running["reason"], running["from_start"]) == ("fast", "", False)
+    assert [(site["kind"], site["blocks"]) for site in running["sites"]] == [
+        (kind, [0, 1, 2, 3]) for kind in SITE_KINDS
+    ]
     yield str(socket)
     process.terminate()
     assert process.wait(10) == 0
@@ -53,6 +58,7 @@ async def test_a_session_from_hello_to_result(address, sae, sae_folder):
     result = await client.ask(p.Apply(rev=1, plan=add(sae, 5.0), top=4, pinned=(7,)))
     assert isinstance(result, p.Computed)
     assert (result.session, result.rev, result.receipt.reused) == ("s", 1, "computed")
+    assert result.receipt.path == opened.path == "fast"
     assert result.kl > 0
     assert 7 in {t.token for t in result.tokens}
     assert result.receipt.edits[0].positions

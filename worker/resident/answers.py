@@ -8,6 +8,7 @@ from collections.abc import Callable
 from microscope import protocol as p
 from microscope.errors import MicroscopeError
 from microscope.live import Applied, Comparison, Piece, PromptView, Step
+from microscope.models import BlockRunner
 from microscope.params import EditPlan
 
 log = logging.getLogger(__name__)
@@ -16,7 +17,12 @@ TokenText = Callable[[int], str]
 
 
 def opened(
-    session: str, view: PromptView, comparison: Comparison, text: TokenText, milliseconds: float
+    session: str,
+    view: PromptView,
+    comparison: Comparison,
+    text: TokenText,
+    milliseconds: float,
+    runner: BlockRunner,
 ) -> p.Opened:
     """The answer to ``open``."""
     columns = zip(view.tokens, view.texts, view.special, view.sink, strict=True)
@@ -29,6 +35,8 @@ def opened(
         next=_shifts(comparison, text),
         entropy=comparison.entropy_base,
         milliseconds=milliseconds,
+        path=runner.path,
+        path_reason=runner.reason,
     )
 
 
@@ -116,4 +124,5 @@ def _receipt(plan: EditPlan, applied: Applied) -> p.Receipt:
         reused=applied.reused,
         first_layer=applied.outcome.first_layer,
         first_position=applied.outcome.first_position,
+        path=applied.path,
     )

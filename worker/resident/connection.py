@@ -161,7 +161,8 @@ class Connection:
         started = time.perf_counter()
         view, comparison = self._resident.open(session, request.prompt, top=request.top)
         milliseconds = 1000 * (time.perf_counter() - started)
-        return answers.opened(name, view, comparison, self._resident.token_text, milliseconds)
+        text, runner = self._resident.token_text, self._resident.runner
+        return answers.opened(name, view, comparison, text, milliseconds, runner)
 
     def _apply(self, session: str, name: str, request: p.Apply) -> p.Computed:
         request.check()

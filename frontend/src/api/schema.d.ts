@@ -3284,6 +3284,7 @@ export interface components {
          *
          *     ``baseline`` is a hash of the unpatched logits, ``reused`` says how the answer was made:
          *     ``"cache"`` (this very state was seen before), ``"baseline"`` (nothing changed) or ``"computed"``.
+         *     ``path`` says how the model was run, in the words of ``Running``.
          */
         Receipt: {
             plan: string;
@@ -3292,6 +3293,8 @@ export interface components {
             reused: string;
             first_layer: number;
             first_position: number;
+            /** @default fast */
+            path: string;
         };
         /**
          * @description A recording. ``summary`` is empty until it is ready, ``mixture`` when one corpus is all its text.
@@ -3393,6 +3396,25 @@ export interface components {
             started_at: string | null;
             /** Format: date-time */
             heartbeat_at: string | null;
+            readonly running: components["schemas"]["Running"] | null;
+        };
+        /**
+         * Running
+         * @description How a loaded model is run, and where it can be read.
+         *
+         *     ``path`` is ``"fast"`` (its weights, composed anew), ``"general"`` (its own blocks, called one by one) or
+         *     ``"whole"`` (its own forward pass as a whole: no part of an earlier answer is used again); ``reason`` says
+         *     why it is no faster one. ``from_start`` models keep a recurrent state, so every answer is computed from the
+         *     first position on.
+         */
+        Running: {
+            path: string;
+            /** @default  */
+            reason: string;
+            /** @default false */
+            from_start: boolean;
+            /** @default [] */
+            sites: components["schemas"]["SiteReach"][];
         };
         /** @description An SAE with its newest evaluation and its analysis, when there are. */
         Sae: {
@@ -3487,6 +3509,16 @@ export interface components {
             /** Format: double */
             value: number;
             interval: number[] | null;
+        };
+        /**
+         * SiteReach
+         * @description The blocks of a model that have a kind of site, and why the others do not; empty when all have it.
+         */
+        SiteReach: {
+            kind: string;
+            blocks: number[];
+            /** @default  */
+            reason: string;
         };
         /**
          * Slider

@@ -38,6 +38,7 @@ export type Adapter = Schemas["Adapter"];
 export type Lineage = Schemas["Lineage"];
 export type LineageNode = Schemas["LineageNode"];
 export type ResidentState = Schemas["ResidentState"];
+export type Running = Schemas["Running"];
 export type Artifact = Schemas["Artifact"];
 
 /** `facts` of a model, once it has been looked at. */

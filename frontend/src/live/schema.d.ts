@@ -322,6 +322,8 @@ export interface components {
         /**
          * ModelInfo
          * @description What is loaded. ``parameters`` counts weights; ``dtype`` is the arithmetic of the residual stream.
+         *
+         *     ``running`` is null where an older worker loaded it, which does not say.
          */
         ModelInfo: {
             d_model: number;
@@ -332,6 +334,8 @@ export interface components {
             n_layers: number;
             parameters: number;
             reference: string;
+            /** @default null */
+            running: components["schemas"]["Running"] | null;
             vocab_size: number;
         };
         /**
@@ -348,11 +352,17 @@ export interface components {
         /**
          * Opened
          * @description The session is open. ``reopened`` when the portal did it by itself after the worker came back.
+         *
+         *     ``path`` says how the model is run, in the words of ``Running``, and ``path_reason`` why it is no faster one.
          */
         Opened: {
             entropy: number;
             milliseconds: number;
             next: components["schemas"]["TokenShift"][];
+            /** @default fast */
+            path: string;
+            /** @default  */
+            path_reason: string;
             prompt: components["schemas"]["PromptToken"][];
             /** @default false */
             reopened: boolean;
@@ -461,12 +471,15 @@ export interface components {
          *
          *     ``baseline`` is a hash of the unpatched logits, ``reused`` says how the answer was made:
          *     ``"cache"`` (this very state was seen before), ``"baseline"`` (nothing changed) or ``"computed"``.
+         *     ``path`` says how the model was run, in the words of ``Running``.
          */
         Receipt: {
             baseline: string;
             edits: components["schemas"]["EditReceipt"][];
             first_layer: number;
             first_position: number;
+            /** @default fast */
+            path: string;
             plan: string;
             reused: string;
         };
@@ -510,6 +523,34 @@ export interface components {
             tokens: components["schemas"]["TokenShift"][];
             /** @enum {unknown} */
             type: "result";
+        };
+        /**
+         * Running
+         * @description How a loaded model is run, and where it can be read.
+         *
+         *     ``path`` is ``"fast"`` (its weights, composed anew), ``"general"`` (its own blocks, called one by one) or
+         *     ``"whole"`` (its own forward pass as a whole: no part of an earlier answer is used again); ``reason`` says
+         *     why it is no faster one. ``from_start`` models keep a recurrent state, so every answer is computed from the
+         *     first position on.
+         */
+        Running: {
+            /** @default false */
+            from_start: boolean;
+            path: string;
+            /** @default  */
+            reason: string;
+            /** @default [] */
+            sites: components["schemas"]["SiteReach"][];
+        };
+        /**
+         * SiteReach
+         * @description The blocks of a model that have a kind of site, and why the others do not; empty when all have it.
+         */
+        SiteReach: {
+            blocks: number[];
+            kind: string;
+            /** @default  */
+            reason: string;
         };
         /**
          * Snapshot

@@ -14,6 +14,11 @@ export interface SiteAt {
   layer: number;
 }
 
+/** "residual stream after": where a kind of site is, before the number of a block. */
+export function siteWords(kind: string): string {
+  return WORDS[kind] ?? kind;
+}
+
 /** "resid_post.3", as the engine writes it. */
 export function siteName(site: SiteAt): string {
   return `${site.kind}.${site.layer}`;

@@ -3,6 +3,7 @@ import { spokenChanges } from "@/charts/ProbabilityBars";
 import type { LiveState } from "@/live/liveSession";
 import type { Result } from "@/live/messages";
 import { receiptSentence } from "@/patches/words";
+import { pathMeaning, pathName } from "@/science/running";
 import { fixed, milliseconds, number } from "@/science/format";
 import styles from "./Lab.module.css";
 
@@ -41,10 +42,18 @@ export function Readings({ live, stale }: { live: LiveState; stale: boolean }) {
           <dd data-testid="stale" data-stale={stale} style={{ color: stale ? "var(--data-more)" : undefined }}>{stale ? "⟳ older than the newest change" : result ? "✓ up to date" : ""}</dd>
         </div>
       </dl>
-      <p data-testid="receipt" style={{ margin: "0.35rem 0 0", fontSize: "0.8125rem" }}>{result ? receiptSentence(result.receipt) : " "}</p>
+      <p data-testid="receipt" style={{ margin: "0.35rem 0 0", fontSize: "0.8125rem" }}>
+        {result ? receiptSentence(result.receipt) : " "}
+        {result && <> <AnsweredBy path={result.receipt.path} reason={live.opened?.path_reason ?? ""} /></>}
+      </p>
       <Spoken result={settled} />
     </div>
   );
+}
+
+/** Which way of running the model gave the answer; why it is no faster one, on hover. */
+function AnsweredBy({ path, reason }: { path: string; reason: string }) {
+  return <span data-testid="path" title={pathMeaning(path, reason)} style={{ color: "var(--mantine-color-dimmed)" }}>By {pathName(path)}.</span>;
 }
 
 /** The changes, said once the answers have settled. */

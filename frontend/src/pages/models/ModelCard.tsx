@@ -10,6 +10,7 @@ import { RenameButton } from "@/components/RenameButton";
 import { ResidentControls } from "@/components/ResidentControls";
 import { StateBadge } from "@/components/StateBadge";
 import { bytes, compact, integer } from "@/science/format";
+import { runningFacts } from "@/science/running";
 import { roundingFacts } from "./rounding";
 
 function factsOf(model: Model): Fact[] {
@@ -28,6 +29,7 @@ function factsOf(model: Model): Fact[] {
     { label: "Family", value: facts.family ?? "–" },
     ...memory,
     ...roundingFacts(facts),
+    ...runningFacts(model.resident?.running),
   ];
 }
 
