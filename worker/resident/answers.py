@@ -36,7 +36,7 @@ def opened(
         entropy=comparison.entropy_base,
         milliseconds=milliseconds,
         path=runner.path,
-        path_reason=runner.reason,
+        path_reason=runner.why,
     )
 
 

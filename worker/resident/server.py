@@ -75,7 +75,7 @@ class ResidentServer:
             parameters=loaded.parameters,
             running=p.Running(
                 path=runner.path,
-                reason=runner.reason,
+                reason=runner.why,
                 from_start=not runner.cuttable,
                 sites=site_reach(loaded.family, loaded.n_layers),
             ),

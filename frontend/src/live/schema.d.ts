@@ -528,10 +528,9 @@ export interface components {
          * Running
          * @description How a loaded model is run, and where it can be read.
          *
-         *     ``path`` is ``"fast"`` (its weights, composed anew), ``"general"`` (its own blocks, called one by one) or
-         *     ``"whole"`` (its own forward pass as a whole: no part of an earlier answer is used again); ``reason`` says
-         *     why it is no faster one. ``from_start`` models keep a recurrent state, so every answer is computed from the
-         *     first position on.
+         *     ``path`` is ``"fast"`` (its weights, composed anew) or ``"general"`` (its own blocks, called one by one);
+         *     ``reason`` says why it is no faster one. ``from_start`` models keep a recurrent state, so every answer is
+         *     computed from the first position on.
          */
         Running: {
             /** @default false */

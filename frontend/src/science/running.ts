@@ -5,12 +5,11 @@ import type { Fact } from "@/components/Facts";
 import { siteWords } from "./sites";
 
 const PATHS: Record<string, { name: string; meaning: string }> = {
-  fast: { name: "fast path", meaning: "its weights, composed anew; keys and values of earlier positions are used again" },
-  general: { name: "the model’s own blocks", meaning: "called one by one; keys and values of earlier positions are used again" },
-  whole: { name: "the model’s own forward pass", meaning: "run as a whole for every answer; nothing of an earlier one is used again" },
+  fast: { name: "the fast path", meaning: "the model’s weights, composed anew for speed" },
+  general: { name: "the model’s own blocks", meaning: "called one by one" },
 };
 
-/** "fast path", "the model’s own blocks": what computed an answer. */
+/** "the fast path", "the model’s own blocks": what computed an answer. */
 export function pathName(path: string): string {
   return PATHS[path]?.name ?? path;
 }
@@ -18,7 +17,7 @@ export function pathName(path: string): string {
 /** What that means, and why it is no faster way. */
 export function pathMeaning(path: string, reason: string): string {
   const meaning = PATHS[path]?.meaning ?? "";
-  return reason ? `${meaning}. No faster path: ${reason}.` : meaning;
+  return reason ? `${meaning}; no faster way: ${reason}` : meaning;
 }
 
 /** "0–3, 5": runs of consecutive numbers. */

@@ -104,11 +104,8 @@ class BlockRunner(ABC):
     trace in another's.
     """
 
-    # fast: our own composition of the model's weights; general: the model's own blocks, called one by one;
-    # whole: the model's own forward pass as a whole.
-    path: Literal["fast", "general", "whole"] = "fast"
-    # Why it is no faster path, as a clause; empty on the fast one.
-    reason: str = ""
+    # fast: our own composition of the model's weights; general: the model's own blocks, called one by one.
+    path: Literal["fast", "general"] = "fast"
     n_layers: int
     d_model: int
     # Longest sequence for which this runner equals the model; None: whatever the model takes.

@@ -26,6 +26,7 @@ _FAST: dict[str, Callable[[Any], BlockRunner]] = {
     "gemma3_text": Gemma3Runner,
     "gpt_neox": GPTNeoXRunner,
 }
+_NOT_COMPOSED = "fast path: there is none for this type of model"
 # What was proven of a model, for the next that asks for a runner of it.
 _proven: WeakKeyDictionary[Any, tuple[Callable[[], BlockRunner], Proof, str]] = WeakKeyDictionary()
 
@@ -60,7 +61,7 @@ def runner_for(loaded: LoadedModel, *, fast: bool = True) -> BlockRunner:
     model, family = loaded.model, loaded.family
     own = OwnBlocks(model, model.get_submodule(family.blocks))
     seen = plain_pass(own, loaded.vocab_size, loaded.device)
-    against: list[str] = []
+    against = [_NOT_COMPOSED] if fast and model.config.model_type not in _FAST else []
     for name, build in _candidates(loaded, fast=fast):
         runner = build()
         proof = prove(runner, seen)
