@@ -172,6 +172,22 @@ def run_baseline(runner: BlockRunner, tokens: Tensor, special: Tensor) -> Prompt
     return PromptRun(tokens, special, program, embedded, {}, tuple(layers), logits)
 
 
+def states_bytes(runner: BlockRunner, device: torch.device) -> tuple[int, int]:
+    """What the states of a run hold, measured on two short ones: bytes whatever its length, and for every position.
+
+    Recurrent states have one size; residuals, keys and values grow with the text.
+    """
+    few, more = (_states_bytes_of(runner, rows, device) for rows in (4, 8))
+    each = (more - few) // 4
+    return few - 4 * each, each
+
+
+def _states_bytes_of(runner: BlockRunner, rows: int, device: torch.device) -> int:
+    none = torch.zeros(rows, dtype=torch.long, device=device)
+    layers = run_baseline(runner, none, none.bool()).layers
+    return bytes_held(t for layer in layers for t in layer.tensors())
+
+
 def unpatched(n_layers: int) -> Program:
     """The program that changes nothing."""
     return Program((), {}, {}, None, {}, "", ("",) * n_layers, ("",) * n_layers)

@@ -13,9 +13,9 @@ from torch import Tensor
 from microscope.errors import MicroscopeError
 from microscope.heap import trim_heap
 from microscope.live.generate import Generation
-from microscope.live.run import PromptRun, bytes_held, run_baseline
+from microscope.live.run import PromptRun, bytes_held, run_baseline, states_bytes
 from microscope.models import BlockRunner, LoadedModel
-from microscope.models.memory import bytes_free, bytes_per_position
+from microscope.models.memory import bytes_free
 from microscope.patching.apply import EditEffect
 
 # Freed memory is given back to the system in portions of so much.
@@ -113,6 +113,7 @@ class SessionCache:
 
     def __init__(self, loaded: LoadedModel, runner: BlockRunner, limit: int) -> None:
         self._loaded, self._runner = loaded, runner
+        self._fixed_bytes, self._row_bytes = states_bytes(runner, loaded.device)
         self.limit = limit
         self.by_name: OrderedDict[str, Session] = OrderedDict()  # least recently used first
         self._garbage = 0  # bytes let go since memory was last given back
@@ -160,7 +161,7 @@ class SessionCache:
 
     def run_bytes(self, rows: int) -> int:
         """What a run of so many positions holds with all its states."""
-        return rows * bytes_per_position(self._loaded.config, self._loaded.dtype.itemsize)
+        return self._fixed_bytes + rows * self._row_bytes
 
     def admit(self, name: str, need: int, what: str) -> None:
         """Make room for what a session is about to hold.

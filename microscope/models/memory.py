@@ -54,14 +54,6 @@ def bytes_needed_by_precision(model: Any) -> dict[str, int]:
     return {precision: bytes_needed(model, precision) for precision in PRECISIONS}
 
 
-def bytes_per_position(config: PretrainedConfig, itemsize: int) -> int:
-    """What one position of a run with all its states kept takes: residuals, keys and values of every block."""
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    pairs = 2 * (getattr(config, "num_key_value_heads", None) or heads) * width
-    return int(config.num_hidden_layers * (config.hidden_size + pairs) * itemsize)
-
-
 def bytes_free(device: torch.device, *, everywhere: bool = False) -> int:
     """Memory that can still be used on a device, or on all GPUs together."""
     if device.type == "cuda":

@@ -11,7 +11,6 @@ from microscope.errors import MicroscopeError
 from microscope.live import ResidentModel, cache, sessions
 from microscope.live.run import bytes_held
 from microscope.models import load_model
-from microscope.models.memory import bytes_per_position
 from microscope.params import Edit, EditPlan, Positions
 from microscope.patching import save_adapter
 from microscope.sae import load_sae
@@ -23,7 +22,7 @@ def test_a_session_that_does_not_fit_is_refused_with_the_numbers(llama, monkeypa
     resident.open("s", PROMPT)
     run = resident.sessions.get("s").baseline
     held = run.embedded.nbytes * llama.n_layers + sum(t.nbytes for past in run.past for t in past)
-    assert held == len(run) * bytes_per_position(llama.config, 4)
+    assert held == resident.sessions.run_bytes(len(run))
     monkeypatch.setattr(sessions, "bytes_free", lambda device: 0)
     for open_name in ("s", "t"):
         resident.sessions.limit = 1000
