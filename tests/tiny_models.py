@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     BertConfig,
     Gemma2Config,
     Gemma3TextConfig,
@@ -21,9 +23,6 @@ from transformers import (
     Qwen3Config,
     RobertaConfig,
 )
-
-from microscope.models import family_of
-from microscope.models.load import auto_class
 
 WORDS = [
     "the",
@@ -137,7 +136,7 @@ def make_model(kind: str, folder: Path, *, seed: int = 0, width: int = 32, **set
     torch.manual_seed(seed)
     config = config_of(kind, width=width)
     config.update(settings)
-    model = auto_class(family_of(config.model_type)).from_config(config)
+    model = (AutoModelForMaskedLM if kind in ENCODERS else AutoModelForCausalLM).from_config(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             # Random weights of a usable size, gains and biases off their trivial defaults.

@@ -2,19 +2,16 @@
 
 ``transformers`` fills what a checkpoint lacks with random numbers and passes over what it does not know.
 Here every weight of the model is found under a name that is understood, with its shape, or the model is
-refused by the name of what is wrong. Wrappers leave their own parts in the names (``torch.compile`` an
-``_orig_mod``, DDP a ``module``, PEFT a ``base_model.model``); those are taken off when what remains fits
-one to one.
+refused by the name of what is wrong.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +20,32 @@ from safetensors import safe_open
 from torch import Tensor
 
 from microscope.errors import MicroscopeError
+from microscope.models import weight_names
 from microscope.models.configuration import pointer_refused
 from microscope.models.families import Family
+from microscope.models.multimodal import match_text
 from microscope.quarantine.content import is_pointer
 from microscope.quarantine.tensors import check_safetensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _INDEX_LIMIT = 64 * 2**20
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-# What wrappers put into names, in any position.
-_WRAPPERS = re.compile(
-    r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|module)\."
-)
 # Buffers that older versions stored and that are computed today, and a value head for training by rewards.
 _HARMLESS = re.compile(
     r"rotary_emb\.inv_freq$|(^|\.)(attn|attention)\.(bias|masked_bias)$|(^|\.)position_ids$|^v_head\."
 )
+# A configuration may ask for so many blocks before their number is looked up in the files.
+_CHEAP_BLOCKS = 256
+_NUMBERED = re.compile(r"(?:^|\.)(\d+)(?=\.)")
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Tensors of safetensors files: shape and file by name."""
+    """Tensors of safetensors files: shape, type and file by name."""
 
     shapes: Mapping[str, tuple[int, ...]]
+    types: Mapping[str, str]
     files: Mapping[str, Path]
 
     def read(self, names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -127,12 +126,13 @@ def _shards(index: Path, reference: str) -> list[Path]:
 
 
 def read_headers(files: Sequence[Path], reference: str) -> Stored:
-    """Names, shapes and files of all tensors, from checked headers.
+    """Names, shapes, types and files of all tensors, from checked headers.
 
     Raises:
         MicroscopeError: ``bad_model_file``.
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    types: dict[str, str] = {}
     files_of: dict[str, Path] = {}
     for file in files:
         if is_pointer(file):
@@ -146,17 +146,11 @@ def read_headers(files: Sequence[Path], reference: str) -> Stored:
                 "Download or save the model again.",
             ) from error
         for name, (dtype, shape) in header.items():
-            if not dtype.startswith(("F", "BF")) and not _HARMLESS.search(name):
-                raise _bad(
-                    reference,
-                    f"'{name}' holds {dtype}, not floating-point numbers",
-                    "The weights are quantised, or converted wrongly: take the model they were made from.",
-                )
             if name in shapes:
                 raise _bad(reference, f"'{name}' is in {files_of[name].name} and in {file.name}")
-            shapes[name], files_of[name] = shape, file
+            shapes[name], types[name], files_of[name] = shape, dtype, file
     _check_shards_complete(shapes, files, reference)
-    return Stored(shapes, files_of)
+    return Stored(shapes, types, files_of)
 
 
 def _check_shards_complete(shapes: Mapping[str, Any], files: Sequence[Path], reference: str) -> None:
@@ -174,54 +168,78 @@ def _check_shards_complete(shapes: Mapping[str, Any], files: Sequence[Path], ref
         )
 
 
-def check_blocks(stored: Stored, config: Any, family: Family, reference: str) -> None:
-    """Whether there are weights for as many blocks as the configuration asks for, before any is built.
+def check_depth(stored: Stored, config: Any, reference: str) -> None:
+    """Refuse a configuration that asks for hundreds of blocks more than the files number, before any is built.
 
     Raises:
         MicroscopeError: ``bad_model_file``.
     """
-    stem = family.blocks.rsplit(".", 1)[-1]
-    pattern = re.compile(rf"(?:^|\.){stem}\.(\d+)\.")
-    found = {int(match[1]) for name in stored.shapes if (match := pattern.search(name))}
-    wanted = int(config.num_hidden_layers)
-    if len(found) != wanted:
-        raise _bad(
-            reference,
-            f"the configuration asks for {wanted} blocks, and the files have weights of {len(found)}",
-            "Take the configuration that belongs to the weights.",
-        )
+    wanted = getattr(config, "num_hidden_layers", None)
+    if not isinstance(wanted, int) or wanted <= _CHEAP_BLOCKS:
+        return
+    numbers = (int(number) for name in stored.shapes for number in _NUMBERED.findall(name))
+    highest = max(numbers, default=-1) + 1
+    if highest < wanted // 2:
+        raise _other_depth(wanted, highest, reference)
 
 
-def match_names(stored: Stored, skeleton: Any, reference: str) -> dict[str, str] | None:
+def match_names(stored: Stored, skeleton: Any, reference: str, whole: Any = None) -> weight_names.Matched:
     """Find the names under which ``transformers`` knows the stored weights, and check their shapes.
 
-    What is missing or unknown after that is for :func:`check_loaded`, since ``transformers`` renames
-    weights of older versions on its own.
+    What is missing or unknown after that is for :func:`check_loaded`.
 
     Args:
         stored: what the files hold.
         skeleton: the model without storage.
         reference: the model as it was named.
-
-    Returns:
-        A new name for each stored one where wrappers renamed them; None when they are to be read as they are.
+        whole: of a multimodal model, whose text part ``skeleton`` is, all parts without storage.
 
     Raises:
-        MicroscopeError: ``bad_model_file`` naming weights of other shapes, or two that are one.
+        MicroscopeError: ``bad_model_file`` naming weights of other shapes, two that are one, lists with gaps,
+            or more or fewer blocks than the configuration asks for.
     """
-    wanted = {name: tuple(weight.shape) for name, weight in skeleton.state_dict().items()}
-    base = f"{skeleton.base_model_prefix}."
+    renaming = weight_names.Renaming(skeleton)
+    if whole is None:
+        found = weight_names.match(stored.shapes, renaming, lambda name: _HARMLESS.search(name) is not None)
+    else:
+        found = match_text(stored.shapes, whole, skeleton)
+    _check_types(stored, found.own, skeleton, reference)
+    if depths := weight_names.other_blocks(found.own, skeleton):
+        raise _other_depth(*depths, reference)
+    if twice := weight_names.repeated(found.own):
+        raise _bad(reference, f"'{twice[0]}' and '{twice[1]}' are the same weight of the model")
+    if gaps := weight_names.incomplete_list(found.own):
+        name, pattern, numbers = gaps
+        raise _bad(
+            reference,
+            f"'{name}' is made of a list of tensors ('{pattern}'), and the files have only the numbers "
+            f"{', '.join(map(str, numbers[:20]))}",
+        )
+    _check_shapes(stored, found.own, renaming.wanted, reference)
+    return found
 
-    def known(name: str) -> str | None:
-        return next((o for o in (name, base + name, name.removeprefix(base)) if o in wanted), None)
 
-    ways = _unwrapped(stored.shapes)
-    # Of equally good ways the first: the one that changes least.
-    way = max(ways, key=lambda change: sum(known(change(name)) is not None for name in stored.shapes))
-    found = {name: own for name in stored.shapes if (own := known(way(name))) is not None}
-    _check_one_to_one(found, reference)
-    _check_shapes(stored, found, wanted, reference)
-    return None if way is ways[0] else {name: way(name) for name in stored.shapes}
+def _check_types(stored: Stored, own: Mapping[str, weight_names.Own], skeleton: Any, reference: str) -> None:
+    """Whether weights are floating-point numbers; a table of a model that holds others is found by its name."""
+    tables = {name for name, weight in skeleton.state_dict().items() if not weight.is_floating_point()}
+    for name, found in own.items():
+        if stored.types[name].startswith(("F", "BF")) == (found.name in tables) and not _HARMLESS.search(
+            name
+        ):
+            raise _bad(
+                reference,
+                f"'{name}' holds {stored.types[name]}"
+                + ("" if found.name in tables else ", not floating-point numbers"),
+                "The weights are quantised, or converted wrongly: take the model they were made from.",
+            )
+
+
+def _other_depth(wanted: int, found: int, reference: str) -> MicroscopeError:
+    return _bad(
+        reference,
+        f"the configuration asks for {wanted} blocks, and the files have weights of {found}",
+        "Take the configuration that belongs to the weights.",
+    )
 
 
 def _in_body(name: str, family: Family, base: str) -> bool:
@@ -229,44 +247,16 @@ def _in_body(name: str, family: Family, base: str) -> bool:
     return name.removeprefix(base).startswith((f"{stem}.", "embeddings."))
 
 
-def _unwrapped(names: Iterable[str]) -> list[Callable[[str], str]]:
-    """Ways to take wrappers' parts off names, the least change first."""
-
-    def without_wrappers(name: str) -> str:
-        return _WRAPPERS.sub("", name)
-
-    common: list[str] | None = None
-    for name in map(without_wrappers, names):
-        parts = name.split(".")[:-1]
-        pairs = zip(parts, parts if common is None else common, strict=False)
-        common = [part for part, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
-    ways: list[Callable[[str], str]] = [lambda name: name, without_wrappers]
-    for length in range(1, len(common or ()) + 1):
-        ways.append(partial(_without_prefix, ".".join((common or [])[:length]) + "."))
-    return ways
-
-
-def _without_prefix(prefix: str, name: str) -> str:
-    return _WRAPPERS.sub("", name).removeprefix(prefix)
-
-
-def _check_one_to_one(names: Mapping[str, str], reference: str) -> None:
-    seen: dict[str, str] = {}
-    for stored, own in names.items():
-        if own in seen:
-            raise _bad(reference, f"'{seen[own]}' and '{stored}' are the same weight of the model")
-        seen[own] = stored
-
-
 def _check_shapes(
-    stored: Stored, names: Mapping[str, str], wanted: Mapping[str, tuple[int, ...]], reference: str
+    stored: Stored, own: Mapping[str, weight_names.Own], wanted: Mapping[str, tuple[int, ...]], reference: str
 ) -> None:
-    for name, own in names.items():
-        if stored.shapes[name] != wanted[own]:
+    """Of weights that are taken as they are; those that are joined are checked as they are."""
+    for name, found in own.items():
+        if found.name is not None and found.rule is None and stored.shapes[name] != wanted[found.name]:
             raise _bad(
                 reference,
                 f"'{name}' has the shape {_shape(stored.shapes[name])}, and the configuration asks for "
-                f"{_shape(wanted[own])}",
+                f"{_shape(wanted[found.name])}",
                 "Take the configuration that belongs to the weights.",
             )
 
@@ -298,13 +288,14 @@ def _head_of(model: Any, family: Family) -> set[str]:
     return {name for name in model.state_dict() if not name.startswith(f"{model.base_model_prefix}.")}
 
 
-def check_loaded(model: Any, family: Family, info: Mapping[str, Any], reference: str) -> None:
+def check_loaded(model: Any, skeleton: Any, family: Family, info: Mapping[str, Any], reference: str) -> None:
     """What ``transformers`` reports of a load, and what it never looks at: ties, and numbers that are none.
 
     The head of an encoder that came without one becomes zeros, so that the model is the same on every load.
 
     Args:
         model: the loaded model.
+        skeleton: the same without storage.
         family: its family.
         info: ``missing_keys``, ``unexpected_keys``, ``mismatched_keys`` and ``error_msgs``.
         reference: the model as it was named.
@@ -322,12 +313,16 @@ def check_loaded(model: Any, family: Family, info: Mapping[str, Any], reference:
     _zero(model, missing)
     if unexpected:
         raise _unknown(unexpected, reference)
-    if info.get("mismatched_keys"):
-        name, *_ = next(iter(info["mismatched_keys"]))
-        raise _bad(reference, f"'{name}' has another shape than the configuration asks for")
+    for name, found, wanted in info.get("mismatched_keys", ()):
+        raise _bad(
+            reference,
+            f"'{name}' has the shape {_shape(tuple(found))}, and the configuration asks for "
+            f"{_shape(tuple(wanted))}",
+            "Take the configuration that belongs to the weights.",
+        )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise _bad(reference, "it comes with an adapter, which has been put into it")
-    _check_ties(model, reference)
+    _check_ties(model, skeleton, reference)
     _check_finite(model, reference)
 
 
@@ -338,17 +333,28 @@ def _zero(model: Any, names: set[str]) -> None:
             weight.zero_()
 
 
-def _check_ties(model: Any, reference: str) -> None:
-    if not getattr(model.config, "tie_word_embeddings", False):
-        return
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is not None and head.weight is not embedding.weight:
-        raise _bad(
-            reference,
-            "its configuration says that the embedding is also the head (tie_word_embeddings), and its files "
-            "hold two that differ",
-            "Set tie_word_embeddings to false in config.json if the head in the files is meant.",
-        )
+def _check_ties(model: Any, skeleton: Any, reference: str) -> None:
+    """Whether weights that the configuration makes one are one: files may hold two that differ."""
+    places: dict[int, list[str]] = defaultdict(list)
+    for name, weight in skeleton.named_parameters(remove_duplicate=False):
+        places[id(weight)].append(name)
+    head = skeleton.get_output_embeddings()
+    loaded = dict(model.named_parameters(remove_duplicate=False))
+    for first, *others in places.values():
+        for other in others:
+            one, two = loaded.get(first), loaded.get(other)
+            if one is two or one is None or two is None or not one.is_floating_point():
+                continue
+            if head is None or skeleton.get_parameter(first) is not head.weight:
+                raise _bad(
+                    reference, f"'{first}' and '{other}' are one weight, and its files hold two that differ"
+                )
+            raise _bad(
+                reference,
+                "its configuration says that the embedding is also the head (tie_word_embeddings), and its "
+                "files hold two that differ",
+                "Set tie_word_embeddings to false in config.json if the head in the files is meant.",
+            )
 
 
 @torch.no_grad()

@@ -7,9 +7,11 @@ and a setting whose function this program does not compute is a refusal by name.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +22,8 @@ from transformers import AutoConfig, PretrainedConfig
 
 from microscope.errors import MicroscopeError
 from microscope.models import gguf_files
-from microscope.models.families import Family, family_of
+from microscope.models.families import Family
+from microscope.models.kinds import Kind, check_known, declared_family, kind_of
 from microscope.quarantine.content import is_pointer
 from microscope.quarantine.documents import parse_json
 
@@ -30,25 +33,64 @@ _SETTINGS = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 _CONFIG_LIMIT = 16 * 2**20
-# Sizes under any of their names, and the largest that is believed; far above every published model.
+# Sizes under any of their names, and the largest that is believed; far above every published model. The first
+# pattern that fits a whole name counts.
 MAX_BLOCKS = 4096
-_LARGEST = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer"), MAX_BLOCKS),
-    **dict.fromkeys(("hidden_size", "n_embd"), 2**20),
-    **dict.fromkeys(("intermediate_size", "n_inner"), 2**24),
-    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads", "head_dim"), 2**16),
-    **dict.fromkeys(("vocab_size", "type_vocab_size"), 2**27),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 2**31),
+_LARGEST: tuple[tuple[re.Pattern[str], int], ...] = tuple(
+    (re.compile(pattern), largest)
+    for pattern, largest in (
+        (r"(num|n)_(\w+_)?(layers?|blocks)|(en|de)coder_layers|depth", MAX_BLOCKS),
+        (r"(num|n)_(\w+_)?heads?|(\w+_)?attention_heads|(\w+_)?head_(dim|size)|d_(kv|head)", 2**16),
+        (r"(num|n)_(\w+_)?experts?(_per_tok\w*)?|moe_(k|topk|top_k)", 2**16),
+        (r"(\w+_)?vocab_size(_\w+)?", 2**27),
+        (
+            r"(hidden|embed|embedding)_(size|dim)|d_model|n_embd|(\w+_)?(state_size|d_state|rank|conv_kernel)",
+            2**20,
+        ),
+        (
+            r"(\w+_)?(intermediate|ffn|inner|ff)_(size|dim)|n_inner|d_ff|ffn_dim|(\w+_)?(size|dim|width)",
+            2**24,
+        ),
+        (r"(\w+_)?(max_\w*position\w*|n_positions|n_ctx|max_seq_len|context_length|seq_length)", 2**31),
+    )
+)
+# What a model cannot be without: nought of it is no model.
+_NEEDED = {
+    *("num_hidden_layers", "n_layer", "hidden_size", "n_embd", "intermediate_size", "n_inner", "vocab_size"),
+    *("num_attention_heads", "n_head", "num_key_value_heads", "head_dim", "max_position_embeddings"),
+    *("n_positions", "n_ctx", "type_vocab_size"),
 }
-# Numbers that a row is divided by, or that angles are powers of.
-_POSITIVE = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
+# Numbers that a row is divided by.
+_EPSILON = re.compile(r"norm\w*_(eps|epsilon)$")
+# Settings under which a causal class's tokens see those that follow them, and the values that say so.
+_SEES_BOTH_WAYS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+    ("is_causal", lambda value: value is False),
+    ("causal", lambda value: value is False),
+    # "vision": tokens of images do, and those of text do not.
+    ("use_bidirectional_attention", lambda value: bool(value) and value != "vision"),
+    ("attn_type", lambda value: value == "bi"),
+)
+# Positions are counted from behind that of padding, so that the first ones of the table are never used.
+_COUNTED_FROM_PADDING = {
+    *(
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "camembert",
+        "data2vec-text",
+        "xmod",
+    ),
+}
+# What stands for the longest sequence of models that have none.
+UNBOUNDED = 2**17
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 # Rotations that change with the length of the sequence, so that a row depends on how many follow it.
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
-def read_config(reference: str, revision: str | None = None) -> tuple[str, PretrainedConfig]:
-    """Where ``from_pretrained`` finds the model, and its configuration; reads no weights.
+def read_config(reference: str, revision: str | None = None) -> tuple[str, Kind]:
+    """Where ``from_pretrained`` finds the model, and what its configuration describes; reads no weights.
 
     Raises:
         MicroscopeError: ``unknown_model``, ``bad_model_file``, ``wrong_file_type``, ``unsupported_family``
@@ -85,44 +127,62 @@ def read_config(reference: str, revision: str | None = None) -> tuple[str, Pretr
             ) from error
         raise _unreadable(reference, first_line(error)) from error
     check_sizes(settings, reference)
-    model_type = settings.get("model_type")
-    if isinstance(model_type, str):
-        family_of(model_type)
+    check_known(settings, reference)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # whatever a class of transformers makes of values it does not expect
         raise _unreadable(reference, first_line(error)) from error
-    check_computed(config, family_of(config.model_type), reference)
+    kind = kind_of(config, reference)
+    check_computed(kind.config, declared_family(kind.config.model_type), reference)
     # How outputs are packed is for this program to say; it is no part of the function.
-    config.return_dict, config.output_hidden_states = True, False
-    return source, config
+    kind.config.return_dict, kind.config.output_hidden_states = True, False
+    return source, kind
 
 
 def check_sizes(settings: dict[str, Any], reference: str) -> None:
     """Refuse numbers that no model has, before a class of ``transformers`` makes lists and modules of them.
 
     Args:
-        settings: ``config.json`` as it stands.
+        settings: ``config.json`` as it stands, with the settings of a model's parts within it.
         reference: the model as it was named.
 
     Raises:
         MicroscopeError: ``bad_model_file``.
     """
-    for name, largest in _LARGEST.items():
-        value = settings.get(name)
-        if value is None:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            check_sizes(value, reference)
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-            raise MicroscopeError(
-                "bad_model_file",
-                f"The configuration of {reference} has {name} {str(value)[:40]}, which is no whole number "
-                f"from 1 to {largest:,}.",
-                "Nothing was built. Take the configuration that belongs to the weights.",
-            )
+        largest = next((largest for pattern, largest in _LARGEST if pattern.fullmatch(name)), None)
+        if largest is None or value is None:
+            continue
+        least = 1 if name in _NEEDED else -1  # -1 and 0 stand for none in many configurations
+        # Where blocks differ, a size is a list with one for each.
+        sizes = value if isinstance(value, list) and len(value) <= MAX_BLOCKS else [value]
+        for size in sizes:
+            if not _is_size(size, min(least, 0) if len(sizes) > 1 else least, largest, name):
+                raise MicroscopeError(
+                    "bad_model_file",
+                    f"The configuration of {reference} has {name} {str(value)[:40]}, which is no whole number "
+                    f"from {max(least, 0)} to {largest:,}.",
+                    "Nothing was built. Take the configuration that belongs to the weights.",
+                )
 
 
-def check_computed(config: Any, family: Family, reference: str) -> None:
+def _is_size(value: Any, least: int, largest: int, name: str) -> bool:
+    """Whether a value is a number that a size may be; what a name only resembles may be of another type."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return name not in _NEEDED
+    return least <= value <= largest and (isinstance(value, int) or name not in _NEEDED)
+
+
+def check_computed(config: Any, family: Family | None, reference: str) -> None:
     """Refuse settings under which the model is another function than the one computed here.
+
+    Args:
+        config: that of the model, of a multimodal one that of its text part.
+        family: the family that is declared for its type, if there is one.
+        reference: the model as it was named.
 
     Raises:
         MicroscopeError: ``unsupported_configuration``.
@@ -135,14 +195,14 @@ def check_computed(config: Any, family: Family, reference: str) -> None:
             "Use a model without it; its numbers would be those of another function.",
         )
 
-    if family.causal:
-        if getattr(config, "is_causal", True) is False:
-            raise refuse("is_causal to false", "a decoder that sees both ways is not supported")
-        if getattr(config, "use_bidirectional_attention", None):
-            raise refuse(
-                "use_bidirectional_attention",
-                "a text encoder that sees both ways is not supported as a decoder",
-            )
+    if family is None or family.causal:
+        for setting, sees_both_ways in _SEES_BOTH_WAYS:
+            value = getattr(config, setting, None)
+            if value is not None and sees_both_ways(value):
+                raise refuse(
+                    f"{setting} to {str(value).lower()}",
+                    "a model whose tokens see those that follow them is not supported as a decoder",
+                )
     else:
         if config.is_decoder:
             raise refuse("is_decoder", "an encoder that sees one way is not supported")
@@ -151,27 +211,16 @@ def check_computed(config: Any, family: Family, reference: str) -> None:
             raise refuse(
                 f"position_embedding_type to '{kind}'", "only learned absolute positions are computed"
             )
-    numbers = [(name, getattr(config, name, None)) for name in _POSITIVE]
+    numbers = [(name, value) for name, value in config.to_dict().items() if _EPSILON.search(name)]
     numbers += [("rope_theta", rope.get("rope_theta")) for rope in rotations(config)]
     for name, value in numbers:
-        if value is not None and not 0 < value < float("inf"):
+        if isinstance(value, (int, float)) and not 0 < value < float("inf"):
             raise refuse(f"{name} to {value}", "it must be a positive number")
     if getattr(config, "add_cross_attention", False):
         raise refuse("add_cross_attention", "there is nothing it could attend to")
-    if family.name == "roberta" and config.pad_token_id is None:
+    if config.model_type in _COUNTED_FROM_PADDING and config.pad_token_id is None:
         raise refuse("pad_token_id to null", "positions of RoBERTa are counted from it")
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        known = _LAYER_TYPES if family.layer_kinds else {"full_attention"}
-        if len(kinds) != config.num_hidden_layers or not set(kinds) <= known:
-            found = ", ".join(sorted(set(map(str, kinds))))[:80]
-            raise refuse(
-                "layer_types",
-                f"{len(kinds)} kinds of attention ({found}) where {config.num_hidden_layers} of "
-                f"{' or '.join(sorted(known))} are understood",
-            )
-        if "sliding_attention" in kinds and not config.sliding_window:
-            raise refuse("layer_types", "blocks with a sliding window, but no sliding_window")
+    _check_layer_types(config, family, refuse)
     own = getattr(config, "architectures", None) or []
     if getattr(config, "auto_map", None) and own and not any(hasattr(transformers, str(n)) for n in own):
         raise refuse(
@@ -179,23 +228,51 @@ def check_computed(config: Any, family: Family, reference: str) -> None:
         )
 
 
-def positions_of(config: Any, family: Family) -> int:
+def _check_layer_types(
+    config: Any, family: Family | None, refuse: Callable[[str, str], MicroscopeError]
+) -> None:
+    kinds, blocks = getattr(config, "layer_types", None), getattr(config, "num_hidden_layers", None)
+    if kinds is None or family is None:  # which kinds others have is for their own classes to say
+        return
+    known = _LAYER_TYPES if family.layer_kinds else {"full_attention"}
+    if len(kinds) != blocks or not set(kinds) <= known:
+        found = ", ".join(sorted(set(map(str, kinds))))[:80]
+        raise refuse(
+            "layer_types",
+            f"{len(kinds)} kinds of attention ({found}) where {blocks} of "
+            f"{' or '.join(sorted(known))} are understood",
+        )
+    if "sliding_attention" in kinds and not getattr(config, "sliding_window", True):
+        raise refuse("layer_types", "blocks with a sliding window, but no sliding_window")
+
+
+def positions_of(config: Any, family: Family | None = None) -> int:
     """Longest sequence, in tokens, for which every position is defined and independent of what follows.
 
     RoBERTa's positions begin behind that of padding. Rotations that change beyond a length count up to it:
-    under ``longrope`` and ``dynamic`` a longer sequence changes the rows of all its tokens.
+    under ``longrope`` and ``dynamic`` a longer sequence changes the rows of all its tokens. Of models without
+    a longest sequence (recurrent ones, and those that are told distances only) it is :data:`UNBOUNDED`.
     """
-    stated = int(config.max_position_embeddings)
-    if family.name == "roberta":
+    stated = next((n for n in _stated_positions(config) if isinstance(n, int) and n > 0), UNBOUNDED)
+    if config.model_type in _COUNTED_FROM_PADDING:
         return stated - int(config.pad_token_id) - 1
     limits = [stated]
     for rope in rotations(config):
         if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
             original = (
-                rope.get("original_max_position_embeddings") if rope["rope_type"] == "longrope" else None
+                rope.get("original_max_position_embeddings")
+                or getattr(config, "original_max_position_embeddings", None)
+                if rope["rope_type"] == "longrope"
+                else None
             )
             limits.append(int(original or stated))
     return min(limits)
+
+
+def _stated_positions(config: Any) -> Iterator[Any]:
+    for name in ("max_position_embeddings", "max_seq_len", "context_length", "max_target_positions"):
+        with contextlib.suppress(AttributeError):  # some configurations know a name and have no value
+            yield getattr(config, name, None)
 
 
 def rotations(config: Any) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from microscope.errors import MicroscopeError
 from microscope.models import memory
-from microscope.models.load import LoadedModel, auto_class, inspect_model, load_model
+from microscope.models.load import LoadedModel, inspect_model, load_model
 from microscope.models.quantised import is_quantisation
 from microscope.params import InspectParams
 from microscope.progress import SILENT, Progress
@@ -77,7 +77,7 @@ def measure_rounding(params: InspectParams, progress: Progress = SILENT) -> dict
         if whole is not None:
             rounding |= compare_logits(whole, _logits(loaded))
         progress.advance(2, final=True)
-    skeleton = memory.skeleton(auto_class(loaded.family), loaded.config)
+    skeleton = memory.skeleton(type(loaded.model), loaded.config)
     sizes = {name: memory.weight_bytes(skeleton, name) for name in memory.PRECISIONS}
     return {"fingerprint": loaded.fingerprint, "rounding": {**rounding, "bytes": sizes}}
 

@@ -14,13 +14,14 @@ import psutil
 import torch
 
 from microscope.errors import MicroscopeError
-from microscope.models.families import family_of
+from microscope.models.gguf_parts import join, parts_of
+from microscope.models.gguf_settings import check_kind, check_settings, check_tensors
 from microscope.quarantine.content import is_pointer
-from microscope.quarantine.gguf import GgufHeader, check_gguf
+from microscope.quarantine.gguf import GgufHeader, check_model, joined, read_gguf
 
 _SOURCE = "source.json"
-# Architectures that are called otherwise in ``transformers``; of Gemma-3 a file has the text part only.
-_MODEL_TYPES = {"gemma3": "gemma3_text", "gptneox": "gpt_neox"}
+# Raised when files are refused that were converted before: what was kept of them is made again.
+_CHECKED = 2
 _SLACK = 1.05  # how much larger than the weights in the file a model may be
 
 
@@ -41,24 +42,31 @@ def converted_folder(file: Path) -> Path:
     Raises:
         MicroscopeError: ``wrong_file_type``, ``bad_model_file``, ``unsupported_family`` or ``model_too_big``.
     """
-    if is_pointer(file):
-        raise MicroscopeError(
-            "bad_model_file",
-            f"{file.name} is a Git LFS pointer, not the file itself.",
-            "Run `git lfs pull`, or download the file again.",
-        )
-    header = check_gguf(file)
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
-    target = cache_dir() / "gguf" / digest
+    parts = parts_of(file)
+    for part in parts:
+        if is_pointer(part):
+            raise MicroscopeError(
+                "bad_model_file",
+                f"{part.name} is a Git LFS pointer, not the file itself.",
+                "Run `git lfs pull`, or download the file again.",
+            )
+    header = joined([read_gguf(part) for part in parts], file.name)
+    target = cache_dir() / "gguf" / _digest(parts)
     if _is_checked(target):
         return target
-    _check_whole(header, file.name)
+    if len(parts) > 1:
+        header.metadata.pop("split.count", None)
+    check_kind(header, file.name)
+    check_model(header, file.name)
+    _check_memory(header, file.name)
     shutil.rmtree(target, ignore_errors=True)  # of a version that did not look for lost weights
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
-        _convert(file, work, header)
+        if len(parts) > 1:
+            _convert_joined(parts, work, header)
+        else:
+            _convert(file, work, header, file.name)
         try:
             work.rename(target)
         except OSError:
@@ -69,20 +77,49 @@ def converted_folder(file: Path) -> Path:
     return target
 
 
-def _convert(file: Path, folder: Path, header: GgufHeader) -> None:
+def _digest(parts: list[Path]) -> str:
+    digest = hashlib.sha256()
+    if len(parts) == 1:  # as it always was
+        with parts[0].open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+    for part in parts:
+        with part.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def _convert_joined(parts: list[Path], folder: Path, header: GgufHeader) -> None:
+    """Convert a model of several files by way of a file of all, which is not kept."""
+    need, free = sum(part.stat().st_size for part in parts), shutil.disk_usage(folder).free
+    if need > free:
+        raise MicroscopeError(
+            "model_too_big",
+            f"Joining the {len(parts)} parts of {parts[0].name} needs {need / 1e9:.1f} GB of disk, and "
+            f"{free / 1e9:.1f} GB are free in {folder.parent}.",
+            "Make room, or set MICROSCOPE_CACHE_DIR to a folder on another disk.",
+        )
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        whole = Path(place) / "whole.gguf"
+        join(parts, whole)
+        _convert(whole, folder, header, parts[0].name)
+
+
+def _convert(file: Path, folder: Path, header: GgufHeader, name: str) -> None:
     # Imported here: most callers only ask where the cache is.
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     where: dict[str, Any] = {"gguf_file": file.name}
     try:
-        _check_size(AutoConfig.from_pretrained(file.parent, **where), header, file.name)
+        config = AutoConfig.from_pretrained(file.parent, **where)
+        check_settings(header, config, name)
+        _check_size(config, header, name)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             file.parent, dtype=torch.float32, output_loading_info=True, **where
         )
         model, told = loaded
-        _check_complete(told, file.name)
-        _check_read(model, told, header, file.name)
+        _check_complete(told, name)
+        _check_read(model, told, header, name)
     except (MicroscopeError, MemoryError, ImportError):
         raise
     except Exception as error:
@@ -90,7 +127,7 @@ def _convert(file: Path, folder: Path, header: GgufHeader) -> None:
         reason = str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
         raise MicroscopeError(
             "bad_model_file",
-            f"{file.name} cannot be read as a model: {reason}",
+            f"{name} cannot be read as a model: {reason}",
             "Its settings may not suit its weights, or its type may not be supported: convert it again.",
         ) from error
     # The weights are plain floats now; what says otherwise would make them unsaveable.
@@ -99,43 +136,19 @@ def _convert(file: Path, folder: Path, header: GgufHeader) -> None:
     model.is_quantized = False
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    about = {"gguf": file.name, "bytes": file.stat().st_size, "checked": True}
+    about = {"gguf": name, "bytes": file.stat().st_size, "checked": _CHECKED}
     (folder / _SOURCE).write_text(json.dumps(about))
 
 
 def _is_checked(folder: Path) -> bool:
     try:
-        return bool(json.loads((folder / _SOURCE).read_text(encoding="utf-8")).get("checked"))
-    except (OSError, ValueError):
+        checked: int = json.loads((folder / _SOURCE).read_text(encoding="utf-8")).get("checked", 0)
+        return checked >= _CHECKED
+    except (OSError, ValueError, TypeError):
         return False
 
 
-def _check_whole(header: GgufHeader, name: str) -> None:
-    """Whether the file is one whole model of a supported kind, without what its conversion would lose."""
-
-    def refuse(reason: str, hint: str = "Take the safetensors files of the model.") -> MicroscopeError:
-        return MicroscopeError("bad_model_file", f"{name} cannot be read as a model: {reason}.", hint)
-
-    metadata = header.metadata
-    kind = metadata.get("general.type", "model")
-    if kind != "model":
-        raise refuse(f"it holds something else ({str(kind)[:40]})")
-    parts = metadata.get("split.count", 0)
-    if isinstance(parts, int) and parts > 1:
-        raise refuse(
-            f"it is one of {parts} parts of a split model",
-            "Join them first: llama-gguf-split --merge FIRST_PART WHOLE.gguf.",
-        )
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str):
-        raise refuse("it does not say of which architecture it is (general.architecture)")
-    family_of(_MODEL_TYPES.get(architecture, architecture))
-    scaling = sorted(key for key in metadata if key.startswith(f"{architecture}.rope.scaling."))
-    if scaling and metadata.get(f"{architecture}.rope.scaling.type") != "none":
-        raise refuse(f"its rotary positions are scaled ({scaling[0]}), which conversion would lose")
-    factors = [tensor for tensor in header.tensors if tensor.startswith("rope_")]
-    if factors:
-        raise refuse(f"its rotary positions have factors ({factors[0]}), which conversion would lose")
+def _check_memory(header: GgufHeader, name: str) -> None:
     need, free = 8 * header.parameters, psutil.virtual_memory().available  # float32, read and written
     if need > free:
         raise MicroscopeError(
@@ -148,16 +161,14 @@ def _check_whole(header: GgufHeader, name: str) -> None:
 
 def _check_read(model: Any, told: dict[str, Any], header: GgufHeader, name: str) -> None:
     """Whether every tensor of the file became a weight, and all of them are numbers."""
+    from microscope.models import memory
     from microscope.models.checkpoint import check_loaded
+    from microscope.models.kinds import declared_family
+    from microscope.models.structure import outline
 
-    check_loaded(model, family_of(model.config.model_type), told, name)
-    weights = sum(1 for _ in model.parameters())  # tied ones once
-    if weights != len(header.tensors):
-        raise MicroscopeError(
-            "bad_model_file",
-            f"{name} has {len(header.tensors)} tensors, and the model made of it {weights} weights.",
-            "Some would be lost or made up. Take the safetensors files of the model.",
-        )
+    skeleton = memory.skeleton(type(model), model.config)
+    check_loaded(model, skeleton, declared_family(model.config.model_type) or outline(model), told, name)
+    check_tensors(header, model, name)
 
 
 def _check_complete(told: dict[str, Any], name: str) -> None:
@@ -173,11 +184,10 @@ def _check_complete(told: dict[str, Any], name: str) -> None:
 
 def _check_size(config: Any, header: GgufHeader, name: str) -> None:
     """Whether the model that the settings describe is as large as the weights: it is built before they are read."""
-    from transformers import AutoModelForCausalLM
-
     from microscope.models import memory
+    from microscope.models.kinds import kind_of
 
-    wanted = sum(p.numel() for p in memory.skeleton(AutoModelForCausalLM, config).parameters())
+    wanted = memory.count_parameters(kind_of(config, name).build, config)
     # Some families keep small tensors that a file does not have, such as biases that are zero.
     if wanted > header.parameters * _SLACK:
         raise MicroscopeError(

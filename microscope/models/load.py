@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PretrainedConfig
+from transformers import AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from microscope.errors import MicroscopeError
-from microscope.models import checkpoint, memory, placement, quantised
+from microscope.models import checkpoint, facts, memory, placement, quantised
 from microscope.models.configuration import (
     first_line,
     is_offline,
@@ -23,8 +23,10 @@ from microscope.models.configuration import (
     positions_of,
     read_config,
 )
-from microscope.models.families import Family, family_of
+from microscope.models.families import Family
 from microscope.models.fingerprint import model_fingerprint, tokenizer_fingerprint
+from microscope.models.kinds import Kind, declared_family, whole_class
+from microscope.models.multimodal import check_same_logits
 from microscope.models.obstacles import is_tied, obstacles_of
 from microscope.models.precision import dtype_name, resolve_device, resolve_dtype
 from microscope.models.tokens import TokenTexts, check_tokens
@@ -73,15 +75,15 @@ class LoadedModel:
 
     @property
     def n_layers(self) -> int:
-        return int(self.config.num_hidden_layers)
+        return facts.n_layers(self.model, self.family)
 
     @property
     def d_model(self) -> int:
-        return int(self.config.hidden_size)
+        return facts.d_model(self.model)
 
     @property
     def vocab_size(self) -> int:
-        return int(self.config.vocab_size)
+        return facts.vocab_size(self.model)
 
     @property
     def max_context(self) -> int:
@@ -103,7 +105,7 @@ class LoadedModel:
 
     @cached_property
     def parameters(self) -> int:
-        return memory.count_parameters(auto_class(self.family), self.config)
+        return memory.count_parameters(type(self.model), self.config)
 
     def encode(self, text: str, where: str = "The text") -> list[int]:
         """Token ids of a text with the special tokens the tokenizer wraps it in.
@@ -161,13 +163,16 @@ def load_model(
     where = resolve_device(device)
     rounded = dtype if quantised.is_quantisation(dtype) else None
     computing = resolve_dtype(arithmetic if rounded else dtype, where)
-    source, config = read_config(reference, revision)
-    family = family_of(config.model_type)
-    quantised.check_not_quantised_yet(reference, config)
+    source, kind = read_config(reference, revision)
+    quantised.check_not_quantised_yet(reference, kind.whole or kind.config)
     folder = Path(source) if Path(source).is_dir() else None
-    stored = None if folder is None else _read_folder(folder, config, family, reference)
-    skeleton = _skeleton(config, family, reference)
-    names = None if stored is None else checkpoint.match_names(stored, skeleton, reference)
+    stored = None if folder is None else _read_folder(folder, kind, reference)
+    # Imported here: structure is found by running models, and runners know loaded ones.
+    from microscope.models.structure import complete, outline
+
+    skeleton, whole = _skeletons(kind, reference)
+    family = declared_family(kind.config.model_type) or outline(skeleton)
+    matched = None if stored is None else checkpoint.match_names(stored, skeleton, reference, whole)
     memory.check_fits(skeleton, rounded or dtype_name(computing), where, everywhere=device == "balanced")
     options: dict[str, Any] = {"dtype": computing}
     if rounded:
@@ -180,17 +185,18 @@ def load_model(
     try:
         if stored is None:  # on the Hub: fetched only now that it is known to fit
             stored = checkpoint.read_headers(_hub_files(source, hub), reference)
-            checkpoint.check_blocks(stored, config, family, reference)
-            names = checkpoint.match_names(stored, skeleton, reference)
-        if names is None:
-            build, weights = auto_class(family), source
+            checkpoint.check_depth(stored, kind.config, reference)
+            matched = checkpoint.match_names(stored, skeleton, reference, whole)
+        # Shapes that differ are reported with the rest, where they can be named.
+        options["ignore_mismatched_sizes"] = True
+        weights: str | None = source
+        if matched is None or matched.read_as is None:
             options |= hub | {"use_safetensors": True}
-        else:  # only a class itself takes weights without a source
-            build, weights = type(skeleton), None
-            options["state_dict"] = stored.read(names)
-        model, info = build.from_pretrained(
+        else:
+            weights, options["state_dict"] = None, stored.read(matched.read_as)
+        model, info = kind.build.from_pretrained(
             weights,
-            config=config,
+            config=kind.config,
             attn_implementation="eager" if family.eager else None,
             trust_remote_code=False,
             output_loading_info=True,
@@ -203,17 +209,23 @@ def load_model(
             "Weights must be safetensors and complete; download or convert the model again.",
         ) from error
     tokenizer = _tokenizer(source, hub, reference)
-    checkpoint.check_loaded(model, family, info, reference)
+    checkpoint.check_loaded(model, skeleton, family, info, reference)
     model.config.name_or_path = source
     model = model.eval().requires_grad_(False)
     if rounded:
         quantised.settle(model, computing)
     if "device_map" not in options:
         model = model.to(where)
+    # Taken before the model first runs: bitsandbytes rearranges weights then.
+    fingerprint = model_fingerprint(model) if rounded else None
+    if whole is not None:
+        check_same_logits(whole, model, reference)
+    if family.found:
+        family = complete(model, family)
     where = model.get_input_embeddings().weight.device
     loaded = LoadedModel(reference, revision, model, tokenizer, family, where, computing, rounded)
-    if rounded:
-        _ = loaded.fingerprint  # before bitsandbytes rearranges weights at their first use
+    if fingerprint is not None:
+        vars(loaded)["fingerprint"] = fingerprint  # where the cached property keeps it
     return loaded
 
 
@@ -229,18 +241,13 @@ def _tokenizer(source: str, hub: dict[str, Any], reference: str) -> Any:
         ) from error
 
 
-def auto_class(family: Family) -> Any:
-    """The Hugging Face class that loads a family: causal models with their head, encoders with theirs."""
-    return AutoModelForCausalLM if family.causal else AutoModelForMaskedLM
-
-
-def _read_folder(folder: Path, config: Any, family: Family, reference: str) -> checkpoint.Stored:
-    """Headers of a folder's weights, with as many blocks as the configuration asks for."""
+def _read_folder(folder: Path, kind: Kind, reference: str) -> checkpoint.Stored:
+    """Headers of a folder's weights, checked as far as that can be done before a model is built."""
     for name in _TOKENIZER_FILES:
         if (folder / name).is_file() and is_pointer(folder / name):
             raise pointer_refused(name, reference)
     stored = checkpoint.read_headers(checkpoint.weight_files(folder, reference), reference)
-    checkpoint.check_blocks(stored, config, family, reference)
+    checkpoint.check_depth(stored, kind.config, reference)
     return stored
 
 
@@ -257,9 +264,19 @@ def _hub_files(source: str, hub: dict[str, Any]) -> list[Path]:
     return checkpoint.weight_files(index.parent, source)
 
 
-def _skeleton(config: Any, family: Family, reference: str) -> Any:
+def _skeletons(kind: Kind, reference: str) -> tuple[Any, Any]:
+    """The model without storage and, if it is the text part of a multimodal one, that with all its parts."""
+    if kind.whole is None:
+        return _skeleton(kind.build, kind.config, reference), None
+    whole = _skeleton(whole_class(kind.whole), kind.whole, reference)
+    # Whether the embedding is also the head is said of the whole model.
+    kind.config.tie_word_embeddings = is_tied(whole)
+    return _skeleton(kind.build, kind.config, reference), whole
+
+
+def _skeleton(build: Any, config: PretrainedConfig, reference: str) -> Any:
     try:
-        return memory.skeleton(auto_class(family), config)
+        return memory.skeleton(build, config)
     except Exception as error:  # sizes that do not fit each other raise many kinds
         raise MicroscopeError(
             "bad_model_file",
@@ -270,17 +287,22 @@ def _skeleton(config: Any, family: Family, reference: str) -> Any:
 
 def inspect_model(reference: str, revision: str | None = None) -> dict[str, Any]:
     """Facts about a model from its configuration alone: what a form shows before anything is loaded."""
-    _, config = read_config(reference, revision)
-    family = family_of(config.model_type)
-    model = _skeleton(config, family, reference)
+    from microscope.models.structure import outline
+
+    _, kind = read_config(reference, revision)
+    config = kind.config
+    model, _ = _skeletons(kind, reference)
+    family = declared_family(config.model_type) or outline(model)
     parameters = sum(p.numel() for p in model.parameters())
-    obstacles = obstacles_of(model, family, int(config.num_hidden_layers))
+    obstacles = obstacles_of(model, family, facts.n_layers(model, family))
     return {
         "family": family.name,
         "model_type": config.model_type,
-        "n_layers": int(config.num_hidden_layers),
-        "d_model": int(config.hidden_size),
-        "vocab_size": int(config.vocab_size),
+        # Of a multimodal model the text part is meant; this is the model's type.
+        **({} if kind.whole is None else {"text_part_of": kind.whole.model_type}),
+        "n_layers": facts.n_layers(model, family),
+        "d_model": facts.d_model(model),
+        "vocab_size": facts.vocab_size(model),
         "max_context": positions_of(config, family),
         "parameters": parameters,
         "bytes_needed": memory.bytes_needed_by_precision(model),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,18 +20,15 @@ PRECISIONS = ("float32", "bfloat16", "int8", "nf4")
 _OVERHEAD_BYTES, _OVERHEAD_SHARE = 300 * 2**20, 0.1
 
 
-def skeleton(auto_class: Any, config: PretrainedConfig) -> Any:
-    """A model with this configuration whose weights have shapes but no storage.
-
-    ``auto_class`` is the Hugging Face class that would load it.
-    """
+def skeleton(build: Any, config: PretrainedConfig) -> Any:
+    """A model of a class of ``transformers`` whose weights have shapes but no storage."""
     with torch.device("meta"):
-        return auto_class.from_config(config)
+        return build(copy.deepcopy(config))
 
 
-def count_parameters(auto_class: Any, config: PretrainedConfig) -> int:
+def count_parameters(build: Any, config: PretrainedConfig) -> int:
     """Number of weights of a model with this configuration, without allocating them."""
-    return sum(p.numel() for p in skeleton(auto_class, config).parameters())
+    return sum(p.numel() for p in skeleton(build, config).parameters())
 
 
 def weight_bytes(model: Any, precision: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -54,7 +55,18 @@ class GgufHeader(NamedTuple):
 
 
 def check_gguf(path: Path, name: str | None = None) -> GgufHeader:
-    """Check a whole header against the file.
+    """Check a whole header against the file, and that it is of a language model.
+
+    Raises:
+        MicroscopeError: ``wrong_file_type``, or ``bad_model_file`` with what is wrong.
+    """
+    header = read_gguf(path, name)
+    check_model(header, name or path.name)
+    return header
+
+
+def read_gguf(path: Path, name: str | None = None) -> GgufHeader:
+    """Check a whole header against the file, whatever it is of.
 
     Raises:
         MicroscopeError: ``wrong_file_type``, or ``bad_model_file`` with what is wrong.
@@ -70,15 +82,44 @@ def check_gguf(path: Path, name: str | None = None) -> GgufHeader:
     with path.open("rb") as stream:
         stream.seek(4)
         try:
-            header = _Parser(stream, size).header()
-            _check_blocks(header)
+            return _Parser(stream, size).header()
         except _UnsoundError as error:
-            raise MicroscopeError(
-                "bad_model_file",
-                f"{shown} is no sound GGUF file: {error}.",
-                "It may be cut off, or one part of several: download or convert it again.",
-            ) from error
-    return header
+            raise _unsound(shown, error) from error
+
+
+def check_model(header: GgufHeader, name: str) -> None:
+    """Whether a header's settings suit its weights: a model of another size is not built.
+
+    Raises:
+        MicroscopeError: ``bad_model_file``.
+    """
+    try:
+        _check_blocks(header)
+    except _UnsoundError as error:
+        raise _unsound(name, error) from error
+
+
+def joined(headers: Sequence[GgufHeader], name: str) -> GgufHeader:
+    """The header of a model whose tensors are in several files; the first says what it is of.
+
+    Raises:
+        MicroscopeError: ``bad_model_file`` for a tensor in two files.
+    """
+    tensors: dict[str, GgufTensor] = {}
+    for header in headers:
+        for tensor, entry in header.tensors.items():
+            if tensor in tensors:
+                raise _unsound(name, _UnsoundError(f"the tensor {tensor} is in two of its parts"))
+            tensors[tensor] = entry
+    return GgufHeader(headers[0].metadata, headers[0].lengths, tensors)
+
+
+def _unsound(name: str, error: Exception) -> MicroscopeError:
+    return MicroscopeError(
+        "bad_model_file",
+        f"{name} is no sound GGUF file: {error}.",
+        "It may be cut off: download or convert it again.",
+    )
 
 
 class _UnsoundError(ValueError):
@@ -222,7 +263,7 @@ def _bytes_of(name: str, entry: _Entry) -> int:
 
 
 def _check_blocks(header: GgufHeader) -> None:
-    """What the settings ask for against the weights that are there: a model of another size is not built."""
+    """What the settings ask for against the weights that are there."""
     family = header.metadata.get("general.architecture")
     if not isinstance(family, str) or not family:
         raise _UnsoundError("it does not say which architecture it is (general.architecture)")

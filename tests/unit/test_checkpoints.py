@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, LlamaForCausalLM
 
 from microscope.errors import MicroscopeError
 from microscope.models import inspect_model, load_model
@@ -345,13 +345,13 @@ def test_a_small_file_that_asks_for_a_huge_model_is_refused_before_anything_is_b
 
 def test_what_transformers_reports_of_a_load_is_read(model_folders, monkeypatch):
     """Weights that its own renaming lost are refused, too: here the report itself is what is tested."""
-    real = AutoModelForCausalLM.from_pretrained
+    real = LlamaForCausalLM.from_pretrained
 
     def report(*arguments: Any, **options: Any) -> Any:
         model, info = real(*arguments, **options)
         return model, info | {"missing_keys": {"model.norm.weight"}}
 
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", report)
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", report)
     refused(model_folders["llama"], "model.norm.weight")
 
 

@@ -111,5 +111,5 @@ def test_pointers_and_other_architectures(tmp_path, cache):
     refused(tmp_path / "m.gguf", cache, "lfs pull")
     file = made_gguf(tmp_path / "real.gguf")
     data = file.read_bytes()
-    (tmp_path / "other.gguf").write_bytes(data.replace(b"llama", b"bloom"))
-    refused(tmp_path / "other.gguf", cache, "bloom", "Supported types")
+    (tmp_path / "other.gguf").write_bytes(data.replace(b"llama", b"rwkv6"))
+    refused(tmp_path / "other.gguf", cache, "rwkv6", "From GGUF")

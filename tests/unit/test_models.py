@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from microscope.activations.forward import SiteReader
@@ -319,9 +320,11 @@ def test_types_of_models_that_the_documents_name_are_the_supported_ones():
     assert named == set(supported_types())
 
 
-def test_models_of_other_families_are_refused_with_the_list(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "bloom"}')
+def test_types_that_transformers_does_not_know_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
     with pytest.raises(MicroscopeError) as caught:
         load_model(str(tmp_path))
-    assert caught.value.hint == f"Supported types: {', '.join(supported_types())}."
+    assert caught.value.code == "unsupported_family"
+    assert "no-such-type" in caught.value.message
+    assert transformers.__version__ in caught.value.message
     assert len(set(SITE_KINDS)) == 6

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate import dispatch_model
+from transformers import LlamaForCausalLM
 
 from microscope.activations.forward import SiteReader
 from microscope.errors import MicroscopeError
 from microscope.evaluation.splice import splicer_for
-from microscope.models import LoadedModel, load, load_model, memory, placement, resolve_device, runner_for
+from microscope.models import LoadedModel, load_model, memory, placement, resolve_device, runner_for
 from microscope.params import Site
 from microscope.sae import SparseAutoencoder
 
@@ -43,16 +44,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What ``from_pretrained`` is called with."""
     seen: dict[str, Any] = {}
 
-    def from_pretrained(source: str, **options: Any) -> None:
+    def from_pretrained(_source: str, **options: Any) -> None:
         seen.update(options)
         raise _Asked
 
-    real = load.auto_class
-    monkeypatch.setattr(
-        load,
-        "auto_class",
-        lambda family: SimpleNamespace(from_pretrained=from_pretrained, from_config=real(family).from_config),
-    )
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", from_pretrained)
     return seen
 
 

@@ -44,6 +44,8 @@ export type Artifact = Schemas["Artifact"];
 /** `facts` of a model, once it has been looked at. */
 export interface ModelFacts {
   family?: string;
+  /** Type of the multimodal model whose text part is meant. */
+  text_part_of?: string;
   n_layers?: number;
   d_model?: number;
   vocab_size?: number;

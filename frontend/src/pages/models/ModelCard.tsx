@@ -27,6 +27,9 @@ function factsOf(model: Model): Fact[] {
     { label: "Vocabulary", value: integer(facts.vocab_size) },
     { label: "Context", value: integer(facts.max_context), title: "longest text it reads, in tokens" },
     { label: "Family", value: facts.family ?? "–" },
+    ...(facts.text_part_of
+      ? [{ label: "Text part of", value: facts.text_part_of, title: "images and sound are not read, and their weights not loaded" }]
+      : []),
     ...memory,
     ...roundingFacts(facts),
     ...runningFacts(model.resident?.running),
