@@ -104,6 +104,8 @@ def _measure(runner: BlockRunner, seen: Pass) -> Proof:
         y, past = runner.block(call.layer, call.x, whole, None)
         blocks = max(blocks, deviation(y, out))
         _, before = runner.block(call.layer, call.x[:, :start], first, None)
+        # Another text in between: a block that keeps a state in itself would go on from that one.
+        runner.block(call.layer, call.x[:, :start].flip(1), first, None)
         y, _ = runner.block(call.layer, call.x[:, start:], several, before)
         continued = max(continued, deviation(y, out[:, start:]))
         if runner.cuttable:
