@@ -1,4 +1,4 @@
-"""Module names of each model family's sites, which no other module knows.
+"""Module names of each model family's sites.
 
 Facts follow the module trees of ``transformers``; a site is a module path plus "its input" or "its
 output", so that a plain Hugging Face model needs no rewriting to be read.
@@ -13,6 +13,7 @@ from typing import Literal
 from torch import nn
 
 from microscope.errors import MicroscopeError
+from microscope.models.declarations import DECODERS
 from microscope.params import SITE_KINDS, Site
 from microscope.params.sites import SiteKind
 
@@ -130,34 +131,6 @@ class Family:
         return [f"{self.block_path(i)}.{p}" for i in range(n_layers) for p in self.parts_of(i).projections]
 
 
-_LLAMA = Parts(
-    attention="self_attn",
-    attention_projection="self_attn.o_proj",
-    between=Tap("post_attention_layernorm", "input"),
-    mlp="mlp",
-    mlp_projection="mlp.down_proj",
-)
-_GPT2 = Parts(
-    attention="attn",
-    attention_projection="attn.c_proj",
-    between=Tap("ln_2", "input"),
-    mlp="mlp",
-    mlp_projection="mlp.c_proj",
-)
-_GEMMA = Parts(
-    attention="post_attention_layernorm",
-    attention_projection="self_attn.o_proj",
-    between=Tap("pre_feedforward_layernorm", "input"),
-    mlp="post_feedforward_layernorm",
-    mlp_projection="mlp.down_proj",
-)
-_GPT_NEOX = Parts(
-    attention="attention",
-    attention_projection="attention.dense",
-    mlp="mlp",
-    mlp_projection="mlp.dense_4h_to_h",
-    missing={"resid_mid": "attention and MLP run in parallel"},
-)
 _BERT = Parts(
     attention="attention.output.dense",
     attention_projection="attention.output.dense",
@@ -166,12 +139,38 @@ _BERT = Parts(
     mlp_projection="output.dense",
 )
 
+
+def _declared(name: str, *model_types: str) -> Family:
+    """The family of model types whose composition is declared, with the same modules for all of them."""
+    decoders = [decoder for decoder in DECODERS for kind in model_types if kind in decoder.model_types]
+    first = decoders[0]
+    attention, mlp, norms = first.attention, first.mlp, first.norms
+    between = norms.mlp if isinstance(norms.mlp, str) else mlp.module
+    parts = Parts(
+        attention=norms.attention_behind or attention.module,
+        attention_projection=f"{attention.module}.{attention.output}",
+        between=None if first.parallel else Tap(between, "input"),
+        mlp=norms.mlp_behind or mlp.module,
+        mlp_projection=f"{mlp.module}.{mlp.output}",
+        missing={"resid_mid": "attention and MLP run in parallel"} if first.parallel else {},
+    )
+    return Family(
+        name,
+        model_types,
+        first.blocks,
+        parts,
+        eager=any(decoder.attention.softcap for decoder in decoders),
+        layer_kinds=all(decoder.attention.window == "kinds" for decoder in decoders),
+        head=first.head,
+    )
+
+
 FAMILIES: tuple[Family, ...] = (
-    Family("llama", ("llama", "mistral"), "model.layers", _LLAMA),
-    Family("qwen", ("qwen2", "qwen3"), "model.layers", _LLAMA, layer_kinds=True),
-    Family("gpt2", ("gpt2",), "transformer.h", _GPT2),
-    Family("gemma", ("gemma2", "gemma3_text"), "model.layers", _GEMMA, eager=True, layer_kinds=True),
-    Family("gpt_neox", ("gpt_neox",), "gpt_neox.layers", _GPT_NEOX),
+    _declared("llama", "llama", "mistral"),
+    _declared("qwen", "qwen2", "qwen3"),
+    _declared("gpt2", "gpt2"),
+    _declared("gemma", "gemma2", "gemma3_text"),
+    _declared("gpt_neox", "gpt_neox"),
     Family("bert", ("bert",), "bert.encoder.layer", _BERT, causal=False),
     Family("roberta", ("roberta",), "roberta.encoder.layer", _BERT, causal=False),
 )

@@ -12,6 +12,7 @@ import torch
 from microscope.errors import MicroscopeError
 from microscope.live import PromptRun, Replayed, ResidentModel, compare, replay, run_baseline
 from microscope.models import LoadedModel, load_model, runner_for
+from microscope.models.runner import registry
 from microscope.params import Edit, EditPlan, Positions, plan_fingerprint
 from microscope.patching import LowRank, LowRankAdapter, save_adapter
 from microscope.patching.program import bind
@@ -432,6 +433,7 @@ def test_caches_stay_within_their_budget(llama):
 
 
 def test_a_block_that_ignores_its_patch_is_an_error_not_an_answer(model_folders, monkeypatch):
+    monkeypatch.setattr(registry, "decoder_of", lambda kind: None)  # the model's own blocks, with taps
     loaded = load_model(str(model_folders["gemma2"]), dtype="float32", device="cpu")
     resident = ResidentModel(loaded)
     resident.open("s", PROMPT)

@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from microscope.errors import MicroscopeError
-from microscope.models.runner import general, llama, runner_for
+from microscope.models.runner import decoder, general, runner_for
 from microscope.models.runner.own_blocks import OwnBlocks
 from microscope.models.runner.proof import plain_pass, prove
 from microscope.models.runner.tail import measured_gain
@@ -118,13 +118,13 @@ def test_a_fast_runner_that_is_wrong_does_not_serve(error, model_folders, monkey
     """A variant that a declaration does not fit is answered by the model's own blocks, and says so."""
     from microscope.models import load_model
 
-    own = llama.LlamaRunner.block
+    own = decoder.DecoderRunner.block
 
     def off(self, layer, x, rows, past, patch=None):
         out, new = own(self, layer, x, rows, past, patch)
         return (out + error * out.abs().max() * (layer == 2)), new
 
-    monkeypatch.setattr(llama.LlamaRunner, "block", off)
+    monkeypatch.setattr(decoder.DecoderRunner, "block", off)
     loaded = load_model(str(model_folders["llama"]), dtype="float32", device="cpu")
     runner = runner_for(loaded)
     assert runner.proof.error < 1e-5

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from microscope.models.runner.patch import BlockPatch, Delta
@@ -184,54 +183,6 @@ class BlockRunner(ABC):
     @abstractmethod
     def final_gain(self) -> Tensor:
         """Elementwise gain of the final norm, ``[d]``."""
-
-
-def attend(query: Tensor, new: KeyValue, past: Past | None, start: int, scale: float) -> Tensor:
-    """Causal attention of new positions over past and new ones.
-
-    Args:
-        query: ``[batch, heads, positions, head_dim]``.
-        new: keys and values of the same positions; fewer heads mean grouped-query attention.
-        past: keys and values before ``start``.
-        start: absolute position of the first query.
-        scale: factor on the scores.
-
-    Returns:
-        ``[batch, positions, heads·head_dim]``.
-    """
-    rows = query.shape[2]
-    key, value = new if past is None or not start else past.followed_by(new, start)
-    mask = None
-    if rows > 1 and start > 0:
-        mask = torch.ones(rows, start + rows, dtype=torch.bool, device=query.device).tril(start)
-    return _attention(query, key, value, scale, mask=mask, causal=rows > 1 and start == 0)
-
-
-def attend_last(query: Tensor, new: KeyValue, past: Past | None, start: int, scale: float) -> Tensor:
-    """As :func:`attend`, of the last new position only: query ``[batch, heads, 1, head_dim]``."""
-    key, value = new if past is None or not start else past.followed_by(new, start)
-    return _attention(query, key, value, scale)
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    *,
-    mask: Tensor | None = None,
-    causal: bool = False,
-) -> Tensor:
-    out = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=causal,
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return out.transpose(1, 2).flatten(2)
 
 
 def with_deltas(x: Tensor, y: Tensor, deltas: Sequence[Delta]) -> Tensor:

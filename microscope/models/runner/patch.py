@@ -47,11 +47,15 @@ class BlockPatch:
     skip: int = 0
 
     def added(self, module: str, x: Tensor) -> Tensor | None:
-        """What the deltas add to a module's output for inputs ``[1, rows, in]``, in float32; None for no delta."""
+        """What the deltas add to a module's output, in float32; None for no delta.
+
+        Inputs are ``[1, rows, in]``, or ``[rows, in]`` where a module reads the rows of all sequences as one list.
+        """
         total: Tensor | None = None
         for delta in self.deltas.get(module, ()):
             out = delta(x)
-            self._note(delta.edit, out.norm(dim=-1).amax(0))
+            sizes = out.norm(dim=-1)
+            self._note(delta.edit, sizes if sizes.dim() == 1 else sizes.amax(0))
             total = out if total is None else total + out
         if total is not None:
             self.calls += 1

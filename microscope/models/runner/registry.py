@@ -7,25 +7,15 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from microscope.errors import MicroscopeError
+from microscope.models.configuration import first_line
+from microscope.models.declarations import decoder_of
 from microscope.models.load import LoadedModel
 from microscope.models.runner.base import BlockRunner
+from microscope.models.runner.decoder import DecoderRunner
 from microscope.models.runner.general import GeneralRunner
-from microscope.models.runner.gpt2 import GPT2Runner
-from microscope.models.runner.llama import LlamaRunner
-from microscope.models.runner.modules import Gemma2Runner, Gemma3Runner, GPTNeoXRunner, LlamaModuleRunner
 from microscope.models.runner.own_blocks import OwnBlocks
 from microscope.models.runner.proof import Proof, plain_pass, prove, same_arguments
 
-_FAST: dict[str, Callable[[Any], BlockRunner]] = {
-    "llama": LlamaRunner,
-    "mistral": LlamaRunner,
-    "qwen2": LlamaRunner,
-    "qwen3": LlamaRunner,
-    "gpt2": GPT2Runner,
-    "gemma2": Gemma2Runner,
-    "gemma3_text": Gemma3Runner,
-    "gpt_neox": GPTNeoXRunner,
-}
 _NOT_COMPOSED = "fast path: there is none for this type of model"
 # What was proven of a model, for the next that asks for a runner of it.
 _proven: WeakKeyDictionary[Any, tuple[Callable[[], BlockRunner], Proof, str]] = WeakKeyDictionary()
@@ -61,9 +51,13 @@ def runner_for(loaded: LoadedModel, *, fast: bool = True) -> BlockRunner:
     model, family = loaded.model, loaded.family
     own = OwnBlocks(model, model.get_submodule(family.blocks))
     seen = plain_pass(own, loaded.vocab_size, loaded.device)
-    against = [_NOT_COMPOSED] if fast and model.config.model_type not in _FAST else []
+    against = [_NOT_COMPOSED] if fast and decoder_of(model.config.model_type) is None else []
     for name, build in _candidates(loaded, fast=fast):
-        runner = build()
+        try:
+            runner = build()
+        except (AttributeError, ValueError) as error:
+            against.append(f"{name}: it cannot be composed ({first_line(error)})")
+            continue
         proof = prove(runner, seen)
         reason = proof.against
         if not reason and isinstance(runner, GeneralRunner):
@@ -83,11 +77,9 @@ def runner_for(loaded: LoadedModel, *, fast: bool = True) -> BlockRunner:
 
 def _candidates(loaded: LoadedModel, *, fast: bool) -> Iterator[tuple[str, Callable[[], BlockRunner]]]:
     model, family = loaded.model, loaded.family
-    composed = _FAST.get(model.config.model_type) if fast else None
-    if composed is LlamaRunner and loaded.quantisation is not None:
-        composed = LlamaModuleRunner  # rounded weights cannot be fused
-    if composed is not None:
-        yield "fast path", lambda: composed(model)
+    declared = decoder_of(model.config.model_type) if fast else None
+    if declared is not None:
+        yield "fast path", lambda: DecoderRunner(model, declared, family, loaded.max_context)
     yield "the model's own blocks with caches", lambda: GeneralRunner(model, family)
     yield "the model's own blocks without", lambda: GeneralRunner(model, family, remembering=False)
 
