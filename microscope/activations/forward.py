@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from microscope.models.families import module_at
+from microscope.models.stream import first_tensor, stream_of
 from microscope.params import Site
 from microscope.threads import Handle, start_in_pieces
 
@@ -90,7 +91,7 @@ class SiteReader:
         if not loaded.family.causal:
             options = {"attention_mask": real.long().to(loaded.device)}
         caught: dict[str, Tensor] = {}
-        self._here.caught = caught
+        self._here.caught, self._here.shape = caught, tokens.shape
         with contextlib.suppress(_Reached):
             loaded.model.base_model(tokens.to(loaded.device, non_blocking=True), **options)
         return caught
@@ -115,22 +116,25 @@ class SiteReader:
         divided = loaded.device.type == "cpu" and not loaded.spread and loaded.quantisation is None
         return start_in_pieces(some, count, -(-count // torch.get_num_threads()) if divided else count)
 
-    def _catch(self, name: str, value: Tensor | tuple[Tensor, ...], scale: float) -> None:
+    def _catch(self, name: str, value: Tensor, scale: float) -> None:
         caught: dict[str, Tensor] = self._here.caught
-        value = value[0] if isinstance(value, tuple) else value
+        if value.dim() == 2:  # some modules see the rows of all sequences as one list
+            value = value.view(*self._here.shape, -1)
+        if self._loaded.family.found:  # a block may add to it in place
+            value = value.clone()
         caught[name] = value if scale == 1 else scale * value
         if len(caught) == len(self._sites):
             raise _Reached
 
     def _output_hook(self, name: str, scale: float) -> Any:
         def hook(_module: object, _inputs: object, output: Any) -> None:
-            self._catch(name, output, scale)
+            self._catch(name, first_tensor(output), scale)
 
         return hook
 
     def _input_hook(self, name: str, scale: float) -> Any:
         def hook(_module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._catch(name, args[0] if args else kwargs["hidden_states"], scale)
+            self._catch(name, stream_of(args, kwargs), scale)
 
         return hook
 

@@ -81,7 +81,8 @@ class Family:
     each where they differ. ``causal`` is False for encoders, which see both ways and predict no next
     token. ``eager`` families need the plain attention code, because the fused one leaves out their soft
     caps. ``layer_kinds`` families read ``layer_types`` from the configuration, the others attend to
-    everything. ``head`` is a decoder's unembedding, ``found`` whether structure and probes named the modules.
+    everything. ``head`` is a decoder's unembedding, ``found`` whether structure and probes named the modules;
+    ``width`` is then that of the residual stream.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Family:
     layer_kinds: bool = False
     head: str = "lm_head"
     found: bool = False
+    width: int | None = None
 
     def parts_of(self, layer: int) -> Parts:
         """The modules of one block."""
@@ -123,7 +125,20 @@ class Family:
         return replace(tap, path=f"{block}.{tap.path}" if tap.path else block)
 
     def writers(self, n_layers: int) -> list[str]:
-        """Paths of all modules whose outputs blocks add to the residual stream."""
+        """Paths of all modules whose outputs blocks add to the residual stream.
+
+        Raises:
+            MicroscopeError: ``writers_unknown`` when blocks add what no module is known to put out.
+        """
+        for layer in range(n_layers):
+            parts = self.parts_of(layer)
+            if not parts.adds_up:
+                raise MicroscopeError(
+                    "writers_unknown",
+                    f"What block {layer} of the family {self.name} adds to the residual stream cannot be edited: "
+                    f"{parts.missing.get('attn_out', 'it is not known which modules put it out')}.",
+                    "Edit the block's output (resid_post) instead.",
+                )
         return [f"{self.block_path(i)}.{part}" for i in range(n_layers) for part in self.parts_of(i).writers]
 
     def projections(self, n_layers: int) -> list[str]:

@@ -79,7 +79,7 @@ class LoadedModel:
 
     @property
     def d_model(self) -> int:
-        return facts.d_model(self.model)
+        return self.family.width or facts.d_model(self.model)
 
     @property
     def vocab_size(self) -> int:

@@ -71,14 +71,16 @@ def bind(
         generating: False leaves out edits that act only behind the prompt.
 
     Raises:
-        MicroscopeError: what :func:`find_sae` raises, ``adapter_not_attached``, ``no_such_module`` or
-            ``module_not_live``.
+        MicroscopeError: what :func:`find_sae` raises, ``adapter_not_attached``, ``no_such_module``,
+            ``module_not_live`` or ``writers_unknown``.
     """
     edits = tuple(e for e in plan.active() if generating or e.positions.mode != "generated")
     kept = EditPlan(edits=edits)
     check_references(kept, saes)
     directions = {i: d for i, e in enumerate(edits) if (d := direction_of(e, saes)) is not None}
     everywhere = [edits[i] for i in directions]
+    if everywhere:
+        family.writers(n_layers)  # refuses where it is not known what writes
     everywhere_key = plan_fingerprint(everywhere)
     sites = edits_by_layer(kept)
     deltas, head = _deltas(edits, adapters, family, n_layers)

@@ -27,7 +27,7 @@ def complete(model: Any, family: Family) -> Family:
     own, seen = check(model, family)
     multipliers = tuple(_multipliers(model.config))
     parts = tuple(find_parts(own, call, multipliers) for call in seen.calls)
-    return replace(family, per_block=parts)
+    return replace(family, per_block=parts, width=seen.streams[-1].shape[-1])
 
 
 def check(model: Any, family: Family) -> tuple[OwnBlocks, Pass]:

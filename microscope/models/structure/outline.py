@@ -34,8 +34,11 @@ def outline(model: Any) -> Family:
         return not _OTHER_SENSES.search(path), sum(p.numel() for p in blocks.parameters())
 
     path, _ = max(candidates, key=weight)
-    head = model.get_output_embeddings()
-    if head is None or model.get_input_embeddings() is None:
+    try:
+        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    except NotImplementedError:  # classes whose embedding transformers cannot find itself
+        head = embedding = None
+    if head is None or embedding is None:
         raise refused(kind, "it has no embedding of tokens, or nothing that predicts the next one")
     named = {id(module): name for name, module in model.named_modules()}
     return Family(kind, (kind,), path, head=named[id(head)], eager=has_soft_caps(model.config), found=True)

@@ -139,7 +139,8 @@ def _sum_of(ran: list[Ran], x: Tensor, y: Tensor, multipliers: tuple[float, ...]
             for factors in _factors([outputs[id(term)] for term in terms], added, multipliers):
                 total = sum((f * outputs[id(t)] for f, t in zip(factors, terms, strict=True)), -added)
                 if float(total.norm()) <= limit:
-                    order = sorted(range(count), key=lambda i: ran.index(terms[i]))
+                    finished = {id(term): number for number, term in enumerate(ran)}
+                    order = sorted(range(count), key=lambda i: finished[id(terms[i])])
                     return _Sum(tuple(terms[i] for i in order), tuple(factors[i] for i in order))
     return None
 
