@@ -255,6 +255,11 @@ def everywhere_through_hugging_face(
             handle.remove()
 
 
+def stream_in(output: Any) -> Tensor:
+    """What a block returns of the stream: all of it, or the first of several things."""
+    return output[0] if isinstance(output, (tuple, list)) else output  # type: ignore[no-any-return]
+
+
 def _adds(change: Tensor) -> Any:
     return lambda _module, inputs, output: output + inputs[0] @ change.T
 
@@ -277,7 +282,7 @@ def _on_output(away: Tensor) -> Any:
 
 def _edits(edits: Sequence[Edit], saes: Saes, prompt: int) -> Any:
     def hook(_module: Any, _inputs: object, output: Any) -> Any:
-        x = (output[0] if isinstance(output, tuple) else output)[0]
+        x = stream_in(output)[0]
         total = torch.zeros_like(x)
         for edit in edits:
             sae, where = saes[edit.sae or edit.feature.sae], edit.positions  # type: ignore[union-attr]
@@ -293,6 +298,6 @@ def _edits(edits: Sequence[Edit], saes: Saes, prompt: int) -> Any:
                 keep &= x.norm(dim=1) <= limit
             total += by_hand(edit, sae, x) * keep[:, None]
         changed = (x + total)[None]
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return type(output)((changed, *output[1:])) if isinstance(output, (tuple, list)) else changed
 
     return hook

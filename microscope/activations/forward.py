@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microscope.models.families import module_at
-from microscope.models.stream import first_tensor, stream_of
+from microscope.models.activation import activation_in
+from microscope.models.families import Tap, module_at
+from microscope.models.stream import stream_of
 from microscope.params import Site
 from microscope.threads import Handle, start_in_pieces
 
@@ -65,11 +66,9 @@ class SiteReader:
             tap = self._loaded.family.tap(site)
             module = module_at(self._loaded.model, tap.path)
             if tap.side == "input":
-                hook = module.register_forward_pre_hook(
-                    self._input_hook(str(site), tap.scale), with_kwargs=True
-                )
+                hook = module.register_forward_pre_hook(self._input_hook(str(site), tap), with_kwargs=True)
             else:
-                hook = module.register_forward_hook(self._output_hook(str(site), tap.scale))
+                hook = module.register_forward_hook(self._output_hook(str(site), tap))
             self._handles.append(hook)
         return self
 
@@ -116,25 +115,23 @@ class SiteReader:
         divided = loaded.device.type == "cpu" and not loaded.spread and loaded.quantisation is None
         return start_in_pieces(some, count, -(-count // torch.get_num_threads()) if divided else count)
 
-    def _catch(self, name: str, value: Tensor, scale: float) -> None:
+    def _catch(self, name: str, held: Any, tap: Tap) -> None:
         caught: dict[str, Tensor] = self._here.caught
-        if value.dim() == 2:  # some modules see the rows of all sequences as one list
-            value = value.view(*self._here.shape, -1)
-        if self._loaded.family.found:  # a block may add to it in place
-            value = value.clone()
-        caught[name] = value if scale == 1 else scale * value
+        value = activation_in(held, tap, self._here.shape)
+        # a block may add to it in place
+        caught[name] = value.clone() if self._loaded.family.found else value
         if len(caught) == len(self._sites):
             raise _Reached
 
-    def _output_hook(self, name: str, scale: float) -> Any:
+    def _output_hook(self, name: str, tap: Tap) -> Any:
         def hook(_module: object, _inputs: object, output: Any) -> None:
-            self._catch(name, first_tensor(output), scale)
+            self._catch(name, output, tap)
 
         return hook
 
-    def _input_hook(self, name: str, scale: float) -> Any:
+    def _input_hook(self, name: str, tap: Tap) -> Any:
         def hook(_module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._catch(name, stream_of(args, kwargs), scale)
+            self._catch(name, stream_of(args, kwargs), tap)
 
         return hook
 

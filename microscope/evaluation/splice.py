@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -15,13 +15,16 @@ from torch import Tensor
 
 from microscope.errors import MicroscopeError
 from microscope.evaluation.reconstruction import ratio_interval
-from microscope.models import LoadedModel, is_out_of_memory, module_at, runner_for
+from microscope.models import LoadedModel, Tap, is_out_of_memory, module_at, runner_for
+from microscope.models.activation import activation_in, with_activation
 from microscope.models.runner import run_blocks
+from microscope.models.stream import stream_of, with_stream
 from microscope.params import Site
 from microscope.progress import Progress
 from microscope.sae import SparseAutoencoder
 
 Replacement = Literal["sae", "zero"]
+Act = Callable[[Tensor], Tensor | None]
 
 # Nats per token below which two runs of a model are the same.
 _ROUNDING = 1e-9
@@ -124,8 +127,10 @@ class HookSplicer(Splicer):
 
         with contextlib.ExitStack() as stack:
             if self._source != self._target:
-                stack.enter_context(_tapped(self.loaded, self._source, lambda x: read.append(x[0])))
-            stack.enter_context(_tapped(self.loaded, self._target, change))
+                stack.enter_context(
+                    _tapped(self.loaded, self._source, len(self._tokens), lambda x: read.append(x[0].clone()))
+                )
+            stack.enter_context(_tapped(self.loaded, self._target, len(self._tokens), change))
             return self._run()
 
     def _run(self) -> Tensor:
@@ -134,23 +139,18 @@ class HookSplicer(Splicer):
 
 
 @contextlib.contextmanager
-def _tapped(loaded: LoadedModel, tap: Any, act: Any) -> Iterator[None]:
-    """Hand the activation at a site to ``act``, and put what it returns, if anything, in its place."""
-    module = module_at(loaded.model, tap.path)
+def _tapped(loaded: LoadedModel, tap: Tap, positions: int, act: Act) -> Iterator[None]:
+    """Hand the activation ``[1, positions, width]`` at a site to ``act``, and put what it returns, if anything, in its place."""
+    module, shape = module_at(loaded.model, tap.path), (1, positions)
 
     def on_input(_module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        changed = act(args[0] if args else kwargs["hidden_states"])
-        if changed is None:
-            return None
-        if args:
-            return (changed, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": changed}
+        held = stream_of(args, kwargs)
+        changed = act(activation_in(held, tap, shape))
+        return None if changed is None else with_stream(args, kwargs, with_activation(held, tap, changed))
 
     def on_output(_module: object, _inputs: object, output: Any) -> Any:
-        changed = act(output[0] if isinstance(output, tuple) else output)
-        if changed is None or not isinstance(output, tuple):
-            return changed
-        return (changed, *output[1:])
+        changed = act(activation_in(output, tap, shape))
+        return None if changed is None else with_activation(output, tap, changed)
 
     if tap.side == "input":
         handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
@@ -172,7 +172,8 @@ def splicer_for(loaded: LoadedModel, sae: SparseAutoencoder) -> Splicer:
     target = Site.parse(sae.config.site_out) if sae.config.site_out else source
     sae = sae.to(loaded.device_of(source))
     if source == target and source.kind == "resid_post" and not loaded.spread:
-        return ResidualSplicer(loaded, sae, source.layer)
+        with contextlib.suppress(MicroscopeError):  # no block of some models runs without the others
+            return ResidualSplicer(loaded, sae, source.layer)
     return HookSplicer(loaded, sae, source, target)
 
 

@@ -30,6 +30,7 @@ class AnalysisContext:
         statistics: firings, mean, maximum and percentiles of every latent; complete after the first pass.
         tokens: how many were read in the first pass.
         counted: how many of them the SAE's token filter keeps.
+        left_out: what could not be found of any feature, and why; a sentence each.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class AnalysisContext:
         self.memory_bytes = params.memory_mb * 2**20 // 8
         self.statistics = ActivationStatistics(sae.config.n_latents)
         self.tokens = self.counted = 0
+        self.left_out: list[str] = []
 
     @property
     def text(self) -> TokenTexts:

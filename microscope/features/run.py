@@ -159,6 +159,8 @@ class FeatureRun:
         for i, parts in zip(self.context.features.tolist(), built_in, strict=True):
             fields: dict[str, Any] = {key: value for part in parts for key, value in part.items()}
             yield FeatureDetails(index=i, more={name: next(found) for name, found in added}, **fields)
+        for why in self.context.left_out:
+            progress.log(why, "warning")
         for one in self._added:
             if one.shown.error:
                 progress.log(one.shown.error, "warning")

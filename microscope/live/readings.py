@@ -47,8 +47,8 @@ def position_shifts(runner: BlockRunner, baseline: PromptRun, run: PromptRun) ->
     run = run.complete(runner)
     top, base = run.layers[-1].edited, baseline.layers[-1].edited
     kl = torch.zeros(len(base), dtype=torch.float64, device=base.device)
-    changed = (top != base).any(1) | bool(run.program.head)
-    for rows in changed.nonzero()[:, 0].split(_HEAD_ROWS):
+    changed = ((top != base).any(1) | bool(run.program.head)).nonzero()[:, 0]
+    for rows in changed.split(_HEAD_ROWS) if len(changed) else ():
         heads = ((base, ()), (top, run.program.head))
         p, q = (runner.head(x[rows], deltas).double().log_softmax(1) for x, deltas in heads)
         kl[rows] = (p.exp() * (p - q)).sum(1).clamp_min(0)

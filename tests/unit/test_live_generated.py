@@ -30,6 +30,7 @@ from tests.live_rig import (
     random_sae,
     resident_with,
     silent_sae,
+    stream_in,
 )
 
 PROMPTS = (PROMPT, "people ask the house", "war")
@@ -37,17 +38,27 @@ REQUESTS = int(os.environ.get("LIVE_REQUESTS", "60"))
 
 
 class Conversation:
-    """One session, what its model is, and how each answer is checked."""
+    """One session, what its model is, and how each answer is checked.
 
-    def __init__(self, loaded: LoadedModel, seed: int) -> None:
+    Args:
+        loaded: the model.
+        seed: of what is asked.
+        inside_blocks: whether some edits change weights, or what halves of blocks add.
+    """
+
+    def __init__(self, loaded: LoadedModel, seed: int, *, inside_blocks: bool = True) -> None:
         self.rng, self.loaded = random.Random(seed), loaded
+        d, layers = loaded.d_model, range(loaded.n_layers)
         self.saes = [
-            *(random_sae(32, layer, 1, kind=("topk", "gated")[layer % 2]) for layer in range(4)),
-            *(random_sae(32, layer, 2, kind="jumprelu", max_norm=4.0) for layer in range(4)),
+            *(random_sae(d, layer, 1, kind=("topk", "gated")[layer % 2]) for layer in layers),
+            *(random_sae(d, layer, 2, kind="jumprelu", max_norm=4.0) for layer in layers),
         ]
-        self.silent = [silent_sae(32, layer, 3) for layer in range(4)]
+        self.silent = [silent_sae(d, layer, 3) for layer in layers]
         self.table = {sae.content_fingerprint(): sae for sae in (*self.saes, *self.silent)}
-        self.adapters: Sequence[LowRankAdapter] = [random_adapter(loaded, seed) for seed in range(2)]
+        self.kinds = [kind for kind in KINDS if inside_blocks or kind != "ablate_everywhere"]
+        self.adapters: Sequence[LowRankAdapter] = (
+            [random_adapter(loaded, seed) for seed in range(2)] if inside_blocks else []
+        )
         self.resident = resident_with(loaded, list(self.table.values()), self.adapters)
         self.resident.special_tokens = frozenset()
         self.edits: list[Edit] = []
@@ -77,7 +88,7 @@ class Conversation:
         if self.rng.random() < 0.1:
             where = Positions(mode="set", indices=(500, len(self.ids) - 1))
             return make_edit(self.rng.choice(self.saes), 3, "add", 2.0, positions=where)
-        return random_edit(self.rng, self.saes, max(2, len(self.ids)), self.adapters, KINDS)
+        return random_edit(self.rng, self.saes, max(2, len(self.ids)), self.adapters, self.kinds)
 
     def plain(self, plan: EditPlan, ids: Tensor) -> Tensor:
         return everywhere_through_hugging_face(
@@ -118,9 +129,7 @@ class Conversation:
         """The residual stream behind a block of the untouched model, by a hook."""
         seen: list[Tensor] = []
         block = self.loaded.model.get_submodule(f"{self.loaded.family.blocks}.{layer}")
-        handle = block.register_forward_hook(
-            lambda _module, _inputs, output: seen.append(output[0] if isinstance(output, tuple) else output)
-        )
+        handle = block.register_forward_hook(lambda _module, _inputs, output: seen.append(stream_in(output)))
         try:
             with torch.no_grad():
                 self.loaded.model(self.ids[None], use_cache=False)
