@@ -32,7 +32,9 @@ _INDEX_LIMIT = 64 * 2**20
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Buffers that older versions stored and that are computed today, and a value head for training by rewards.
 _HARMLESS = re.compile(
-    r"rotary_emb\.inv_freq$|(^|\.)(attn|attention)\.(bias|masked_bias)$|(^|\.)position_ids$|^v_head\."
+    r"(rotary_emb|rotary_pos_emb|rotary)\.(inv_freq|cos_cached|sin_cached)$"
+    r"|(^|\.)(attn|attention|self_attn|self_attention)\.(bias|masked_bias|causal_mask|embed_positions)$"
+    r"|(^|\.)position_ids$|^v_head\."
 )
 # A configuration may ask for so many blocks before their number is looked up in the files.
 _CHEAP_BLOCKS = 256
