@@ -219,7 +219,7 @@ def load_model(
     # Taken before the model first runs: bitsandbytes rearranges weights then.
     fingerprint = model_fingerprint(model) if rounded else None
     if whole is not None:
-        check_same_logits(whole, model, reference)
+        check_same_logits(whole, skeleton, model, reference)
     if family.found:
         family = complete(model, family)
     where = model.get_input_embeddings().weight.device

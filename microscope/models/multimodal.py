@@ -94,11 +94,12 @@ def _path_of(model: nn.Module, wanted: nn.Module) -> str:
 
 
 @torch.no_grad()
-def check_same_logits(whole: Any, model: Any, reference: str) -> None:
+def check_same_logits(whole: Any, skeleton: Any, model: Any, reference: str) -> None:
     """Run a multimodal model's own code over the weights of its text part, and compare what both say.
 
     Args:
         whole: the multimodal model without storage; its weights of vision and sound are never asked for.
+        skeleton: its text part without storage.
         model: its text part, loaded.
         reference: the model as it was named.
 
@@ -108,7 +109,8 @@ def check_same_logits(whole: Any, model: Any, reference: str) -> None:
     """
     if any(type(module) is type(model) for module in whole.modules()):
         return  # the whole model runs this very class
-    _put_weights(whole.eval(), model)
+    _put_weights(whole.eval(), skeleton, model)
+    whole.set_attn_implementation(model.config._attn_implementation)
     vocabulary = model.get_input_embeddings().num_embeddings
     first = next(model.parameters())
     tokens = torch.arange(_TOKENS, device=first.device)[None] * 7 % vocabulary
@@ -127,29 +129,36 @@ def check_same_logits(whole: Any, model: Any, reference: str) -> None:
         )
 
 
-def _put_weights(whole: Any, model: Any) -> None:
+def _put_weights(whole: Any, skeleton: Any, model: Any) -> None:
     """Give a multimodal model without storage the weights of its text part; its own code stays.
 
     Only modules whose weights are rounded, or that move their inputs between devices, are put in whole.
     """
-    moved = text_names(_shapes(whole), _shapes(model), model)
+    moved = text_names(_shapes(whole), _shapes(skeleton), skeleton)
     places = {}  # of the modules that hold weights: paths in the text model to paths in the whole one
     for there, here in moved.items():
         places[here.rpartition(".")[0]] = there.rpartition(".")[0]
-    base = _path_of(model, model.get_input_embeddings()).split(".")[0]
+    base = _path_of(skeleton, skeleton.get_input_embeddings()).split(".")[0]
     body = next(place.removesuffix(path.removeprefix(base)) for path, place in places.items() if path != base)
     for path, module in model.named_modules():
         place = places.get(path, body + path.removeprefix(base))
         weights = dict(module.named_parameters(recurse=False))
         if not weights and not module._buffers:
             continue
-        if any(type(weight) is not nn.Parameter for weight in weights.values()) or is_spread(model):
+        if is_spread(model) or not all(weight.is_floating_point() for weight in weights.values()):
             whole.set_submodule(place, module)
             continue
         target = whole.get_submodule(place)
         for name, weight in weights.items():
             setattr(target, name, weight)
         target._buffers.update(module._buffers)
+    # Code asks the first of all weights where the model is. Those of other parts are there, and of no size.
+    first = next(model.parameters())
+    nothing = torch.empty(0, dtype=first.dtype if first.is_floating_point() else None, device=first.device)
+    for module in whole.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.device.type == "meta":
+                setattr(module, name, nn.Parameter(nothing, requires_grad=False))
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:

@@ -153,10 +153,14 @@ def test_experts_are_counted_before_they_are_joined(model_type, changed):
 def test_the_same_weight_twice_is_refused_where_names_are_rewritten(changed):
     """transformers would take one of the two."""
     twice = "model.layers.0.mlp.experts.down_proj"
-    whole = lambda t: torch.stack(
-        [t[f"model.layers.0.block_sparse_moe.experts.{e}.w2.weight"] for e in range(4)]
-    )  # noqa: E731
-    refused(changed("mixtral", lambda t: {**t, twice: whole(t)}), "the same weight")
+
+    def doubled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        experts = [
+            tensors[f"model.layers.0.block_sparse_moe.experts.{number}.w2.weight"] for number in range(4)
+        ]
+        return {**tensors, twice: torch.stack(experts)}
+
+    refused(changed("mixtral", doubled), "the same weight")
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "deepseek_v3"])
