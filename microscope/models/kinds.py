@@ -87,7 +87,7 @@ def kind_of(config: PretrainedConfig, reference: str) -> Kind:
     family = declared_family(config.model_type)
     if family is not None and not family.causal:
         return Kind(config, _table("MASKED_LM", config))
-    if config.is_encoder_decoder:
+    if config.is_encoder_decoder or _saved_with_encoder(config):
         raise _refused(config, reference, "an encoder–decoder model")
     text = _text_config(config, reference)
     build = _causal_class(text, config)
@@ -114,6 +114,13 @@ def whole_class(config: PretrainedConfig) -> Any:
     )
     found = [_table(name, config) for name in tables]
     return next((build for build in found if build is not None), None)
+
+
+def _saved_with_encoder(config: PretrainedConfig) -> bool:
+    """Whether what was saved is an encoder–decoder, of whose type there are decoders alone, too."""
+    both = (_table("SEQ_TO_SEQ_CAUSAL_LM", config), _table("SPEECH_SEQ_2_SEQ", config))
+    names = {build.__name__ for build in both if build is not None}
+    return not names.isdisjoint(config.architectures or ()) and _table("CAUSAL_LM", config) not in both
 
 
 def declared_family(model_type: str) -> Family | None:
