@@ -23,6 +23,8 @@ _SAME_FUNCTION = {
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl_text": "qwen2",
     "qwen3_vl_text": "qwen3",
+    "qwen2_5_omni_text": "qwen2",
+    "qwen3_omni_moe_text": "qwen3_moe",
 }
 _REMEDY = "Causal language models of transformers load, text parts of multimodal ones, and as encoders BERT and RoBERTa."
 # What models of transformers are, by the tables that list them; the first that fits is said.

@@ -34,6 +34,8 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_vl": ("qwen", AXES),
     "qwen2_5_vl": ("qwen", AXES),
     "qwen3_vl": ("qwen", AXES),
+    "qwen2_5_omni_thinker": ("qwen", AXES),
+    "qwen3_omni_moe_thinker": ("qwen3_moe", AXES),
     "qwen3_5": ("qwen3_5_text", {}),
     "kimi_k25": ("deepseek_v3", {}),
     "llama4": ("llama4_text", {}),
