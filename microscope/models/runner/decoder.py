@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from microscope.models.families import Family
 from microscope.models.runner.base import BlockRunner, KeyValue, Past, Rows, with_deltas
 from microscope.models.runner.parts.attention import SelfAttention, setting
 from microscope.models.runner.parts.mlp import ComposedMlp, OwnMlp, mlp_of
-from microscope.models.runner.parts.norms import Norm, gain_of, norm_of
+from microscope.models.runner.parts.norms import Norm, gain_of, norm_of, own_norm
 from microscope.models.runner.parts.positions import Positions
 from microscope.models.runner.parts.rotary import Rotary
 from microscope.models.runner.patch import BlockPatch, Delta
@@ -57,12 +57,21 @@ class DecoderRunner(BlockRunner):
         if declared.rotary is not None:
             module = model.get_submodule(declared.rotary.module)
             self._rotary = Rotary(module, declared.rotary, longest)
+        blocks = list(model.get_submodule(declared.blocks))
+        mlps = [mlp_of(block, declared.mlp) for block in blocks]
+        norm = norm_of
+        if any(isinstance(mlp, OwnMlp) for mlp in mlps):
+            # In half precision another rounding of the stream would send some rows to other experts than the model's.
+            norm = own_norm
+            install_taps(model, blocks, family)
         self._blocks = [
-            self._composed(block, layer, declared, config)
-            for layer, block in enumerate(model.get_submodule(declared.blocks))
+            _Block(
+                SelfAttention(block, declared.attention, config, layer, self._rotary, norm),
+                mlp,
+                *_norms(block, declared.norms, norm),
+            )
+            for layer, (block, mlp) in enumerate(zip(blocks, mlps, strict=True))
         ]
-        if any(isinstance(block.mlp, OwnMlp) for block in self._blocks):
-            install_taps(model, model.get_submodule(declared.blocks), family)
         self._parallel = declared.parallel is True or bool(
             declared.parallel and getattr(config, str(declared.parallel), False)
         )
@@ -72,17 +81,6 @@ class DecoderRunner(BlockRunner):
         self.logit_scale = (1.0 if times is None else times) / (1.0 if over is None else over)
         self._logits_cap = setting(config, declared.logits_cap)
         self.linear_head = self._logits_cap is None
-
-    def _composed(self, block: nn.Module, layer: int, declared: declarations.Decoder, config: Any) -> _Block:
-        norms = declared.norms
-        return _Block(
-            SelfAttention(block, declared.attention, config, layer, self._rotary),
-            mlp_of(block, declared.mlp),
-            *(
-                _norm_at(block, path)
-                for path in (norms.attention, norms.attention_behind, norms.mlp, norms.mlp_behind)
-            ),
-        )
 
     def rows(self, tokens: Tensor, start: int = 0) -> Rows:
         positions = Positions(start, tokens.shape[1], self._rotary, self._tokens.weight)
@@ -161,10 +159,11 @@ class DecoderRunner(BlockRunner):
         return gain_of(self._norm, self._head.weight[0])
 
 
-def _norm_at(block: nn.Module, paths: str | tuple[str, ...] | None) -> Norm | None:
-    """The first norm that a block has of these."""
-    for path in (paths,) if isinstance(paths, str) else paths or ():
-        module = getattr(block, path, None)
-        if module is not None:
-            return norm_of(module)
-    return None
+def _norms(
+    block: nn.Module, declared: declarations.Norms, norm: Callable[[nn.Module], Norm]
+) -> Iterator[Norm | None]:
+    """A block's norms, in the order in which they act; None where it has none."""
+    for paths in (declared.attention, declared.attention_behind, declared.mlp, declared.mlp_behind):
+        names = (paths,) if isinstance(paths, str) else paths or ()
+        found = next((module for name in names if (module := getattr(block, name, None)) is not None), None)
+        yield None if found is None else norm(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from microscope.models import declarations
 from microscope.models.runner.base import KeyValue, Past
-from microscope.models.runner.parts.norms import norm_of
+from microscope.models.runner.parts.norms import Norm, norm_of
 from microscope.models.runner.parts.positions import Positions, Seen
 from microscope.models.runner.parts.projections import Projection
 from microscope.models.runner.parts.rotary import Rotary
@@ -31,6 +31,7 @@ class SelfAttention:
         config: the model's configuration.
         layer: number of the block.
         rotary: the model's rotary positions; None where it has others.
+        norm: how norms of queries and keys are computed.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class SelfAttention:
         config: Any,
         layer: int,
         rotary: Rotary | None,
+        norm: Callable[[nn.Module], Norm] = norm_of,
     ) -> None:
         module: Any = block.get_submodule(declared.module)
         self.inputs = Projection(block, [f"{declared.module}.{name}" for name in declared.inputs])
@@ -63,7 +65,7 @@ class SelfAttention:
         norms: list[Any] = [
             getattr(module, name or "", None) for name in (declared.query_norm, declared.key_norm)
         ]
-        self._norms = None if None in norms else tuple(map(norm_of, norms))
+        self._norms = None if None in norms else tuple(map(norm, norms))
         self._wide, self._norm_turned = declared.norm_over == "width", declared.norm_turned
 
     @property
@@ -135,24 +137,23 @@ class SelfAttention:
 
     def _by_scores(self, query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> Tensor:
         """Attention whose scores are bounded, or shared with sinks: no fused operation computes those."""
-        batch, _, rows, width = query.shape
-        grouped = query.view(batch, self._kv_heads, -1, rows, width)
-        scores = (grouped @ key[:, :, None].transpose(-1, -2)) * self._scale
+        # Every query head has its own keys and values here, as the model computes it: bit for bit in half precision.
+        shared = self._heads // self._kv_heads
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+        scores = (query @ key.transpose(-1, -2)) * self._scale
         if self._softcap is not None:
             scores = self._softcap * torch.tanh(scores / self._softcap)
+        batch, _, rows, _ = query.shape
         mask = seen.mask
         if seen.causal:
             mask = torch.ones(rows, rows, dtype=torch.bool, device=query.device).tril_()
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         if self._sinks is None:
-            shares = scores.softmax(-1, dtype=torch.float32)
-        else:
-            sinks = self._sinks.view(1, self._kv_heads, -1, 1, 1).expand(batch, -1, -1, rows, 1)
-            shares = torch.cat((scores, sinks.to(scores.dtype)), -1).softmax(-1, dtype=torch.float32)[
-                ..., :-1
-            ]
-        return (shares.to(value.dtype) @ value[:, :, None]).flatten(1, 2)
+            return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+        sinks = self._sinks.to(scores.dtype).view(1, -1, 1, 1).expand(batch, -1, rows, 1)
+        scores = torch.cat((scores, sinks), -1)
+        return (scores - scores.amax(-1, keepdim=True)).softmax(-1)[..., :-1] @ value
 
 
 def setting(config: Any, name: str | None) -> float | None:
