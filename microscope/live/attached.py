@@ -9,6 +9,7 @@ from microscope.errors import MicroscopeError
 from microscope.live.cache import AdapterCache, MemoryBudget, SaeCache, size_of
 from microscope.models import LoadedModel
 from microscope.patching.adapters import LowRankAdapter
+from microscope.patching.hooks import check_called
 from microscope.sae import SparseAutoencoder, TokenFilter
 
 
@@ -82,8 +83,8 @@ class Attached:
         """Load a low-rank adapter, unless it is ``read`` already, so that plans may refer to it by fingerprint.
 
         Raises:
-            MicroscopeError: what :meth:`read_adapter` raises, ``wrong_model``, ``no_such_module`` or
-                ``wrong_adapter_shape``.
+            MicroscopeError: what :meth:`read_adapter` raises, ``wrong_model``, ``no_such_module``,
+                ``wrong_adapter_shape`` or ``module_not_linear``.
         """
         if expect and expect in self.adapters:
             return self.adapters[expect]
@@ -97,6 +98,7 @@ class Attached:
                 "Use it with the model it was made for.",
             )
         adapter.check(self._loaded.model)
+        check_called(self._loaded, adapter.factors)
         self.adapters.keep(found, adapter, Path(path))
         return adapter
 

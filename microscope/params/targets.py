@@ -124,9 +124,11 @@ _ORDER: dict[Grade, int] = {"exact": 0, "approximate": 1, "not_possible": 2}
 
 
 def _judged(edit: Edit, traits: ModelTraits, target: ExportTarget) -> Judged:
+    obstacles = traits.obstacles
+    if obstacles.writers and kind_of(edit).acts == "writers":
+        return not_possible(obstacles.writers)
     if target == "bundle":
         return "exact", "The rows of the edits and a short loader compute the edits as they are.", ""
-    obstacles = traits.obstacles
     if target == "peft" and obstacles.adapters:
         return not_possible(obstacles.adapters, "Use the merged checkpoint.")
     if target in ("control_vector", "gguf_lora") and traits.model_type not in GGUF_ARCHITECTURES:

@@ -9,6 +9,9 @@ NORM_BEHIND = "This family normalises what a module writes before adding it: pro
 NORM_BEHIND_EMBEDDING = (
     "This family normalises its embedding before the first block: projected rows would not stay projected."
 )
+EMBEDDING_ELSEWHERE = (
+    "Blocks read the embedding beside the stream, too: projected rows would change what they read there."
+)
 WRITER_BIASES = "The output projections have biases, which an adapter cannot project."
 TIED = "The embedding is also the head: an adapter on it would change both when merged."
 SEVERAL_TABLES = "More than one table of embeddings makes up what the first block reads; adapters change one."
@@ -35,13 +38,15 @@ _ENCODERS = frozenset({"bert", "roberta"})
 class Obstacles(msgspec.Struct, frozen=True, kw_only=True):
     """What stands in the way of exports of one model, as sentences; empty where nothing does.
 
-    ``patches``: of any. ``projection``: of weights with a direction taken out of all that they write to the
+    ``patches``: of any. ``writers``: of a direction taken out of all that is written to the stream, by whatever
+    means. ``projection``: of weights with a direction taken out of all that they write to the
     stream, ``adapted_projection``: of adapters that do the same. ``adapters``: of adapters in PEFT's layout.
     ``fits``: of low-rank updates that are fitted. ``constant``: of a constant as a bias, in blocks other than
     ``constant_blocks``. ``proven`` is False where the model's weights were not at hand to look at.
     """
 
     patches: str = ""
+    writers: str = ""
     projection: str = ""
     adapted_projection: str = ""
     adapters: str = ""

@@ -68,12 +68,18 @@ class LowRankAdapter:
         """
         modules = dict(model.named_modules())
         for path, pair in self.factors.items():
-            shape = matrix_shape(modules.get(path))
-            if shape is None:
+            if path not in modules:
                 raise MicroscopeError(
                     "no_such_module",
                     f"The adapter changes '{path}', which this model does not have.",
                     "It was made for another kind of model.",
+                )
+            shape = matrix_shape(modules[path])
+            if shape is None:
+                raise MicroscopeError(
+                    "no_such_module",
+                    f"The adapter changes '{path}', which is a {type(modules[path]).__name__} and no linear module.",
+                    "Merge it into a checkpoint; or leave that module out.",
                 )
             out, d_in = shape
             if pair.a.shape[1] != d_in or pair.b.shape[0] != out:
@@ -90,14 +96,13 @@ class LowRankAdapter:
 
 
 def matrix_shape(module: Any) -> tuple[int, int] | None:
-    """``(out, in)`` of a module with a matrix, however its weight is stored; None for any other."""
+    """``(out, in)`` of a linear module, however its weight is stored; None for any other, as routers and experts."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
-    weight = getattr(module, "weight", None)
-    if weight is None or weight.dim() != 2:
-        return None
-    first, second = weight.shape
-    return (second, first) if isinstance(module, Conv1D) else (first, second)
+    if isinstance(module, Conv1D):
+        d_in, out = module.weight.shape
+        return out, d_in
+    return None
 
 
 def same_rank(deltas: Mapping[str, LowRank]) -> dict[str, LowRank]:

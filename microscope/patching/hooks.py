@@ -7,15 +7,16 @@ compare with models that other libraries loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from microscope.errors import MicroscopeError
 from microscope.models import Family, LoadedModel, module_at
 from microscope.models.runner import Delta
-from microscope.models.stream import first_tensor, map_first, stream_of, with_stream
+from microscope.models.stream import first_tensor, map_first, some_tokens, stream_of, with_stream
 from microscope.params import EditPlan
 from microscope.patching.adapters import LowRank
 from microscope.patching.apply import Saes, SiteEdits, edits_by_layer
@@ -130,6 +131,34 @@ def add_deltas(model: Any, deltas: Mapping[str, LowRank]) -> list[Any]:
         module_at(model, path).register_forward_hook(_adder(delta.a, delta.b))
         for path, delta in deltas.items()
     ]
+
+
+@torch.no_grad()
+def check_called(loaded: LoadedModel, paths: Collection[str]) -> None:
+    """Run a few tokens and see whether modules are called, and whether they return what they compute and no more.
+
+    Raises:
+        MicroscopeError: ``module_not_linear``: a change beside such a module would do nothing, or something else.
+    """
+    returned: dict[str, Any] = {}
+
+    def note(path: str) -> Any:
+        return lambda _module, _inputs, output: returned.update({path: output})
+
+    handles = [module_at(loaded.model, path).register_forward_hook(note(path)) for path in paths]
+    try:
+        loaded.model(some_tokens(loaded), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for path in paths:
+        if not isinstance(returned.get(path), Tensor):
+            why = "returns more than its product" if path in returned else "has its weight read by others"
+            raise MicroscopeError(
+                "module_not_linear",
+                f"The adapter changes '{path}', which {why} in this model: an adapter beside it is no change of its weight.",
+                "Leave that module out, or merge the adapter into a checkpoint.",
+            )
 
 
 def _adder(a: Tensor, b: Tensor) -> Any:

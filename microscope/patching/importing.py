@@ -9,6 +9,7 @@ import msgspec
 from microscope.models import load_model
 from microscope.params import Edit, EditPlan, ImportAdapterParams, plan_fingerprint
 from microscope.patching.adapters import LowRankAdapter, save_adapter
+from microscope.patching.hooks import check_called
 from microscope.patching.peft_files import read_peft
 from microscope.patching.plan_file import PatchFile, write_patch
 from microscope.patching.program import block_of
@@ -21,7 +22,7 @@ def import_adapter(params: ImportAdapterParams, progress: Progress = SILENT) -> 
     """Read a LoRA adapter, check it against its model, and write it with a patch that applies it at strength 1.
 
     Raises:
-        MicroscopeError: what :func:`read_peft` and :func:`load_model` raise, or ``module_not_live`` for a
+        MicroscopeError: what :func:`read_peft`, :func:`load_model` and :func:`check_called` raise, or ``module_not_live`` for a
             module outside the blocks that is not the head.
     """
     progress.log("Reading the adapter")
@@ -38,6 +39,7 @@ def import_adapter(params: ImportAdapterParams, progress: Progress = SILENT) -> 
     for path in read.factors:
         if path != loaded.family.head:
             block_of(path, loaded.family, loaded.n_layers)
+    check_called(loaded, read.factors)
     adapter = LowRankAdapter(read.factors, loaded.fingerprint, read.about)
     folder = save_adapter(adapter, params.out)
     modules = tuple(sorted(adapter.factors))

@@ -22,6 +22,7 @@ from microscope.params import (
     validate_plan,
 )
 from microscope.patching.adapters import LowRankAdapter, load_adapter
+from microscope.patching.hooks import check_called
 from microscope.sae import SparseAutoencoder, load_sae
 
 
@@ -134,7 +135,7 @@ def load_parts(
 
     Raises:
         MicroscopeError: ``sae_missing``, ``adapter_missing``, ``wrong_model``, or what
-            :func:`validate_plan`, :func:`load_sae` and :func:`load_adapter` raise.
+            :func:`validate_plan`, :func:`load_sae`, :func:`load_adapter` and :func:`check_called` raise.
     """
     validate_plan(patch.plan, n_layers=loaded.n_layers)
     saes: dict[str, SparseAutoencoder] = {}
@@ -155,6 +156,7 @@ def load_parts(
     for path in [*adapter_paths, *patch.adapters.values()]:
         adapter = load_adapter(path)
         adapter.check(loaded.model)
+        check_called(loaded, adapter.factors)
         adapters[adapter.fingerprint] = adapter.to(loaded.device)
     refuse_missing(patch.plan, saes, adapters)
     return saes, adapters

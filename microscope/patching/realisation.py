@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, module_at
 from microscope.models.obstacles import biases_by_switch, is_tied
 from microscope.params import (
@@ -24,6 +25,7 @@ from microscope.params import (
 )
 from microscope.params.traits import (
     BLOCK_WITHOUT_BIAS,
+    EMBEDDING_ELSEWHERE,
     ENCODER,
     NO_BIAS,
     NO_MATRICES,
@@ -81,6 +83,7 @@ def _obstacles(loaded: LoadedModel, writing: Writing) -> Obstacles:
     blocks = tuple(layer for layer, place in holding.items() if place is not None)
     matrices = [m for m in model.modules() if isinstance(m, Conv1D)]
     return Obstacles(
+        writers=_unknown_writers(loaded),
         projection=_against_projection(loaded, writing),
         adapted_projection=_against_adapters(model, writing),
         adapters=TRANSPOSED if matrices else "",
@@ -90,8 +93,18 @@ def _obstacles(loaded: LoadedModel, writing: Writing) -> Obstacles:
     )
 
 
+def _unknown_writers(loaded: LoadedModel) -> str:
+    try:
+        loaded.family.writers(loaded.n_layers)
+    except MicroscopeError as error:
+        return error.message
+    return ""
+
+
 def _against_projection(loaded: LoadedModel, writing: Writing) -> str:
     """Why what is written can't be projected by projecting weights."""
+    if writing.elsewhere:
+        return EMBEDDING_ELSEWHERE
     if not writing.mixed:
         return ""
     path = writing.mixed[0]

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from microscope.models import LoadedModel, module_at
-from microscope.models.stream import first_tensor, map_first, stream_of, with_stream
+from microscope.models.stream import first_tensor, map_first, some_tokens, stream_of, with_stream
 
-_TOKENS = 24
 # Relative size of float32 errors in a gradient, and in a sum of contributions.
 _TOLERANCE = 1e-3
 
@@ -51,12 +50,13 @@ class Writing:
     """What writes to a model's stream.
 
     ``weights`` are by path of the module that they write through, ``""`` for the input of the first block;
-    ``mixed`` are such paths whose output they do not make up, because there is a norm behind them, for one.
-    ``places`` are by block.
+    ``mixed`` are such paths whose output they do not make up, because there is a norm behind them, for one;
+    ``elsewhere`` says that blocks read the embedding beside the stream. ``places`` are by block.
     """
 
     weights: Mapping[str, tuple[Written, ...]]
     mixed: tuple[str, ...]
+    elsewhere: bool
     places: Mapping[int, tuple[Place, ...]]
 
     @property
@@ -69,21 +69,14 @@ def find_writing(loaded: LoadedModel) -> Writing:
     """Differentiate what a loaded model writes for a few random tokens; its weights stay as they are."""
     generator, tokens = torch.Generator().manual_seed(0), some_tokens(loaded)
     with _differentiable(loaded.model), torch.enable_grad():
-        weights, mixed = _writers(loaded, tokens, generator)
+        weights, mixed, elsewhere = _writers(loaded, tokens, generator)
         places = _places(loaded, tokens, generator)
-    return Writing(weights, mixed, places)
-
-
-def some_tokens(loaded: LoadedModel) -> Tensor:
-    """A few random token ids ``[1, positions]``, the same every time."""
-    count = min(_TOKENS, loaded.max_context)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(loaded.vocab_size, (1, count), generator=generator).to(loaded.device)
+    return Writing(weights, mixed, elsewhere, places)
 
 
 def _writers(
     loaded: LoadedModel, tokens: Tensor, generator: torch.Generator
-) -> tuple[dict[str, tuple[Written, ...]], tuple[str, ...]]:
+) -> tuple[dict[str, tuple[Written, ...]], tuple[str, ...], bool]:
     family, found, mixed = loaded.family, {}, []
     outside = _outside_blocks(loaded)
     seen: dict[str, Tensor] = {}
@@ -101,19 +94,32 @@ def _writers(
 
         return hook
 
-    paths = family.writers(loaded.n_layers)
+    blocks = [(family.block_path(i), family.parts_of(i)) for i in range(loaded.n_layers)]
+    paths = [f"{block}.{part}" for block, parts in blocks for part in parts.writers]
     hooks = [module_at(loaded.model, path).register_forward_hook(writer(path)) for path in paths]
     first = module_at(loaded.model, family.block_path(0))
     hooks.append(first.register_forward_pre_hook(entry, with_kwargs=True))
     _run(loaded, tokens, hooks)
     for path in ("", *paths):
         inside = outside if path == "" else _inside_block(loaded, path)
-        y = seen.pop(path, None)
+        y = seen.get(path)
         written, whole = ((), False) if y is None else _written(y, inside, generator)
         found[path] = written
         if not whole:
             mixed.append(path)
-    return found, tuple(mixed)
+    embedding = {weight.path for weight in found[""]}
+    reading = [y for path in paths if (y := seen.get(path)) is not None and y.requires_grad]
+    elsewhere = _depend(reading, [weight for path, weight in outside if path in embedding])
+    return found, tuple(mixed), elsewhere
+
+
+def _depend(values: Sequence[Tensor], weights: Sequence[nn.Parameter]) -> bool:
+    """Whether anything in ``values`` changes with any of the weights."""
+    if not values or not weights:
+        return False
+    total = torch.stack([value.float().square().sum() for value in values]).sum()
+    gradients = torch.autograd.grad(total, weights, allow_unused=True)
+    return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
 
 def _written(
@@ -125,7 +131,10 @@ def _written(
     c, w = _random(y.shape[-1], y, generator), 1 + _random(y.shape[1], y, generator).abs()
     value = (y[0].float() * w[:, None] * c).sum()
     candidates = [(path, weight) for path, weight in weights if len(c) in weight.shape]
-    gradients = torch.autograd.grad(value, [weight for _, weight in candidates], allow_unused=True)
+    # Halves that read one norm share a part of the graph.
+    gradients = torch.autograd.grad(
+        value, [weight for _, weight in candidates], allow_unused=True, retain_graph=True
+    )
     found, total = [], 0.0
     for (path, weight), gradient in zip(candidates, gradients, strict=True):
         axis = None if gradient is None else _axis_along(gradient.float(), c)

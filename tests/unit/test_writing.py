@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from microscope.models import family_of, load_model
 from microscope.models.families import Family, Parts, Tap
 from microscope.models.load import LoadedModel, inspect_model
+from microscope.models.stream import some_tokens
 from microscope.params import Obstacles
 from microscope.params.traits import (
     NO_BIAS,
@@ -21,7 +22,7 @@ from microscope.params.traits import (
 from microscope.patching.hooks import project_writers
 from microscope.patching.realisation import traits_of
 from microscope.patching.weights import WeightChange, change_weights, held_hooks
-from microscope.patching.writing import find_writing, some_tokens
+from microscope.patching.writing import find_writing
 from tests.tiny_models import KINDS, make_model, make_tokenizer
 
 SMALL = {

@@ -8,8 +8,8 @@ import torch
 
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, load_model
+from microscope.models.stream import some_tokens
 from microscope.patching.weights import WeightChange, change_weights, held_hooks
-from microscope.patching.writing import some_tokens
 
 # Largest difference of logits from rounding, relative to the largest logit and to what the patch does to them.
 _ROUNDING, _OF_EFFECT = 1e-4, 1e-2
