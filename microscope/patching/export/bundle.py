@@ -53,6 +53,7 @@ def write_bundle(folder: Path, loaded: LoadedModel, plan: EditPlan, saes: Saes, 
         "base": {
             "model_type": loaded.config.model_type,
             "d_model": loaded.d_model,
+            "hidden_size": getattr(loaded.config, "hidden_size", loaded.d_model),
             "n_layers": loaded.n_layers,
             "fingerprint": loaded.fingerprint,
         },

@@ -19,10 +19,12 @@ is refused. A token whose position cannot be told raises a ValueError.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 # What models call their first arguments when their signature does not say.
 _NAMES = ("input_ids", "attention_mask", "position_ids", "cache", "inputs_embeds")
-_CACHES = ("cache", "past_key_values", "cache_params")
+_CACHES = ("cache", "past_key_values", "cache_params", "state")
 # What each kind of edit adds to the stream, by name: defined at the end of this file.
 CHANGES: dict[str, Callable[..., Tensor]] = {}
 
@@ -47,6 +49,7 @@ class _Call(threading.local):
     began: Tensor | None = None  # tokens of the last call on an empty cache
     seen = 0  # columns the cache of that text has by now
     position: Tensor | None = None  # of each token in its text, [batch, columns]
+    counting: Any = None  # the cache of this call, where it has no length of its own
     behind = is_special = torch.empty(0)
 
 
@@ -57,8 +60,14 @@ class Patch:
         folder = Path(folder)
         self.spec = json.loads((folder / "patch.json").read_text(encoding="utf-8"))
         base, config = self.spec["base"], model.config
-        found = (config.model_type, config.hidden_size, config.num_hidden_layers)
-        if found != (base["model_type"], base["d_model"], base["n_layers"]):
+        width = base.get("hidden_size", base["d_model"])
+        at = model.get_submodule
+        try:
+            blocks = len(at(self.spec["blocks"]))
+        except AttributeError:
+            blocks = None
+        found = (config.model_type, getattr(config, "hidden_size", width), blocks)
+        if found != (base["model_type"], width, base["n_layers"]):
             raise ValueError(f"the patch is for {base}, this model is {found}")
         device = next(model.parameters()).device
         self.t = {k: v.to(device) for k, v in load_file(folder / "rows.safetensors").items()}
@@ -75,13 +84,14 @@ class Patch:
         # the first call on an empty cache says.
         self.prompt_length: int | Tensor | None = None
         self._call = _Call()
+        # Columns seen by caches that do not say it: the state of a recurrent model has no length.
+        self._lengths: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.model, self._names = model, _names(model)
         self._forget_generate = self._watch_generate()
         self.handles = [
             model.register_forward_pre_hook(self._see_tokens, with_kwargs=True),
             model.register_forward_hook(self._forget_tokens, always_call=True),
         ]
-        at = model.get_submodule
         for layer, edits in self.spec["sites"].items():
             self.handles.append(at(f"{self.spec['blocks']}.{layer}").register_forward_hook(self._site(edits)))
         for number, path in enumerate(self.spec["deltas"]):
@@ -161,7 +171,7 @@ class Patch:
             )
         tokens: Any = ids if ids is not None else embedded
         (batch, width), device = tokens.shape[:2], tokens.device
-        start = _cached(given)
+        start = self._cached(given, width)
         self._call.position = _positions(given, start, width, device, self.needs_positions).expand(
             batch, width
         )
@@ -172,6 +182,30 @@ class Patch:
             self._call.is_special = torch.zeros(batch, width, dtype=torch.bool, device=device)
         else:
             self._call.is_special = torch.isin(ids, self.special.to(device))
+
+    def _cached(self, given: Kwargs, width: int) -> int:
+        """Columns that are in the cache already, of a call with ``width`` new ones."""
+        # Whatever a version of transformers calls it.
+        found = [given[name] for name in _CACHES if given.get(name) is not None]
+        found += [v for k, v in given.items() if k not in _CACHES and hasattr(v, "get_seq_length")]
+        if not found:
+            return 0
+        cache, mask = found[0], given.get("attention_mask")
+        if isinstance(cache, tuple | list) and cache and isinstance(cache[0], tuple | list):
+            return int(cache[0][0].shape[-2])  # keys of the first block, as old versions pass them
+        with contextlib.suppress(AttributeError, ValueError):
+            return int(cache.get_seq_length())
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > width:
+            start = mask.shape[1] - width
+        elif not self.needs_positions:
+            return 0
+        elif isinstance(cache, tuple | list) or not (cache in self._lengths or _is_empty(cache)):
+            raise ValueError(f"the patch cannot tell how much is in a cache of type {type(cache).__name__}")
+        else:
+            start = self._lengths.get(cache, 0)
+        if not isinstance(cache, tuple | list):
+            self._call.counting, self._lengths[cache] = cache, start
+        return start
 
     def _prompt(self, ids: Tensor | None, start: int, width: int) -> int | Tensor:
         """Columns of the prompt."""
@@ -193,7 +227,10 @@ class Patch:
         return start
 
     def _forget_tokens(self, *_: Any) -> None:
-        self._call.position = None
+        call, position = self._call, self._call.position
+        if call.counting is not None and position is not None:
+            self._lengths[call.counting] = self._lengths.get(call.counting, 0) + position.shape[1]
+        call.position = call.counting = None
 
     def _delta_of(self, name: str) -> Any:
         def hook(_module: Any, inputs: Args, output: Tensor) -> Tensor:
@@ -207,7 +244,9 @@ class Patch:
 
     @staticmethod
     def _map(output: Any, change: Any) -> Any:
-        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+        if isinstance(output, tuple | list):
+            return type(output)((change(output[0]), *output[1:]))
+        return change(output)
 
     def _project(self, y: Tensor) -> Tensor:
         q = self._row("span", y)
@@ -304,19 +343,12 @@ def _names(model: Any) -> tuple[str, ...]:
     return found if "input_ids" in found else _NAMES
 
 
-def _cached(given: Kwargs) -> int:
-    """Columns that are in the cache already."""
-    # Whatever a version of transformers calls it.
-    found = [given[name] for name in _CACHES if given.get(name) is not None]
-    found += [v for k, v in given.items() if k not in _CACHES and hasattr(v, "get_seq_length")]
-    if not found:
-        return 0
-    cache = found[0]
-    if hasattr(cache, "get_seq_length"):
-        return int(cache.get_seq_length())
-    if isinstance(cache, tuple | list) and cache and isinstance(cache[0], tuple | list):
-        return int(cache[0][0].shape[-2])  # keys of the first block, as old versions pass them
-    raise ValueError(f"the patch cannot tell how much is in a cache of type {type(cache).__name__}")
+def _is_empty(cache: Any) -> bool:
+    """Whether a recurrent model's cache is known to have seen nothing yet."""
+    try:
+        return not cache.has_previous_state()
+    except (AttributeError, ValueError):
+        return False
 
 
 def _positions(given: Kwargs, start: int, width: int, device: torch.device, needed: bool) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,10 +20,12 @@ def write_merged(folder: Path, loaded: LoadedModel, change: WeightChange, dtype:
     """Write configuration, safetensors weights and tokenizer; returns whether embedding and head were untied.
 
     Raises:
-        MicroscopeError: ``not_exact`` when the changed weights compute something else than hooks do.
+        MicroscopeError: ``not_exact`` when the changed weights compute something else than hooks do, or what
+            :func:`refuse_unsteady` and :func:`change_weights` raise.
     """
     # An own copy: the loaded model's weights are never written.
     own = load_model(loaded.reference, revision=loaded.revision, dtype="float32", device="cpu")
+    refuse_unsteady(own)
     untied = change_weights(own, change)
     prove(loaded, own, change)
     model = own.model.to(getattr(torch, dtype))
@@ -31,6 +34,23 @@ def write_merged(folder: Path, loaded: LoadedModel, change: WeightChange, dtype:
     model.save_pretrained(folder, safe_serialization=True)
     own.tokenizer.save_pretrained(folder)
     return untied
+
+
+@torch.no_grad()
+def refuse_unsteady(own: LoadedModel) -> None:
+    """Raises :class:`MicroscopeError` ``not_possible`` for a model that rewrites its weights when it runs, as RWKV does."""
+    before = _sums(own.model)
+    own.model(some_tokens(own), use_cache=False)
+    if _sums(own.model) != before:
+        raise MicroscopeError(
+            "not_possible",
+            "This model rewrites its own weights when it runs; saved like that they would be rewritten twice.",
+            "The runtime bundle is exact.",
+        )
+
+
+def _sums(model: Any) -> dict[str, float]:
+    return {name: float(weight.double().sum()) for name, weight in model.named_parameters()}
 
 
 @torch.no_grad()
