@@ -91,7 +91,7 @@ class OwnBlocks:
     """
 
     def __init__(self, model: Any, blocks: Any) -> None:
-        self._model, self.blocks = model, blocks
+        self._model, self.config, self.blocks = model, model.config, blocks
         parameters = inspect.signature(model.forward).parameters
         self._cache_name = next((n for n in ("cache", "past_key_values") if n in parameters), None)
         # What blocks return besides the stream, as seen in a pass of the model; set by trace().

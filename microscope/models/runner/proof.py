@@ -59,9 +59,15 @@ class Pass:
 
 @torch.inference_mode()
 def plain_pass(own: OwnBlocks, vocabulary: int, device: torch.device, rows: int = ROWS) -> Pass:
-    """Run the model on ids that lie evenly in its vocabulary, without a cache."""
+    """Run the model on ids that lie evenly in its vocabulary, without a cache.
+
+    One is its padding, if it has any: some families count positions without it.
+    """
     step = max(1, vocabulary // (rows + 1))
     tokens = (torch.arange(1, rows + 1, device=device) * step % vocabulary)[None]
+    padding = getattr(own.config, "pad_token_id", None)
+    if isinstance(padding, int) and 0 <= padding < vocabulary:
+        tokens[0, rows // 2] = padding
     calls, outputs, logits = own.trace(tokens)
     return Pass(tokens, calls, [stream_in(output) for output in outputs], logits)
 
