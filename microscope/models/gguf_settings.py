@@ -38,6 +38,11 @@ def _theta(config: Any) -> Any:
     return rope.get("rope_theta") or (rope.get("full_attention") or {}).get("rope_theta")
 
 
+def _epsilon(config: Any) -> Any:
+    names = ("norm_eps", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+    return next((getattr(config, name) for name in names if hasattr(config, name)), None)
+
+
 # Settings that ``transformers`` passes over, and what the converted model must have instead.
 _SAME: dict[str, Callable[[Any], Any]] = {
     "rope.dimension_count": _rotated,
@@ -46,6 +51,8 @@ _SAME: dict[str, Callable[[Any], Any]] = {
     "attention.value_length": _head,
     "attention.sliding_window": lambda config: getattr(config, "sliding_window", None),
     "attention.causal": lambda config: True,
+    "attention.layer_norm_epsilon": _epsilon,
+    "attention.layer_norm_rms_epsilon": _epsilon,
     "attn_logit_softcapping": lambda config: getattr(config, "attn_logit_softcapping", None),
     "final_logit_softcapping": lambda config: getattr(config, "final_logit_softcapping", None),
     "feed_forward_length": lambda config: (
@@ -59,6 +66,8 @@ _SAME: dict[str, Callable[[Any], Any]] = {
         config, "num_key_value_heads", config.num_attention_heads
     ),
 }
+# Settings that every file has, and that are nought where a model has no such part.
+_OF_OTHERS = ("feed_forward_length", "attention.head_count")
 # Experts that are there only where their number is converted.
 _COUNTS = ("expert_count", "expert_used_count")
 
@@ -134,7 +143,7 @@ def check_settings(header: GgufHeader, config: Any, name: str) -> None:
             continue
         if setting in _COUNTS and value:
             raise refused(name, f"it has experts ({key}), which conversion would lose")
-        if _IDLE.fullmatch(setting):
+        if _IDLE.fullmatch(setting) or (setting in _OF_OTHERS and value == 0):
             continue
         if setting not in _SAME or not _equal(_SAME[setting], config, value):
             raise refused(name, f"its setting {key} ({str(value)[:40]}) would be lost in conversion")
