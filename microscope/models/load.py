@@ -29,6 +29,7 @@ from microscope.models.kinds import Kind, declared_family, whole_class
 from microscope.models.multimodal import check_same_logits
 from microscope.models.obstacles import is_tied, obstacles_of
 from microscope.models.precision import dtype_name, resolve_device, resolve_dtype
+from microscope.models.structure import complete, outline, verified
 from microscope.models.tokens import TokenTexts, check_tokens
 from microscope.params import Site
 from microscope.params.traits import WRITER_BIASES
@@ -167,9 +168,6 @@ def load_model(
     quantised.check_not_quantised_yet(reference, kind.whole or kind.config)
     folder = Path(source) if Path(source).is_dir() else None
     stored = None if folder is None else _read_folder(folder, kind, reference)
-    # Imported here: structure is found by running models, and runners know loaded ones.
-    from microscope.models.structure import complete, outline
-
     skeleton, whole = _skeletons(kind, reference)
     family = declared_family(kind.config.model_type) or outline(skeleton)
     matched = None if stored is None else checkpoint.match_names(stored, skeleton, reference, whole)
@@ -220,8 +218,8 @@ def load_model(
     fingerprint = model_fingerprint(model) if rounded else None
     if whole is not None:
         check_same_logits(whole, skeleton, model, reference)
-    if family.found:
-        family = complete(model, family)
+    if family.causal:
+        family = complete(model, family) if family.found else verified(model, family)
     where = model.get_input_embeddings().weight.device
     loaded = LoadedModel(reference, revision, model, tokenizer, family, where, computing, rounded)
     if fingerprint is not None:
@@ -287,8 +285,6 @@ def _skeleton(build: Any, config: PretrainedConfig, reference: str) -> Any:
 
 def inspect_model(reference: str, revision: str | None = None) -> dict[str, Any]:
     """Facts about a model from its configuration alone: what a form shows before anything is loaded."""
-    from microscope.models.structure import outline
-
     _, kind = read_config(reference, revision)
     config = kind.config
     model, _ = _skeletons(kind, reference)

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from microscope.models.load import LoadedModel
-
-_TOKENS = 24
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 
@@ -39,10 +35,3 @@ def map_first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(output, tuple | list):
         return type(output)((change(output[0]), *output[1:]))
     return change(output)
-
-
-def some_tokens(loaded: LoadedModel) -> Tensor:
-    """A few random token ids ``[1, positions]``, the same every time."""
-    count = min(_TOKENS, loaded.max_context)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(loaded.vocab_size, (1, count), generator=generator).to(loaded.device)

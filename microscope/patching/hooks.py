@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from microscope.errors import MicroscopeError
 from microscope.models import Family, LoadedModel, module_at
 from microscope.models.runner import Delta
-from microscope.models.stream import first_tensor, map_first, some_tokens, stream_of, with_stream
+from microscope.models.sample import some_tokens
+from microscope.models.stream import first_tensor, map_first, stream_of, with_stream
 from microscope.params import EditPlan
 from microscope.patching.adapters import LowRank
 from microscope.patching.apply import Saes, SiteEdits, edits_by_layer

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from microscope.models import LoadedModel, module_at
-from microscope.models.stream import first_tensor, map_first, some_tokens, stream_of, with_stream
+from microscope.models.sample import some_tokens
+from microscope.models.stream import first_tensor, map_first, stream_of, with_stream
 
 # Relative size of float32 errors in a gradient, and in a sum of contributions.
 _TOLERANCE = 1e-3

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from microscope.models import family_of, load_model
 from microscope.models.families import Family, Parts, Tap
 from microscope.models.load import LoadedModel, inspect_model
-from microscope.models.stream import some_tokens
+from microscope.models.sample import some_tokens
 from microscope.params import Obstacles
 from microscope.params.traits import (
     NO_BIAS,

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from microscope.models.families import Family
+from microscope.models.own_blocks import OwnBlocks
 from microscope.models.runner.base import BlockRunner, Rows
-from microscope.models.runner.own_blocks import OwnBlocks, stream_in
 from microscope.models.runner.patch import BlockPatch, Delta
 from microscope.models.runner.product import Product, as_product
 from microscope.models.runner.state import Caches, History, is_growing, joined
 from microscope.models.runner.tail import Tail
 from microscope.models.runner.taps import install_taps, patched
+from microscope.models.stream import first_tensor
 
 
 class GeneralRunner(BlockRunner):
@@ -40,7 +41,7 @@ class GeneralRunner(BlockRunner):
         self._head = model.get_submodule(family.head)
         tokens = torch.arange(1, 5, device=self._head.weight.device)[None]
         _, outputs, _ = self.own.trace(tokens)
-        top = stream_in(outputs[-1])
+        top = first_tensor(outputs[-1])
         self.d_model = top.shape[-1]
         self.tail = Tail(model, self.own, self._head, top)
         self.linear_head, self.logit_scale = self.tail.linear, self.tail.scale
@@ -86,13 +87,13 @@ class GeneralRunner(BlockRunner):
             if patch is not None:
                 patch.skip = rows.start
             with patched(patch):
-                out = stream_in(self.own.run(noted[layer], history.x))
+                out = first_tensor(self.own.run(noted[layer], history.x))
             return out[:, rows.start :], History(x)
         if isinstance(noted[0], Rows):
             return self._one_by_one(layer, x, noted, past, patch)
         self._caches.put(cache, layer, past, rows.start)
         with patched(patch):
-            out = stream_in(self.own.run(noted[layer], x))
+            out = first_tensor(self.own.run(noted[layer], x))
         return out, self._caches.take(cache, layer)
 
     def _one_by_one(

@@ -10,11 +10,12 @@ from microscope.errors import MicroscopeError
 from microscope.models.configuration import first_line
 from microscope.models.declarations import decoder_of
 from microscope.models.load import LoadedModel
+from microscope.models.own_blocks import OwnBlocks
+from microscope.models.plain_pass import plain_pass
 from microscope.models.runner.base import BlockRunner
 from microscope.models.runner.decoder import DecoderRunner
 from microscope.models.runner.general import GeneralRunner
-from microscope.models.runner.own_blocks import OwnBlocks
-from microscope.models.runner.proof import Proof, plain_pass, prove, same_arguments
+from microscope.models.runner.proof import Proof, prove, same_arguments
 
 _NOT_COMPOSED = "fast path: there is none for this type of model"
 # What was proven of a model, for the next that asks for a runner of it.

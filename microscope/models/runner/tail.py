@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from microscope.models.own_blocks import OwnBlocks
 from microscope.models.runner.base import with_deltas
-from microscope.models.runner.own_blocks import OwnBlocks
 from microscope.models.runner.patch import Delta
 
 

@@ -1,6 +1,6 @@
 """Where a model's parts are, found by structure and proven by running it."""
 
-from microscope.models.structure.found import check, complete
-from microscope.models.structure.outline import outline
+from microscope.models.structure.found import check, complete, verified
+from microscope.models.structure.tree import outline
 
-__all__ = ["check", "complete", "outline"]
+__all__ = ["check", "complete", "outline", "verified"]

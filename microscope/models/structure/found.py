@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from microscope.models.families import Family
-from microscope.models.runner.own_blocks import OwnBlocks, stream_in
-from microscope.models.runner.proof import Pass, deviation, plain_pass
-from microscope.models.structure.outline import refused
-from microscope.models.structure.parts import find_parts
+from microscope.models.own_blocks import OwnBlocks
+from microscope.models.plain_pass import Pass, deviation, plain_pass
+from microscope.models.stream import first_tensor
+from microscope.models.structure.parts import adds_up, find_parts
+from microscope.models.structure.tree import refused
 
-# What a changed last token may move in the rows before it, relative to the largest value: nothing but rounding.
+# How far a changed last token may move the rows before it, relative to their length: nothing but rounding.
 _UNMOVED = {torch.float32: 1e-4}
 
 
@@ -28,6 +29,18 @@ def complete(model: Any, family: Family) -> Family:
     multipliers = tuple(_multipliers(model.config))
     parts = tuple(find_parts(own, call, multipliers) for call in seen.calls)
     return replace(family, per_block=parts, width=seen.streams[-1].shape[-1])
+
+
+def verified(model: Any, family: Family) -> Family:
+    """A declared family, where its declaration fits the model; otherwise with the modules that are found.
+
+    Raises:
+        MicroscopeError: what :func:`check` raises.
+    """
+    own, seen = check(model, family)
+    if all(adds_up(own, call, family.parts_of(call.layer)) for call in seen.calls):
+        return family
+    return complete(model, family)
 
 
 def check(model: Any, family: Family) -> tuple[OwnBlocks, Pass]:
@@ -76,14 +89,14 @@ def _check_causal(kind: str, own: OwnBlocks, seen: Pass) -> None:
     _, outputs, _ = own.trace(changed)
     limit = _UNMOVED.get(seen.streams[0].dtype, 5e-2)
     for layer, (before, after) in enumerate(
-        zip(seen.streams, (stream_in(output) for output in outputs), strict=True)
+        zip(seen.streams, (first_tensor(output) for output in outputs), strict=True)
     ):
         moved = deviation(after[:, :-1], before[:, :-1])
         if moved > limit:
             raise refused(
                 kind,
-                f"it sees both ways: another last token moves the rows before it by {moved:.1e} of the largest "
-                f"value behind block {layer}",
+                f"it sees both ways: another last token moves the rows before it by {moved:.1e} of "
+                f"their length behind block {layer}",
             )
 
 

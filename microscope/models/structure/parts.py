@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from microscope.models.families import Parts, Tap
-from microscope.models.runner.own_blocks import Call, OwnBlocks, stream_in
+from microscope.models.own_blocks import Call, OwnBlocks
+from microscope.models.plain_pass import TOLERANCE, deviation
+from microscope.models.stream import first_tensor
 from microscope.params.sites import SiteKind
 
 # What may be left over, relative to what the block adds; the second for streams in half precision.
@@ -70,6 +72,21 @@ def find_parts(own: OwnBlocks, call: Call, multipliers: Iterable[float] = ()) ->
     return _named(ran, found, between, attention, mlp)
 
 
+@torch.inference_mode()
+def adds_up(own: OwnBlocks, call: Call, parts: Parts) -> bool:
+    """Whether a block's output is its input plus what the declared modules put out, rounding apart."""
+    ran, out = _watched(own, call, call.x)
+    total = call.x
+    for path, scale in ((parts.attention, parts.attention_scale), (parts.mlp, parts.mlp_scale)):
+        wrote = next((r.wrote for r in ran if r.path == path), None)
+        if path is None:
+            continue
+        if wrote is None or wrote.numel() != total.numel():
+            return False
+        total = total + scale * wrote.view(total.shape)
+    return deviation(total, out, call.x) <= TOLERANCE.get(out.dtype, 1e-4)
+
+
 _INNER: tuple[SiteKind, ...] = ("resid_mid", "attn_out", "mlp_out", "attn_z", "mlp_act")
 
 
@@ -114,7 +131,7 @@ def _watched(own: OwnBlocks, call: Call, x: Tensor) -> tuple[list[Ran], Tensor]:
     modules = [(path, module) for path, module in own.blocks[call.layer].named_modules() if path]
     handles = [module.register_forward_hook(watch(path), with_kwargs=True) for path, module in modules]
     try:
-        out = stream_in(own.run(call, x))
+        out = first_tensor(own.run(call, x))
     finally:
         for handle in handles:
             handle.remove()
@@ -171,13 +188,14 @@ def _distinct(terms: Iterable[Ran]) -> list[Ran]:
 def _between(ran: list[Ran], x: Tensor, found: _Sum) -> Tap | None:
     """Where a module reads the stream with one half added and not yet the other."""
     limit = (_LEFT_OVER if x.dtype == torch.float32 else _LEFT_OVER_HALF) * float(x.double().norm())
+    readers = [r for r in ran if r.read is not None and r.read.shape == x.shape]
     for term, factor in zip(found.terms, found.factors, strict=True):
         assert term.wrote is not None
-        middle = x.double() + factor * term.wrote.double()
-        if float((middle - x.double()).norm()) <= 10 * limit:
-            continue  # too small a change to be told from none
-        readers = [r for r in ran if r.read is not None and r.read.shape == x.shape]
-        near = [r for r in readers if float((r.read.double() - middle).norm()) <= limit]  # type: ignore[union-attr]
+        middle = x + (term.wrote if factor == 1 else factor * term.wrote).to(x.dtype)
+        near = [r for r in readers if _equal(r.read, middle) and not _equal(r.read, x)]
+        # Where the sum is rounded otherwise, it must be told from the stream before it by more than rounding.
+        if not near and float((middle.double() - x.double()).norm()) > 10 * limit:
+            near = [r for r in readers if float((r.read.double() - middle.double()).norm()) <= limit]  # type: ignore[union-attr]
         if near:
             return Tap(min(near, key=lambda r: r.path.count(".")).path, "input")
     return None

@@ -9,7 +9,7 @@ import torch
 
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, load_model
-from microscope.models.stream import some_tokens
+from microscope.models.sample import some_tokens
 from microscope.patching.weights import WeightChange, change_weights, held_hooks
 
 # Largest difference of logits from rounding, relative to the largest logit and to what the patch does to them.

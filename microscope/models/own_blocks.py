@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from microscope.models.stream import map_first, stream_of
+
 
 class _AllNoted(Exception):
     """The last block has been reached, and nothing behind it is wanted."""
@@ -36,10 +38,12 @@ class Call:
     @classmethod
     def of(cls, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Tell the stream from the rest."""
-        if args and isinstance(args[0], Tensor):
-            return cls(layer, args[0], args[1:], kwargs)
-        rest = dict(kwargs)
-        return cls(layer, rest.pop("hidden_states"), args, rest)
+        x = stream_of(args, kwargs)
+        return (
+            cls(layer, x, args[1:], kwargs)
+            if args
+            else cls(layer, x, (), {k: v for k, v in kwargs.items() if v is not x})
+        )
 
 
 @dataclass
@@ -61,25 +65,6 @@ def _noted(notes: _Notes) -> Iterator[None]:
         yield
     finally:
         _noting.reset(token)
-
-
-def stream_in(output: Any) -> Tensor:
-    """The residual stream in what a block returns: all of it, or the first of several things.
-
-    Raises:
-        TypeError: when it is no tensor.
-    """
-    found = output[0] if isinstance(output, (tuple, list)) and output else output
-    if not isinstance(found, Tensor):
-        raise TypeError(f"a block returns {type(found).__name__} where its stream should be")
-    return found
-
-
-def with_stream(output: Any, x: Tensor) -> Any:
-    """What a block returns, with another stream."""
-    if isinstance(output, (tuple, list)):
-        return type(output)((x, *output[1:]))
-    return x
 
 
 class OwnBlocks:
@@ -123,7 +108,7 @@ class OwnBlocks:
                 handle.remove()
         for call, output in zip(calls, outputs, strict=True):
             self._like[call.layer] = (
-                with_stream(output, torch.empty(0)) if isinstance(output, tuple) else None
+                map_first(output, _dropped) if isinstance(output, (tuple, list)) else None
             )
         return calls, outputs, logits
 
@@ -153,6 +138,11 @@ class OwnBlocks:
         return {"use_cache": True, self._cache_name: cache}
 
 
+def _dropped(x: Tensor) -> Tensor:
+    """What stands for a stream that is not kept."""
+    return x.new_empty(0)
+
+
 def _forward(block: Any, *args: Any, **kwargs: Any) -> Any:
     notes = _noting.get()
     if notes is None:
@@ -165,4 +155,4 @@ def _forward(block: Any, *args: Any, **kwargs: Any) -> Any:
             raise _AllNoted
         x = notes.injected
     like = notes.like[call.layer]
-    return x if like is None else with_stream(like, x)
+    return x if like is None else map_first(like, lambda _: x)
