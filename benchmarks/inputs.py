@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BloomConfig
 
 from benchmarks.contest import Settings
 from microscope.activations import Recording, ShuffledRows, record
@@ -49,6 +50,26 @@ def model_folder(settings: Settings) -> Path:
         loaded.tokenizer.save_pretrained(folder)
 
     return _once(settings.data / "models" / assets.MODEL_NAME, make)
+
+
+def own_blocks_folder(settings: Settings) -> Path:
+    """A BLOOM of 122 million random weights with the demo model's tokenizer: a family without a composed path."""
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(settings))
+
+    def make(folder: Path) -> None:
+        torch.manual_seed(0)
+        config = BloomConfig(
+            vocab_size=49_152,
+            hidden_size=768,
+            n_layer=12,
+            n_head=12,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return _once(settings.data / "models" / "bloom-random", make)
 
 
 def corpus_folder(settings: Settings) -> Path:

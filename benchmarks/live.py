@@ -20,6 +20,8 @@ _PRECISIONS = ("float32", "bfloat16")
 _PLAIN = "plain forward"
 _ALL, _HALF, _LAST = "toggle, all positions", "toggle, from the middle", "toggle, last 8"
 _SEEN = "back to a seen state"
+_NNSIGHT = "nnsight"
+_OWN_BLOCKS_LAYER = 6
 # Compute as a share of the plain forward pass of the same prompt.
 _SHARES = {_ALL: 0.47, _HALF: 0.33, _LAST: 0.15}
 _SEEN_MILLISECONDS = 3.0
@@ -31,6 +33,9 @@ def sections(settings: Settings) -> Iterator[Section]:
     for dtype in _PRECISIONS[:1] if settings.quick else _PRECISIONS:
         title = f"Live, compute of a toggle, {dtype}"
         yield Section(title, lambda d=dtype, t=title: _toggles(settings, d, t))
+        if dtype == "float32":
+            title = "Live, compute of a toggle, own blocks"
+            yield Section(title, lambda t=title: _own_blocks(settings, t))
         title = f"Live, a generated token, {dtype}"
         yield Section(title, lambda d=dtype, t=title: _decoding(settings, d, t))
     title = "Live, round trips"
@@ -96,11 +101,56 @@ def _contestants(settings: Settings, dtype: str) -> Iterator[Contestant]:
             environment=OWN,
         )
     for name, entry, package, environment in (
-        ("nnsight", "nnsight", "nnsight", "nnsight"),
+        (_NNSIGHT, "nnsight", "nnsight", "nnsight"),
         ("TransformerLens, bridge", "lens_bridge", "transformer-lens", "peers"),
         ("TransformerLens, HookedTransformer", "lens_hooked", "transformer-lens", "peers"),
     ):
         yield Contestant(name, f"live_peers:{entry}", options, "peer", (package,), environment=environment)
+
+
+def _own_blocks(settings: Settings, title: str) -> str:
+    """As above with a model whose family has no composed path: its own blocks run."""
+    contest = Contest(
+        title,
+        "toggles/s",
+        f"One edit at block {_OWN_BLOCKS_LAYER} of 12 of a BLOOM of 122 million random weights in float32, run by the "
+        f"model's own blocks, with a strength not seen before, on a prompt of {_PROMPT_TOKENS} tokens, to the next "
+        "token's logits.",
+        tuple(_own_blocks_contestants(settings)),
+    )
+    standings = run(contest, settings)
+    return "\n".join([section(contest, standings, settings), "", *_own_blocks_goals(standings)])
+
+
+def _own_blocks_contestants(settings: Settings) -> Iterator[Contestant]:
+    text, ids = _prompt(settings)
+    options = {
+        "model": str(inputs.own_blocks_folder(settings)),
+        "ids": ids,
+        "dtype": "float32",
+        "layer": _OWN_BLOCKS_LAYER,
+        "strength": _STRENGTH,
+        "times": 1 if settings.quick else 3,
+    }
+    own, packages = {**options, "text": text, "composed": False}, ("torch", "transformers")
+    for name, start in ((_ALL, 0), (_HALF, _PROMPT_TOKENS // 2), (_LAST, _PROMPT_TOKENS - 8)):
+        yield Contestant(name, "live_ours:toggle", {**own, "start": start}, packages=packages, compared=True)
+    plain = Contestant(
+        _PLAIN, "live_peers:plain", options, "peer", ("transformers",), compared=True, environment=OWN
+    )
+    inside = {**options, "blocks": "transformer.h"}
+    hook = Contestant(
+        "plain forward with a hook", "live_peers:hooked", inside, "peer", ("transformers",), environment=OWN
+    )
+    nnsight = Contestant(_NNSIGHT, "live_peers:nnsight", inside, "peer", ("nnsight",), environment="nnsight")
+    yield from (plain, hook, nnsight)
+
+
+def _own_blocks_goals(standings: list[Standing]) -> Iterator[str]:
+    by_name = {s.contestant.name: s for s in standings}
+    if by_name[_ALL].rates and by_name[_NNSIGHT].rates:
+        ratio = by_name[_ALL].ratio(by_name[_NNSIGHT]).median
+        yield goal(f"{_ALL}, speed ÷ {_NNSIGHT}", ratio, least=1.0)
 
 
 def _toggle_goals(standings: list[Standing]) -> Iterator[str]:

@@ -6,10 +6,11 @@ import itertools
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from benchmarks.child import Turn, repeated
 from microscope.live import ResidentModel
-from microscope.models import load_model
+from microscope.models import load_model, runner_for
 from microscope.params import Edit, EditPlan, FeatureRef, Positions
 from microscope.sae import SaeConfig, SparseAutoencoder, architecture
 
@@ -27,19 +28,34 @@ def stand_in(d: int, layer: int, kind: str = "topk") -> SparseAutoencoder:
     return sae
 
 
-def opened(model: str, text: str, dtype: Any, sae: SparseAutoencoder) -> ResidentModel:
-    """A resident model with the autoencoder attached and a session on the text."""
-    resident = ResidentModel(load_model(model, dtype=dtype, device="cpu"))
+def opened(
+    model: str, text: str, dtype: Any, sae: SparseAutoencoder, *, composed: bool = True
+) -> ResidentModel:
+    """A resident model with the autoencoder attached and a session on the text.
+
+    Without ``composed`` the model's own blocks run, also where there is a faster path.
+    """
+    loaded = load_model(model, dtype=dtype, device="cpu")
+    resident = ResidentModel(loaded, runner=runner_for(loaded, fast=composed))
     resident.attached.saes[sae.content_fingerprint()] = sae
     resident.open(SESSION, text)
     return resident
 
 
 def toggle(
-    *, model: str, text: str, ids: list[int], dtype: str, layer: int, start: int, strength: float, times: int
+    *,
+    model: str,
+    text: str,
+    ids: list[int],
+    dtype: str,
+    layer: int,
+    start: int,
+    strength: float,
+    times: int,
+    composed: bool = True,
 ) -> Turn:
     """An ``add`` from one position on with a strength not seen before, to the next token's distribution."""
-    resident, plan = _resident(model, text, ids, dtype, layer)
+    resident, plan = _resident(model, text, ids, dtype, layer, composed=composed)
     strengths = itertools.count(1)
     where = Positions(mode="from", start=start, include_sinks=True)
 
@@ -65,9 +81,13 @@ def seen(
     return repeated(work, times, 1)
 
 
-def _resident(model: str, text: str, ids: list[int], dtype: str, layer: int) -> tuple[ResidentModel, _Edits]:
-    sae = stand_in(576, layer)
-    resident = opened(model, text, dtype, sae)
+def _resident(
+    model: str, text: str, ids: list[int], dtype: str, layer: int, *, composed: bool = True
+) -> tuple[ResidentModel, _Edits]:
+    width = AutoConfig.from_pretrained(model).hidden_size
+    sae = stand_in(width, layer)
+    resident = opened(model, text, dtype, sae, composed=composed)
+    assert composed or resident.runner.path == "general"
     assert resident.sessions.get(SESSION).tokens.tolist() == ids, "all contestants run the same tokens"
     return resident, _Edits(sae)
 

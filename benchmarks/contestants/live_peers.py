@@ -4,6 +4,7 @@ logits asked for. None of them keeps anything of the passes before. Imports noth
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -48,10 +49,19 @@ def plain(*, model: str, ids: list[int], dtype: str, layer: int, strength: float
     )
 
 
-def hooked(*, model: str, ids: list[int], dtype: str, layer: int, strength: float, times: int) -> Turn:
+def hooked(
+    *,
+    model: str,
+    ids: list[int],
+    dtype: str,
+    layer: int,
+    strength: float,
+    times: int,
+    blocks: str = "model.layers",
+) -> Turn:
     """The Hugging Face model with a forward hook set for one pass."""
     net, tokens = _model(model, dtype), torch.tensor([ids])
-    block, vector = net.model.layers[layer], _vector(net.config.hidden_size, dtype)
+    block, vector = net.get_submodule(f"{blocks}.{layer}"), _vector(net.config.hidden_size, dtype)
 
     def toggle(size: float) -> torch.Tensor:
         def hook(_module: Any, _inputs: Any, output: Any) -> Any:
@@ -90,7 +100,16 @@ def peft(*, model: str, ids: list[int], dtype: str, layer: int, strength: float,
     return _turn(toggle, strength, times)
 
 
-def nnsight(*, model: str, ids: list[int], dtype: str, layer: int, strength: float, times: int) -> Turn:
+def nnsight(
+    *,
+    model: str,
+    ids: list[int],
+    dtype: str,
+    layer: int,
+    strength: float,
+    times: int,
+    blocks: str = "model.layers",
+) -> Turn:
     """nnsight: a trace that adds to the block's output and saves the head's."""
     from nnsight import TransformersModel
     from transformers import AutoTokenizer
@@ -98,15 +117,33 @@ def nnsight(*, model: str, ids: list[int], dtype: str, layer: int, strength: flo
     net, tokens = _model(model, dtype), torch.tensor([ids])
     tokenizer = AutoTokenizer.from_pretrained(model)
     traced = TransformersModel(net, task="text-generation", tokenizer=tokenizer)
-    block, vector = traced.model.layers[layer], _vector(net.config.hidden_size, dtype)
+    block = operator.attrgetter(blocks)(traced)[layer]
+    vector = _vector(net.config.hidden_size, dtype)
+    several = isinstance(_output_of(net, blocks, layer, tokens), tuple)
 
     def toggle(size: float) -> torch.Tensor:
+        if several:
+            with traced.trace(tokens, logits_to_keep=1, use_cache=False):
+                block.output[0][:] = block.output[0] + size * vector
+                found = traced.lm_head.output.save()
+            return found[0, -1]
         with traced.trace(tokens, logits_to_keep=1, use_cache=False):
             block.output[:] = block.output + size * vector
             found = traced.lm_head.output.save()
         return found[0, -1]
 
     return _turn(toggle, strength, times)
+
+
+def _output_of(net: Any, blocks: str, layer: int, tokens: torch.Tensor) -> Any:
+    """What a block returns."""
+    found = []
+    handle = net.get_submodule(f"{blocks}.{layer}").register_forward_hook(
+        lambda _m, _i, out: found.append(out)
+    )
+    net(tokens, use_cache=False)
+    handle.remove()
+    return found[0]
 
 
 def lens_bridge(*, model: str, ids: list[int], dtype: str, layer: int, strength: float, times: int) -> Turn:

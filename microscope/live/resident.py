@@ -18,7 +18,7 @@ from microscope.live.readings import feature_activations, filtered, position_shi
 from microscope.live.replay import replay
 from microscope.live.run import PromptRun
 from microscope.live.sessions import Outcome, Session, SessionCache
-from microscope.models import LoadedModel, runner_for
+from microscope.models import BlockRunner, LoadedModel, runner_for
 from microscope.models.memory import bytes_free
 from microscope.params import EditPlan, plan_fingerprint, validate_plan
 from microscope.patching.adapters import LowRankAdapter
@@ -75,6 +75,7 @@ class ResidentModel:
             read again when used.
         packed_bytes: what may be spent on a second copy of weights in the processor's own layout; None
             takes a quarter of the memory that is free.
+        runner: computes the model; None takes the fastest that is proven to.
 
     Attributes:
         runner: computes the model block by block.
@@ -90,9 +91,10 @@ class ResidentModel:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         attached_bytes: int = DEFAULT_ATTACHED_BYTES,
         packed_bytes: int | None = None,
+        runner: BlockRunner | None = None,
     ) -> None:
         self.loaded = loaded
-        self.runner = runner_for(loaded)
+        self.runner = runner or runner_for(loaded)
         free = bytes_free(loaded.device) // 4 if packed_bytes is None else packed_bytes
         self.packed_bytes = self.runner.pack(free)
         self.attached = Attached(loaded, attached_bytes)
