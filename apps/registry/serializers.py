@@ -15,7 +15,7 @@ from apps.jobs.serializers import JobSerializer
 from apps.projects.models import Project
 from apps.registry.mixtures import MAX_PARTS
 from apps.registry.models import MIN_WEIGHT, Corpus, LanguageModel, Recording, RecordingPart
-from microscope.protocol import Running
+from microscope.params import Running
 
 
 class RenameSerializer(serializers.Serializer[Any]):

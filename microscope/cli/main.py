@@ -64,6 +64,8 @@ def inspect(**values: Any) -> None:
     """Say what a model is and what it needs, without loading it; or what rounding its weights changes.
 
     microscope inspect --model Qwen/Qwen3-0.6B --load-in-4bit
+
+    With --load also by which path it is run, and which sites its blocks have.
     """
 
     def work(params: InspectParams, progress: Progress) -> dict[str, Any]:
@@ -252,8 +254,30 @@ def _show_facts(_options: dict[str, Any], result: dict[str, Any], console: Conso
     console.print(table)
 
 
+_PATHS = {
+    "fast": "the fast path: its weights, composed anew",
+    "general": "its own blocks, called one by one",
+    "none": "nothing: no live sessions",
+}
+
+
+def _show_running(running: dict[str, Any], console: Console) -> None:
+    """How a model that was loaded is run, and its sites."""
+    _show_facts({}, {"run_by": _PATHS[running["path"]]}, console)
+    if running["reason"]:
+        console.print(running["reason"], highlight=False)
+    if running["from_start"]:
+        console.print("Its blocks keep a recurrent state: every answer is computed from the first token.")
+    table = Table("Site", "Blocks", "Why not at all of them")
+    for site in running["sites"]:
+        table.add_row(site["kind"], ", ".join(map(str, site["blocks"])) or "none", site["reason"])
+    console.print(table)
+
+
 def _show_model(_options: dict[str, Any], result: dict[str, Any], console: Console) -> None:
     _show_facts({}, result, console)
+    if "running" in result:
+        _show_running(result["running"], console)
     rounding = result.get("rounding")
     sizes = (rounding or {}).get("bytes", {})
     table = Table("Precision", "Memory needed", *(["Weights"] if sizes else []))

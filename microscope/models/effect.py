@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from typing import Any
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +14,9 @@ from microscope.errors import MicroscopeError
 from microscope.models import memory
 from microscope.models.load import LoadedModel, inspect_model, load_model
 from microscope.models.quantised import is_quantisation
-from microscope.params import InspectParams
+from microscope.models.runner import runner_for
+from microscope.models.running import running_of, site_reach
+from microscope.params import InspectParams, Running
 from microscope.progress import SILENT, Progress
 
 # Prose, numbers, names, code and a list, so that no single kind of text decides.
@@ -40,7 +43,7 @@ def inspect(params: InspectParams, progress: Progress = SILENT) -> dict[str, Any
     """Facts about a model; with ``int8`` or ``nf4`` also what rounding does to it.
 
     The result is that of :func:`inspect_model`; a rounded model adds ``fingerprint`` and ``rounding``
-    (see :func:`measure_rounding`).
+    (see :func:`measure_rounding`), one that is to be loaded ``running``, as :class:`Running`.
 
     Raises:
         MicroscopeError: what :func:`inspect_model` and, for rounded weights, :func:`load_model` raise.
@@ -48,7 +51,18 @@ def inspect(params: InspectParams, progress: Progress = SILENT) -> dict[str, Any
     facts = inspect_model(params.model, params.revision)
     if is_quantisation(params.dtype):
         facts |= measure_rounding(params, progress)
+    if params.load:
+        facts["running"] = msgspec.to_builtins(_running(params))
     return facts
+
+
+def _running(params: InspectParams) -> Running:
+    """How the model is run; a path of ``"none"`` says that it cannot be run live, and the reason why."""
+    loaded = load_model(params.model, revision=params.revision, dtype=params.dtype, device=params.device)
+    try:
+        return running_of(loaded, runner_for(loaded))
+    except MicroscopeError as error:
+        return Running(path="none", reason=error.message, sites=site_reach(loaded.family, loaded.n_layers))
 
 
 def measure_rounding(params: InspectParams, progress: Progress = SILENT) -> dict[str, Any]:

@@ -27,8 +27,9 @@ from microscope.params.patches import (
     PatchExportParams,
 )
 from microscope.params.presets import PRESETS, Preset
+from microscope.params.running import Running, SiteReach
 from microscope.params.schema import FieldSpec, decode_params, field_specs, json_schema
-from microscope.params.sites import SITE_KINDS, Site, SiteReach
+from microscope.params.sites import SITE_KINDS, Site
 from microscope.params.targets import (
     EXPORT_TARGETS,
     ExportTarget,
@@ -83,6 +84,7 @@ __all__ = [
     "Positions",
     "Preset",
     "RunKey",
+    "Running",
     "Site",
     "SiteReach",
     "Slider",

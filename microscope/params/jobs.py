@@ -60,6 +60,9 @@ class InspectParams(JobParams, frozen=True):
         Dtype,
         _meta("With int8 or nf4 the model is loaded, whole and rounded, and their logits are compared."),
     ] = "auto"
+    load: Annotated[bool, _meta("Also load it, and say how it is run and which sites its blocks have.")] = (
+        False
+    )
     device: _Device = "auto"
 
 

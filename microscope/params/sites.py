@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, get_args
 
-import msgspec
-
 from microscope.errors import MicroscopeError
 
 SiteKind = Literal["resid_post", "resid_mid", "attn_out", "mlp_out", "attn_z", "mlp_act"]
@@ -76,11 +74,3 @@ class Site(NamedTuple):
                 "Use an SAE of a later block; blocks.1.hook_resid_pre is resid_post.0.",
             )
         return cls("resid_post", layer - 1)
-
-
-class SiteReach(msgspec.Struct, kw_only=True, frozen=True):
-    """The blocks of a model that have a kind of site, and why the others do not; empty when all have it."""
-
-    kind: str
-    blocks: tuple[int, ...]
-    reason: str = ""

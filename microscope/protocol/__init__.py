@@ -63,7 +63,6 @@ from microscope.protocol.values import (
     ModelInfo,
     PromptToken,
     Receipt,
-    Running,
     Timings,
     TokenShift,
 )
@@ -114,7 +113,6 @@ __all__ = [
     "ResidentRequest",
     "ResidentState",
     "Result",
-    "Running",
     "SaeAttached",
     "SessionRequest",
     "Status",

@@ -15,7 +15,7 @@ from microscope.features.accumulator import AnalysisContext
 from microscope.features.logits import LogitLens, direction_effects
 from microscope.live import ResidentModel
 from microscope.models import LoadedModel, load_model, runner_for
-from microscope.models.reach import site_reach
+from microscope.models.running import site_reach
 from microscope.params import AnalyseParams, EditPlan, Positions, Site
 from microscope.sae import SaeConfig, SparseAutoencoder, TokenFilter, architecture
 from tests.families.tiny import make_any

@@ -17,7 +17,7 @@ import psutil
 from microscope import protocol as p
 from microscope.live import ResidentModel
 from microscope.models import dtype_name
-from microscope.models.reach import site_reach
+from microscope.models.running import running_of
 from worker.resident import answers
 from worker.resident.attachments import Attachments
 from worker.resident.connection import Connection
@@ -62,7 +62,7 @@ class ResidentServer:
     @property
     def model_info(self) -> p.ModelInfo:
         """What is loaded."""
-        loaded, runner = self.resident.loaded, self.resident.runner
+        loaded = self.resident.loaded
         return p.ModelInfo(
             reference=loaded.reference,
             fingerprint=loaded.fingerprint,
@@ -73,12 +73,7 @@ class ResidentServer:
             vocab_size=loaded.vocab_size,
             max_context=self.resident.max_context,
             parameters=loaded.parameters,
-            running=p.Running(
-                path=runner.path,
-                reason=runner.why,
-                from_start=not runner.cuttable,
-                sites=site_reach(loaded.family, loaded.n_layers),
-            ),
+            running=running_of(loaded, self.resident.runner),
         )
 
     async def listen(self, address: str) -> tuple[asyncio.Server, str]:

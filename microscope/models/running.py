@@ -1,9 +1,21 @@
-"""Which sites a model has, block by block."""
+"""How a loaded model is run, and which sites it has, block by block."""
 
 from __future__ import annotations
 
 from microscope.models.families import Family
-from microscope.params import SITE_KINDS, SiteReach
+from microscope.models.load import LoadedModel
+from microscope.models.runner import BlockRunner
+from microscope.params import SITE_KINDS, Running, SiteReach
+
+
+def running_of(loaded: LoadedModel, runner: BlockRunner) -> Running:
+    """What people are told of a model and the runner that serves it."""
+    return Running(
+        path=runner.path,
+        reason=runner.why,
+        from_start=not runner.cuttable,
+        sites=site_reach(loaded.family, loaded.n_layers),
+    )
 
 
 def site_reach(family: Family, n_layers: int) -> list[SiteReach]:
