@@ -41,7 +41,8 @@ class Attention:
     attribute with the factor on scores, none for 1, ``softcap`` the setting that bounds them. ``query_norm`` and
     ``key_norm`` act on each head or on the whole width, before the rotation or ``norm_turned``; a module that
     has none is computed without. ``sinks`` are scores of nothing, which take their share of attention.
-    ``clip`` bounds queries, keys and values. ``window`` says which blocks see the last positions
+    ``clip`` bounds queries, keys and values; ``growing`` queries are scaled with the logarithm of their
+    position, as ``rope_parameters`` say. ``window`` says which blocks see the last positions
     only, as many as the setting ``window_size`` says: all, or those of that kind in the setting ``kinds``.
     """
 
@@ -57,6 +58,7 @@ class Attention:
     norm_turned: bool = False
     sinks: str | None = None
     clip: str | None = None
+    growing: bool = False
     window: Literal["none", "all", "kinds"] = "none"
     window_size: str = "sliding_window"
     kinds: str = "layer_types"
@@ -128,6 +130,7 @@ _BEHIND = Norms(
     mlp_behind="post_feedforward_layernorm",
 )
 _SANDWICH = replace(_BEHIND, attention="input_layernorm", mlp="pre_feedforward_layernorm")
+_AROUND = Norms(attention_behind="post_self_attn_layernorm", mlp_behind="post_mlp_layernorm")
 _GATE_UP = Mlp(inputs=("gate_up_proj",), activation="activation_fn")
 _UNGATED = Mlp(inputs=("up_proj",), gated=False)
 _NUMBERED = Mlp(inputs=("fc1",), gated=False, activation="activation_fn", output="fc2")
@@ -158,14 +161,28 @@ _COHERE = Decoder(
     parallel=True,
     logits_times="logit_scale",
 )
+_OPT = Decoder(
+    ("opt",),
+    Attention(output="out_proj"),
+    replace(_NUMBERED, module=""),
+    Norms(attention="self_attn_layer_norm", mlp="final_layer_norm"),
+    rotary=None,
+    blocks="model.decoder.layers",
+    tokens="model.decoder.embed_tokens",
+    positions="model.decoder.embed_positions",
+    first_position=2,
+    norm="model.decoder.final_layer_norm",
+)
 
 DECODERS: tuple[Decoder, ...] = (
-    Decoder(("llama", "gemma", "seed_oss", "solar_open")),
+    Decoder(("llama", "gemma", "seed_oss", "solar_open", "aria_text", "exaone", "internlm3", "iquestcoder")),
     Decoder(("mistral", "mixtral"), Attention(window="all")),
+    Decoder(("ministral3",), Attention(window="all", growing=True)),
     Decoder(("qwen2", "qwen2_moe", "ministral", "cwm"), Attention(window="kinds")),
     Decoder(("qwen3", "dots1"), replace(_NORMED, window="kinds")),
     Decoder(("qwen3_moe",), replace(_NORMED, window="all")),
-    Decoder(("glm4_moe",), _NORMED),
+    Decoder(("mellum",), replace(_NORMED, window="kinds"), rotary=Rotary(by_kind=True)),
+    Decoder(("glm4_moe", "sarvam_moe", "hy_v3"), _NORMED),
     Decoder(("minimax_m2",), _WIDELY_NORMED),
     Decoder(("gemma2",), _CAPPED, norms=_SANDWICH, logits_cap="final_logit_softcapping"),
     Decoder(
@@ -197,16 +214,18 @@ DECODERS: tuple[Decoder, ...] = (
     Decoder(("smollm3",), Attention(window="kinds"), rotary=Rotary(where="listed")),
     Decoder(("exaone4",), replace(_NORMED, window="kinds"), norms=_BEHIND, rotary=Rotary(where="windowed")),
     Decoder(("gpt_oss",), Attention(window="kinds", sinks="sinks"), rotary=Rotary(table="once")),
+    Decoder(("kolibri1",), replace(_NORMED, window="kinds"), norms=_AROUND, rotary=Rotary(where="windowed")),
     _GLM,
-    replace(
-        _GLM,
-        model_types=("glm4",),
-        norms=Norms(attention_behind="post_self_attn_layernorm", mlp_behind="post_mlp_layernorm"),
-    ),
+    replace(_GLM, model_types=("glm4",), norms=_AROUND),
     Decoder(("helium",), rotary=Rotary(pairs=True)),
     Decoder(("ernie4_5", "ernie4_5_moe"), rotary=Rotary(pairs=True, exact=True)),
     _GRANITE,
     replace(_GRANITE, model_types=("granitemoe",), mlp=Mlp(module="block_sparse_moe")),
+    replace(
+        _GRANITE,
+        model_types=("hyperclovax",),
+        norms=Norms(attention_behind="post_norm1", mlp_behind="post_norm2"),
+    ),
     _COHERE,
     replace(
         _COHERE,
@@ -220,7 +239,10 @@ DECODERS: tuple[Decoder, ...] = (
     ),
     Decoder(("nemotron", "arcee", "jais2"), mlp=_UNGATED),
     Decoder(
-        ("apertus",), _NORMED, _UNGATED, Norms(attention="attention_layernorm", mlp="feedforward_layernorm")
+        ("apertus", "apertus1p5_text"),
+        _NORMED,
+        _UNGATED,
+        Norms(attention="attention_layernorm", mlp="feedforward_layernorm"),
     ),
     Decoder(("stablelm",), parallel="use_parallel_residual"),
     Decoder(("starcoder2",), Attention(window="all"), _GPT2.mlp),
@@ -263,17 +285,15 @@ DECODERS: tuple[Decoder, ...] = (
         norm="transformer.ln_f",
         parallel="parallel_attn",
     ),
-    Decoder(
-        ("opt",),
-        Attention(output="out_proj"),
-        replace(_NUMBERED, module=""),
-        Norms(attention="self_attn_layer_norm", mlp="final_layer_norm"),
-        rotary=None,
-        blocks="model.decoder.layers",
-        tokens="model.decoder.embed_tokens",
-        positions="model.decoder.embed_positions",
-        first_position=2,
-        norm="model.decoder.final_layer_norm",
+    _OPT,
+    replace(
+        _OPT,
+        model_types=("biogpt",),
+        blocks="biogpt.layers",
+        tokens="biogpt.embed_tokens",
+        positions="biogpt.embed_positions",
+        norm="biogpt.layer_norm",
+        head="output_projection",
     ),
     _GPT2,
     replace(_GPT2, model_types=("gpt_bigcode",), attention=replace(_GPT2.attention, grouped=True)),

@@ -20,13 +20,21 @@ from tests.families.tiny import POSITIONS, WINDOW, randomise, tiny_config
 
 TYPES = [kind for decoder in DECODERS for kind in decoder.model_types]
 ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 6}
+GROWING = {
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10_000.0,
+        "llama_4_scaling_beta": 0.5,
+        "original_max_position_embeddings": WINDOW,
+    }
+}
 # What configurations may say, by type; each is another composition.
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"attention_bias": True, "mlp_bias": True}),
     ("llama", {"head_dim": 12}),
     ("mistral", {"sliding_window": None}),
-    *((kind, ALTERNATING) for kind in ("qwen2", "qwen3", "qwen2_moe", "dots1", "smollm3")),
-    *((kind, {"sliding_window": 6}) for kind in ("mixtral", "qwen3_moe", "phi3", "starcoder2")),
+    *((kind, ALTERNATING) for kind in ("qwen2", "qwen3", "qwen2_moe", "dots1", "smollm3", "mellum")),
+    *((kind, {"sliding_window": 6}) for kind in ("mixtral", "qwen3_moe", "phi3", "starcoder2", "ministral3")),
     ("qwen2_moe", {"mlp_only_layers": [1]}),
     ("phi", {"qk_layernorm": True}),
     ("olmo", {"clip_qkv": 0.5}),
@@ -44,6 +52,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("falcon", {"multi_query": False}),
     ("falcon", {"parallel_attn": False, "bias": True}),
     ("gpt_bigcode", {"multi_query": False}),
+    ("ministral3", GROWING),
+    ("hyperclovax", {"use_post_norm": False, "residual_multiplier": 0.3}),
     ("gemma3_text", {"attn_logit_softcapping": 0.7, "final_logit_softcapping": 0.7}),
 ]  # fmt: skip
 CASES = [(kind, {}) for kind in TYPES] + VARIANTS

@@ -41,6 +41,7 @@ class DecoderRunner(BlockRunner):
 
     Raises:
         AttributeError: the model lacks a module of the declaration.
+        LookupError: its configuration lacks a setting.
         ValueError: its configuration asks for what the declaration leaves out.
     """
 

@@ -56,7 +56,7 @@ def runner_for(loaded: LoadedModel, *, fast: bool = True) -> BlockRunner:
     for name, build in _candidates(loaded, fast=fast):
         try:
             runner = build()
-        except (AttributeError, ValueError) as error:
+        except (AttributeError, LookupError, ValueError) as error:
             against.append(f"{name}: it cannot be composed ({first_line(error)})")
             continue
         proof = prove(runner, seen)

@@ -53,6 +53,10 @@ class SelfAttention:
         self._scale = 1.0 if declared.scale is None else float(getattr(module, declared.scale))
         self._softcap = setting(config, declared.softcap)
         self._clip = setting(config, declared.clip)
+        self._growth: tuple[float, int] | None = None
+        if declared.growing:
+            rope = config.rope_parameters
+            self._growth = rope["llama_4_scaling_beta"], rope["original_max_position_embeddings"]
         self._sinks: Tensor | None = None if declared.sinks is None else getattr(module, declared.sinks)
         kinds = getattr(config, declared.kinds, None) or ["full_attention"] * (layer + 1)
         self.kind = str(kinds[layer])
@@ -114,6 +118,8 @@ class SelfAttention:
         query, key = both[:, :heads], both[:, heads:]
         if norms is not None and self._norm_turned:
             query, key = norms[0](query), norms[1](key)
+        if self._growth is not None:
+            query = query * positions.growth(*self._growth)
         return query, KeyValue(key, value.transpose(1, 2))
 
     def _attend(self, query: Tensor, new: KeyValue, past: Past | None, start: int, seen: Seen) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from microscope.models import declarations
 from microscope.models.runner.parts.projections import Projection
 from microscope.models.runner.patch import BlockPatch
-from microscope.models.runner.product import Product
+from microscope.models.runner.product import Product, as_product
 from microscope.models.runner.taps import patched
 
 
@@ -46,10 +46,10 @@ class ComposedMlp:
 class OwnMlp:
     """The model's own module, as of experts: which of them compute a row is theirs to say."""
 
-    products: tuple[Product, ...] = ()
-
     def __init__(self, module: nn.Module) -> None:
         self._module = module
+        # Of shared experts; the others' weights are one tensor.
+        self.products = tuple(as_product(m) for m in module.modules() if type(m) is nn.Linear)
 
     def __call__(self, hidden: Tensor, patch: BlockPatch | None) -> Tensor:
         if patch is None:

@@ -29,6 +29,7 @@ class Positions:
         self._rotary, self._like = rotary, like
         self._tables: dict[str, tuple[Tensor, Tensor]] = {}
         self._seen: dict[int | None, Seen] = {}
+        self._growth: Tensor | None = None
 
     def tables(self, kind: str) -> tuple[Tensor, Tensor]:
         """Rotary tables of these positions, for blocks of a kind."""
@@ -37,6 +38,14 @@ class Positions:
             assert self._rotary is not None
             found = self._tables[kind] = self._rotary.tables(kind, self.start, self.end, self._like)
         return found
+
+    def growth(self, rate: float, base: int) -> Tensor:
+        """Factors ``1 + rate·log(1 + ⌊position / base⌋)`` of these positions' queries, ``[rows, 1]``."""
+        if self._growth is None:
+            positions = torch.arange(self.start, self.end, device=self._like.device)
+            factors = 1 + rate * torch.log(1 + torch.floor(positions / base))
+            self._growth = factors.to(self._like.dtype)[:, None]
+        return self._growth
 
     def seen(self, window: int | None) -> Seen:
         """Which keys the positions see, the last ``window`` of each alone if there is one."""
