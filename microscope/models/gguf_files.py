@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +107,20 @@ def _convert_joined(parts: list[Path], folder: Path, header: GgufHeader) -> None
         _convert(whole, folder, header, parts[0].name)
 
 
+@contextmanager
+def _names_made_once() -> Iterator[None]:
+    """Within it, the table of an architecture's tensor names is made once, not for every module of a model."""
+    import gguf
+
+    real = gguf.get_tensor_name_map
+    setattr(gguf, "get_tensor_name_map", functools.cache(real))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(gguf, "get_tensor_name_map", real)  # noqa: B010
+
+
+@_names_made_once()
 def _convert(file: Path, folder: Path, header: GgufHeader, name: str) -> None:
     # Imported here: most callers only ask where the cache is.
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
