@@ -58,6 +58,10 @@ GGUF_MODULES = {
     },
 }
 
+# PEFT refuses these modules in models of these types, whose fast kernels read their weights themselves.
+PEFT_REFUSES = frozenset({"out_proj", "conv1d"})
+PEFT_REFUSES_IN = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+
 TITLES: dict[ExportTarget, str] = {
     "peft": "PEFT LoRA directory",
     "merged": "Merged checkpoint",
@@ -131,6 +135,11 @@ def _judged(edit: Edit, traits: ModelTraits, target: ExportTarget) -> Judged:
         return "exact", "The rows of the edits and a short loader compute the edits as they are.", ""
     if target == "peft" and obstacles.adapters:
         return not_possible(obstacles.adapters, "Use the merged checkpoint.")
+    if target == "peft" and traits.model_type in PEFT_REFUSES_IN and _asks_refused(edit):
+        return not_possible(
+            "PEFT refuses adapters on the output matrices of recurrent blocks of this family.",
+            "Use the merged checkpoint.",
+        )
     if target in ("control_vector", "gguf_lora") and traits.model_type not in GGUF_ARCHITECTURES:
         return not_possible(
             f"llama.cpp's names of the parts of '{traits.model_type}' are not known here.",
@@ -142,6 +151,11 @@ def _judged(edit: Edit, traits: ModelTraits, target: ExportTarget) -> Judged:
     if grade == "exact" and target in ("merged", "peft") and not obstacles.proven:
         reason += " The export proves that in numbers for this model, or is refused."
     return grade, reason, hint
+
+
+def _asks_refused(edit: Edit) -> bool:
+    """Whether an edit changes modules that PEFT may refuse; one that names none may change any."""
+    return not edit.modules or any(path.rpartition(".")[2] in PEFT_REFUSES for path in edit.modules)
 
 
 def not_possible(reason: str, hint: str = "") -> Judged:

@@ -18,8 +18,10 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from microscope.errors import MicroscopeError
-from microscope.models import family_of, module_at
-from microscope.patching.adapters import LowRank
+from microscope.models import facts, module_at
+from microscope.models.kinds import declared_family
+from microscope.models.structure import complete, outline
+from microscope.patching.adapters import LowRank, matrix_shape
 from microscope.patching.hooks import add_deltas
 from microscope.patching.peft_files import write_peft
 from microscope.patching.weights import weight_of
@@ -42,7 +44,8 @@ class LoRAPatcher:
     hook, and disabling removes the hook, so that the disabled model is bit for bit the original.
 
     Args:
-        model: a causal language model of a supported family.
+        model: a causal language model. Where its parts are is found by running a few tokens if its family is
+            not a known one.
 
     Raises:
         MicroscopeError: ``unsupported_family``.
@@ -50,7 +53,7 @@ class LoRAPatcher:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._family = family_of(model.config.model_type)
+        self._family = declared_family(model.config.model_type) or complete(model, outline(model))
         self._patches: dict[str, LoraPatch] = {}
 
     def create_feature_patch(
@@ -69,23 +72,20 @@ class LoRAPatcher:
             layer_idx: block, counted from 0.
             feature_vector: direction ``[d]``; its length does not matter.
             strength: s; −1 removes the direction, 0 does nothing.
-            modules: writers within the block; default are the attention and MLP output projections.
+            modules: matrices within the block that write to the stream; default are all that are known to, which
+                experts are not.
 
         Returns:
             The patch's id.
 
         Raises:
-            MicroscopeError: ``layer_out_of_range``, ``wrong_width``, ``zero_direction`` or ``strength_not_finite``.
+            MicroscopeError: ``layer_out_of_range``, ``wrong_width``, ``zero_direction``, ``strength_not_finite`` or
+                ``no_such_module`` where nothing linear is known to write.
         """
-        layers = self._model.config.num_hidden_layers
+        layers = facts.n_layers(self._model, self._family)
         if not 0 <= layer_idx < layers:
             raise MicroscopeError(
                 "layer_out_of_range", f"Layer {layer_idx} does not exist: the model has {layers} layers."
-            )
-        if feature_vector.shape != (self._model.config.hidden_size,):
-            raise MicroscopeError(
-                "wrong_width",
-                f"The direction has shape {tuple(feature_vector.shape)}, the model's stream is {self._model.config.hidden_size} wide.",
             )
         if not math.isfinite(strength):
             raise MicroscopeError("strength_not_finite", "The strength is not a finite number.")
@@ -93,11 +93,23 @@ class LoRAPatcher:
         if not math.isfinite(norm) or norm == 0:
             raise MicroscopeError("zero_direction", "The direction has no finite, non-zero length.")
         unit = feature_vector.detach().float() / norm
+        block = self._family.block_path(layer_idx)
         writers = modules or self._family.parts_of(layer_idx).projections
+        if not writers:
+            raise MicroscopeError(
+                "no_such_module",
+                f"No linear module of block {layer_idx} is known to write to the stream.",
+                "Name one in modules, or edit the stream behind the block.",
+            )
         factors = {}
         for writer in writers:
-            path = f"{self._family.block_path(layer_idx)}.{writer}"
-            weight = weight_of(module_at(self._model, path))
+            path = f"{block}.{writer}"
+            weight = self._matrix(path)
+            if feature_vector.shape != weight.shape[:1]:
+                raise MicroscopeError(
+                    "wrong_width",
+                    f"The direction has shape {tuple(feature_vector.shape)}, '{path}' writes {weight.shape[0]} numbers.",
+                )
             direction = unit.to(weight.device)
             factors[path] = LowRank((direction @ weight.float())[None], strength * direction[:, None])
         patch_id = self._free_id(f"{feature_id}-layer{layer_idx}")
@@ -135,6 +147,13 @@ class LoRAPatcher:
         transposed = any(isinstance(module_at(self._model, path), Conv1D) for path in patch.factors)
         write_peft(folder, patch.factors, self._model.config._name_or_path, transposed=transposed)
         return folder
+
+    def _matrix(self, path: str) -> Tensor:
+        """The weight ``[out, in]`` of a linear module."""
+        module = dict(self._model.named_modules()).get(path)
+        if module is None or matrix_shape(module) is None:
+            raise MicroscopeError("no_such_module", f"The model has no linear module '{path}'.")
+        return weight_of(module)
 
     def _find(self, patch_id: str) -> LoraPatch:
         try:

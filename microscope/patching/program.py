@@ -30,7 +30,8 @@ class Program:
 
     ``edits`` are the plan's active ones; numbers elsewhere index it. ``span`` ``[d, k]`` is removed from
     the embedding and from all that blocks add. ``block_keys`` and ``site_keys`` are fingerprints per layer.
-    ``head`` changes the unembedding, behind all layers.
+    ``head`` changes the unembedding, behind all layers. ``writers`` counts the modules of each layer that add to
+    the stream, where a span goes.
     """
 
     edits: tuple[Edit, ...]
@@ -42,13 +43,14 @@ class Program:
     block_keys: tuple[str, ...]
     site_keys: tuple[str, ...]
     head: tuple[Delta, ...] = ()
+    writers: tuple[int, ...] = ()
 
     def block_patch(self, layer: int) -> BlockPatch | None:
         """The argument for one call of a block; None when its weights are as they are."""
         deltas = self.deltas.get(layer, {})
         if not deltas and self.span is None:
             return None
-        return BlockPatch(deltas, self.span, self.directions)
+        return BlockPatch(deltas, self.span, self.directions, self.writers[layer] if self.writers else 2)
 
 
 def bind(
@@ -99,6 +101,7 @@ def bind(
         ),
         tuple(plan_fingerprint(sites[layer].edits) if layer in sites else "" for layer in range(n_layers)),
         head,
+        tuple(len(family.parts_of(layer).writers) for layer in range(n_layers)) if everywhere else (),
     )
 
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from microscope.errors import MicroscopeError
 from microscope.patching import LoRAPatcher
+from tests.families.tiny import make_any
 
 
 def logits(model, ids):
@@ -96,6 +97,37 @@ def test_bad_patches(fresh, changes, code):
     with pytest.raises(MicroscopeError) as caught:
         LoRAPatcher(fresh).create_feature_patch(**arguments)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("kind", ["phi3", "mixtral", "opt", "jamba"])
+def test_writers_of_any_family_are_found(kind, ids, tmp_path):
+    """Fused projections beside them, experts instead of an MLP, transposed or recurrent: PEFT reads the same."""
+    folder = make_any(kind, tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    patcher = LoRAPatcher(model)
+    patch = patcher.create_feature_patch("f", 1, torch.randn(32), strength=-2.0)
+    base = logits(model, ids)
+    patcher.enable_patch(patch)
+    live = logits(model, ids)
+    patcher.export(patch, tmp_path / "adapter")
+    assert (live - base).abs().max() > 1e-3
+    wrapped = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), str(tmp_path / "adapter")
+    )
+    torch.testing.assert_close(logits(wrapped, ids), live, rtol=0, atol=1e-4)
+
+
+def test_a_block_of_which_no_writer_is_known_is_refused(tmp_path, ids):
+    model = AutoModelForCausalLM.from_pretrained(make_any("openai-gpt", tmp_path), dtype=torch.float32).eval()
+    patcher = LoRAPatcher(model)
+    for modules, code in (
+        ((), "no_such_module"),
+        (("nowhere",), "no_such_module"),
+        (("mlp.c_fc",), "wrong_width"),
+    ):
+        with pytest.raises(MicroscopeError) as caught:
+            patcher.create_feature_patch("f", 1, torch.ones(32), strength=1.0, modules=modules)
+        assert caught.value.code == code
 
 
 def test_unknown_patches_are_refused(fresh):

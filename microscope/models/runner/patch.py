@@ -34,6 +34,7 @@ class BlockPatch:
         deltas: low-rank changes by module path within the block.
         span: orthonormal columns ``[d, k]`` removed from what attention and MLP add to the stream.
         directions: the unit directions the span was made of, by number of the edit.
+        writers: how many modules of the block add to the stream.
 
     ``sizes`` receives, per edit, the largest L2 norm of its change at each row ``[rows]``; the first ``skip`` rows
     that a block runs on do not count, where earlier positions are computed again.
@@ -42,6 +43,7 @@ class BlockPatch:
     deltas: Mapping[str, Sequence[Delta]]
     span: Tensor | None = None
     directions: Mapping[int, Tensor] = field(default_factory=dict)
+    writers: int = 2
     sizes: dict[int, Tensor] = field(default_factory=dict)
     calls: int = 0
     skip: int = 0
@@ -54,8 +56,7 @@ class BlockPatch:
         total: Tensor | None = None
         for delta in self.deltas.get(module, ()):
             out = delta(x)
-            sizes = out.norm(dim=-1)
-            self._note(delta.edit, sizes if sizes.dim() == 1 else sizes.amax(0))
+            self._note(delta.edit, out.norm(dim=-1))
             total = out if total is None else total + out
         if total is not None:
             self.calls += 1
@@ -67,18 +68,18 @@ class BlockPatch:
         return y if extra is None else y + extra.to(y.dtype)
 
     def written(self, y: Tensor) -> Tensor:
-        """What a half-block adds to the stream ``[1, rows, d]``, without the span."""
+        """What a half-block adds to the stream, ``[1, rows, d]`` or ``[rows, d]``, without the span."""
         if self.span is None:
             return y
         self.calls += 1
         exact = y.float()
         for edit, direction in self.directions.items():
-            self._note(edit, (exact @ direction).abs().amax(0))
+            self._note(edit, (exact @ direction).abs())
         return y - ((exact @ self.span) @ self.span.T).to(y.dtype)
 
     def alone(self) -> BlockPatch:
         """The same changes, with sizes of their own: for one of several calls that together are one."""
-        return BlockPatch(self.deltas, self.span, self.directions)
+        return BlockPatch(self.deltas, self.span, self.directions, self.writers)
 
     def add_row(self, later: BlockPatch) -> None:
         """Take over the sizes of a call on the rows behind those known so far."""
@@ -87,18 +88,18 @@ class BlockPatch:
             self.sizes[edit] = torch.cat((self.sizes[edit], size)) if edit in self.sizes else size
 
     def check_obeyed(self, layer: int) -> None:
-        """After the call: whether every changed module, and both halves when a span goes, called back.
+        """After the call: whether every changed module, and all that writes when a span goes, called back.
 
         Raises:
             MicroscopeError: ``taps_missing``; no answer is better than one that looks patched and is not.
         """
-        expected = len(self.deltas) + (0 if self.span is None else 2)
+        expected = len(self.deltas) + (0 if self.span is None else self.writers)
         if self.calls != expected:
             raise MicroscopeError(
                 "taps_missing", f"Block {layer} obeyed {self.calls} of {expected} changes of its weights."
             )
 
     def _note(self, edit: int, size: Tensor) -> None:
-        size = size[self.skip :]
+        size = (size if size.dim() == 1 else size.amax(0))[self.skip :]
         known = self.sizes.get(edit)
         self.sizes[edit] = size if known is None else known.maximum(size)
