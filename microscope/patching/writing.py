@@ -85,13 +85,13 @@ def _writers(
     def entry(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = stream_of(args, kwargs)
         seen[""] = x
-        return with_stream(args, kwargs, x.detach())
+        return with_stream(args, kwargs, _cut(x))
 
     def writer(path: str) -> Any:
         def hook(_module: nn.Module, _inputs: object, output: Any) -> Any:
             y = first_tensor(output)
             seen[path] = y
-            return map_first(output, Tensor.detach)
+            return map_first(output, _cut)
 
         return hook
 
@@ -172,7 +172,7 @@ def _places(loaded: LoadedModel, tokens: Tensor, generator: torch.Generator) -> 
             owners.setdefault(id(module), set()).add(layer)
 
     def cut(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return with_stream(args, kwargs, stream_of(args, kwargs).detach())
+        return with_stream(args, kwargs, _cut(stream_of(args, kwargs)))
 
     def keep(layer: int) -> Any:
         def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
@@ -230,6 +230,11 @@ def _constants(
     for name, first, second in zip(probes, *scales, strict=True):
         if first is not None and second is not None and abs(first - second) <= _TOLERANCE * abs(first):
             yield name, 1.0 if abs(first - 1) <= 1e-5 else (first + second) / 2
+
+
+def _cut(x: Tensor) -> Tensor:
+    """The same numbers without their past; a copy, because blocks may add to it in place."""
+    return x.detach().clone()
 
 
 def _run(loaded: LoadedModel, tokens: Tensor, hooks: Iterable[Any]) -> None:
