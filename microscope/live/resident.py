@@ -104,7 +104,7 @@ class ResidentModel:
     @property
     def max_context(self) -> int:
         """Longest prompt, in tokens."""
-        return min(self.loaded.max_context, self.runner.max_context or self.loaded.max_context)
+        return self.loaded.max_context
 
     def token_text(self, token: int) -> str:
         """A token alone, as text."""

@@ -107,8 +107,6 @@ class BlockRunner(ABC):
     path: Literal["fast", "general"] = "fast"
     n_layers: int
     d_model: int
-    # Longest sequence for which this runner equals the model; None: whatever the model takes.
-    max_context: int | None = None
     # Whether what a block keeps of earlier positions can be cut at any of them. Recurrent states cannot: where
     # a row differs, all rows of the block and of those above it are computed again.
     cuttable: bool = True
