@@ -83,7 +83,8 @@ def weight_files(folder: Path, reference: str) -> list[Path]:
         raise _bad(
             reference,
             f"its weights are pickles, which can run code, and there is no {WEIGHTS}",
-            "Save the model again with transformers, which writes safetensors.",
+            "Save the model again with transformers where you trust the file: "
+            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER) writes safetensors.",
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
@@ -210,6 +211,8 @@ def match_names(stored: Stored, skeleton: Any, reference: str, whole: Any = None
         raise _other_depth(*depths, reference)
     if twice := weight_names.repeated(found.own):
         raise _bad(reference, f"'{twice[0]}' and '{twice[1]}' are the same weight of the model")
+    if half := weight_names.half_packed(found.own):
+        raise _bad(reference, f"of '{half}' the packed numbers or their scales are in no file")
     if gaps := weight_names.incomplete_list(found.own):
         name, pattern, numbers = gaps
         raise _bad(
@@ -225,6 +228,8 @@ def _check_types(stored: Stored, own: Mapping[str, weight_names.Own], skeleton: 
     """Whether weights are floating-point numbers; a table of a model that holds others is found by its name."""
     tables = {name for name, weight in skeleton.state_dict().items() if not weight.is_floating_point()}
     for name, found in own.items():
+        if found.rule == weight_names.PACKED:
+            continue
         if stored.types[name].startswith(("F", "BF")) == (found.name in tables) and not _HARMLESS.search(
             name
         ):
@@ -378,7 +383,9 @@ def _unknown(names: list[str], reference: str) -> MicroscopeError:
     if any("lora_" in name or ".base_layer." in name for name in names):
         hint = "It was saved with an adapter inside: merge the adapter (merge_and_unload) and save again."
     elif any(
-        name.endswith(("scales", "qweight", "qzeros", "absmax", "weight_scale", "weight_scale_inv", "SCB"))
+        name.endswith(
+            ("scales", "qweight", "qzeros", "absmax", "weight_scale", "weight_scale_inv", "SCB", "_blocks")
+        )
         for name in names
     ):
         hint = "The weights are quantised: take the model they were made from."

@@ -297,7 +297,10 @@ def _check_file(folder: Path, reference: str) -> None:
     file = folder / "config.json"
     if not file.is_file():
         if (folder / "adapter_config.json").is_file():
-            hint = "It holds an adapter: bring it in with `microscope patch import` and name its base model."
+            hint = (
+                f"It holds an adapter of {_base_of(folder)}: load that, and bring the adapter in with "
+                f"`microscope patch import --path {reference} --model {_base_of(folder)}`."
+            )
         elif any(folder.glob("*.gguf")):
             hint = f"Give the file itself: {sorted(folder.glob('*.gguf'))[0].name}."
         else:
@@ -321,6 +324,18 @@ def _check_file(folder: Path, reference: str) -> None:
                     error.message,
                     "It must be one JSON object in UTF-8, without a byte order mark: save or download it again.",
                 ) from error
+
+
+def _base_of(folder: Path) -> str:
+    """The model that an adapter says it was made for."""
+    try:
+        settings = parse_json(
+            (folder / "adapter_config.json").read_bytes()[:_CONFIG_LIMIT], "adapter_config.json"
+        )
+    except MicroscopeError:
+        return "BASE_MODEL"
+    base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    return base[:200] if isinstance(base, str) and base else "BASE_MODEL"
 
 
 def pointer_refused(name: str, reference: str) -> MicroscopeError:

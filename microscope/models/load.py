@@ -42,6 +42,12 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tiktoken.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
 )
 
 # Whatever transformers and tokenizers make of files they do not expect.
@@ -165,14 +171,14 @@ def load_model(
     rounded = dtype if quantised.is_quantisation(dtype) else None
     computing = resolve_dtype(arithmetic if rounded else dtype, where)
     source, kind = read_config(reference, revision)
-    quantised.check_not_quantised_yet(reference, kind.whole or kind.config)
+    unpacking = quantised.unpacking_options(reference, kind.whole or kind.config, rounded)
     folder = Path(source) if Path(source).is_dir() else None
     stored = None if folder is None else _read_folder(folder, kind, reference)
     skeleton, whole = _skeletons(kind, reference)
     family = declared_family(kind.config.model_type) or outline(skeleton)
     matched = None if stored is None else checkpoint.match_names(stored, skeleton, reference, whole)
     memory.check_fits(skeleton, rounded or dtype_name(computing), where, everywhere=device == "balanced")
-    options: dict[str, Any] = {"dtype": computing}
+    options: dict[str, Any] = {"dtype": computing, **unpacking}
     if rounded:
         quantised.check_widths(skeleton, rounded)
         # Read in float32, so that what is rounded does not depend on the arithmetic.
@@ -256,7 +262,18 @@ def _hub_files(source: str, hub: dict[str, Any]) -> list[Path]:
     )
     if whole is not None:
         return [Path(whole)]
-    index = Path(str(cached_file(source, checkpoint.INDEX, **hub)))
+    found: str | None = cached_file(
+        source, checkpoint.INDEX, _raise_exceptions_for_missing_entries=False, **hub
+    )
+    if found is None:
+        raise MicroscopeError(
+            "bad_model_file",
+            f"The model {source} has no {checkpoint.WEIGHTS} and no {checkpoint.INDEX} on the Hub: its weights may be "
+            "pickles, which can run code and are never read.",
+            "Many such models have a pull request with safetensors: give its revision (refs/pr/N). Or load it once "
+            "with transformers and save_pretrained it into a folder, and give that.",
+        )
+    index = Path(found)
     for name in checkpoint.shard_names(index, source):
         cached_file(source, name, **hub)
     return checkpoint.weight_files(index.parent, source)

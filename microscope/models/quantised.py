@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.quantization_config import Mxfp4Config
 
 from microscope.errors import MicroscopeError
 from microscope.params.precisions import QUANTISED
@@ -70,21 +71,41 @@ def loading_options(quantisation: Quantisation, arithmetic: torch.dtype) -> Bits
     )
 
 
-def check_not_quantised_yet(reference: str, config: Any) -> None:
-    """Refuse files whose weights were rounded by their publisher.
+def unpacking_options(reference: str, config: Any, rounded: Quantisation | None) -> dict[str, Any]:
+    """What tells ``from_pretrained`` to unpack files whose weights were rounded by their publisher.
+
+    Numbers of 4 bits with a scale for every 32 (``mxfp4``, as gpt-oss is published) are such of bfloat16
+    exactly; other roundings are refused.
 
     Raises:
         MicroscopeError: ``quantised_files``.
     """
+    method = packing(config)
+    if method is None:
+        return {}
+    if method != "mxfp4":
+        raise MicroscopeError(
+            "quantised_files",
+            f"The files of {reference} are quantised already ({method}).",
+            "Take the model they were made from, and load it with --load-in-8bit or --load-in-4bit.",
+        )
+    if rounded is not None:
+        raise MicroscopeError(
+            "quantised_files",
+            f"The files of {reference} are quantised already ({method}), and rounding them again as {rounded} would "
+            "make another model.",
+            "Load it in bfloat16, which holds these numbers exactly.",
+        )
+    return {"quantization_config": Mxfp4Config(dequantize=True)}
+
+
+def packing(config: Any) -> str | None:
+    """How the weights of a model's files were rounded by their publisher; None where they were not."""
     found = getattr(config, "quantization_config", None)
     if found is None:
-        return
+        return None
     method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
-    raise MicroscopeError(
-        "quantised_files",
-        f"The files of {reference} are quantised already ({getattr(method, 'value', method)}).",
-        "Take the model they were made from, and load it with --load-in-8bit or --load-in-4bit.",
-    )
+    return str(getattr(method, "value", method))
 
 
 def check_widths(skeleton: Any, quantisation: Quantisation) -> None:

@@ -26,12 +26,19 @@ from transformers.core_model_loading import (
     apply_renamings,
 )
 
+from microscope.models.quantised import packing
+
 # What wrappers put into names, in any position.
 _WRAPPERS = re.compile(
     r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|module)\."
 )
 # Modules of blocks behind the last one that predict several tokens at once; they take no part in the model.
 _PREDICTS_MORE = re.compile(r"\.(eh_proj|enorm|hnorm|shared_head|mtp\w*)\.")
+
+
+# The rule of weights that are stored as numbers of 4 bits and their scales.
+PACKED = "packed"
+_HALF = re.compile(r"_(blocks|scales)$")
 
 
 class Own(NamedTuple):
@@ -56,6 +63,7 @@ class Renaming:
         self._converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
         self._base = f"{skeleton.base_model_prefix}."
         self.wanted = {name: tuple(weight.shape) for name, weight in skeleton.state_dict().items()}
+        self._packed = packing(skeleton.config) == "mxfp4"
         self._ignored = [
             re.compile(p) for p in getattr(skeleton, "_keys_to_ignore_on_load_unexpected", None) or ()
         ]
@@ -65,6 +73,9 @@ class Renaming:
         renamed = apply_renamings(stored, self._renamings)
         target, rule = apply_converters(renamed, self._converters)
         found = self._found(target)
+        if found is None and self._packed and (half := _HALF.search(target)):
+            whole = self._found(target[: half.start()])
+            return Own(whole, renamed, None if whole is None else PACKED)
         if found is None and self._found(stored) is not None:
             return Own(self._found(stored), stored, None)
         return Own(found, renamed, rule)
@@ -136,6 +147,15 @@ def repeated(own: Mapping[str, Own]) -> tuple[str, str] | None:
                 return seen.get(found.name) or joined[found.renamed], stored
             joined[found.renamed] = stored
     return None
+
+
+def half_packed(own: Mapping[str, Own]) -> str | None:
+    """A packed weight of which numbers or scales are missing, if there is one."""
+    halves: dict[str, int] = defaultdict(int)
+    for found in own.values():
+        if found.name is not None and found.rule == PACKED:
+            halves[found.name] += 1
+    return next((name for name, count in halves.items() if count != 2), None)
 
 
 def incomplete_list(own: Mapping[str, Own]) -> tuple[str, str, list[int]] | None:

@@ -243,3 +243,58 @@ def test_hundreds_of_blocks_are_asked_of_the_files_before_any_is_built(original,
     config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 4000}
     (folder / "config.json").write_text(json.dumps(config))
     refused(folder, "asks for 4000 blocks", "have weights of 4")
+
+
+# Values of four bits in the numbering of mxfp4, and the bias of a scale's exponent.
+FOUR_BITS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+BIAS = 127
+
+
+def packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Experts in four bits with a scale for every 32, as gpt-oss is published."""
+    generator, found = torch.Generator().manual_seed(0), {}
+    for name, t in tensors.items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            experts, inputs, outputs = t.shape
+            shape = (experts, outputs, inputs // 32)
+            found[f"{name}_blocks"] = torch.randint(256, (*shape, 16), dtype=torch.uint8, generator=generator)
+            found[f"{name}_scales"] = torch.randint(120, 124, shape, dtype=torch.uint8, generator=generator)
+        else:
+            found[name] = t
+    return found
+
+
+def as_published(folder: Path) -> Path:
+    config = json.loads((folder / "config.json").read_text()) | {
+        "quantization_config": {"quant_method": "mxfp4"}
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_packed_experts_are_unpacked_exactly(original, changed):
+    folder = as_published(changed("gpt_oss", packed))
+    loaded = load_model(str(folder), dtype="float32", device="cpu")
+    stored = packed(load_file(original("gpt_oss") / WEIGHTS))
+    name = "model.layers.2.mlp.experts.down_proj"
+    blocks, scales = stored[f"{name}_blocks"].long(), stored[f"{name}_scales"].float()
+    values = torch.stack((FOUR_BITS[blocks & 15], FOUR_BITS[blocks >> 4]), -1).flatten(-2)
+    right = (values * torch.exp2(scales - BIAS)[..., None]).flatten(-2).transpose(1, 2)
+    assert torch.equal(loaded.model.get_parameter(name), right)
+    assert load_model(str(folder), dtype="bfloat16", device="cpu").fingerprint == loaded.fingerprint
+    with pytest.raises(MicroscopeError, match="bfloat16") as caught:
+        load_model(str(folder), dtype="int8", device="cpu")
+    assert caught.value.code == "quantised_files"
+
+
+def test_packed_experts_are_whole_and_said_to_be_packed(changed):
+    gone = "model.layers.1.mlp.experts.gate_up_proj_scales"
+    half = changed("gpt_oss", lambda t: {k: v for k, v in packed(t).items() if k != gone})
+    refused(as_published(half), "experts.gate_up_proj", "scales are in no file")
+    refused(changed("gpt_oss", packed), "quantised")
+    other = changed("gpt_oss", packed)
+    config = json.loads((other / "config.json").read_text()) | {
+        "quantization_config": {"quant_method": "gptq"}
+    }
+    (other / "config.json").write_text(json.dumps(config))
+    refused(other, "gptq", code="quantised_files")

@@ -207,7 +207,17 @@ def test_a_body_without_its_prefix_is_understood(copy, model_folders, tmp_path):
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        WEIGHTS,
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "spiece.model",
+        "generation_config.json",
+    ],
+)
 def test_pointers_are_called_pointers(copy, name):
     folder = copy("llama")
     (folder / name).write_text(POINTER)
@@ -261,8 +271,15 @@ def test_folders_without_weights(copy, tmp_path):
     assert caught.value.code == "unknown_model"
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    with pytest.raises(MicroscopeError, match="patch import"):
-        load_model(str(tmp_path / "adapter"))
+    for text, base in (
+        ("{}", "BASE_MODEL"),
+        ("{", "BASE_MODEL"),
+        ('{"base_model_name_or_path": "some/base"}', "some/base"),
+    ):
+        (tmp_path / "adapter" / "adapter_config.json").write_text(text)
+        with pytest.raises(MicroscopeError) as caught:
+            load_model(str(tmp_path / "adapter"))
+        assert f"patch import --path {tmp_path / 'adapter'} --model {base}" in str(caught.value.hint)
     both = copy("llama")
     (both / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     refused(both, "adapter_config.json")
@@ -377,6 +394,12 @@ def test_a_model_in_the_cache_of_the_hub_is_checked_alike(copy, tmp_path, monkey
     assert load("wrapped", copy("llama", WRAPPED["DDP"])).fingerprint == right
     with pytest.raises(MicroscopeError, match="in no file"):
         load("lacking", copy("llama", LACKING["one MLP"][1]))
+    pickled = copy("llama")
+    (pickled / WEIGHTS).unlink()
+    torch.save({}, pickled / "pytorch_model.bin")
+    with pytest.raises(MicroscopeError, match="pickles") as caught:
+        load("pickled", pickled)
+    assert caught.value.code == "bad_model_file"
     short = sharded(copy("llama"))
     (short / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(MicroscopeError) as caught:
