@@ -19,12 +19,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    apply_converters,
-    apply_renamings,
-)
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from microscope.models.quantised import packing
 
@@ -70,8 +65,8 @@ class Renaming:
 
     def own(self, stored: str) -> Own:
         """The model's name of a stored weight."""
-        renamed = apply_renamings(stored, self._renamings)
-        target, rule = apply_converters(renamed, self._converters)
+        renamed, _ = rename_source_key(stored, self._renamings, [])
+        target, rule = rename_source_key(renamed, [], self._converters)
         found = self._found(target)
         if found is None and self._packed and (half := _HALF.search(target)):
             whole = self._found(target[: half.start()])
