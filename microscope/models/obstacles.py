@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
 from microscope.models.families import Family
@@ -31,6 +31,11 @@ from microscope.params.traits import (
 )
 
 MATRICES = (nn.Linear, Conv1D)
+# Names of experts' modules, as PEFT maps them to parameters, by the family whose layout a model has.
+_EXPERTS_ONCE = {
+    "mixtral": ("gate", "w1", "w2", "w3"),
+    "qwen2_moe": ("gate", "gate_proj", "up_proj", "down_proj"),
+}
 
 
 def obstacles_of(model: Any, family: Family, n_layers: int) -> Obstacles:
@@ -76,6 +81,7 @@ def obstacles_of(model: Any, family: Family, n_layers: int) -> Obstacles:
         fits="" if linear else NO_MATRICES,
         constant=BLOCK_WITHOUT_BIAS if holding else NO_BIAS,
         constant_blocks=holding,
+        renamed=renamed_by_peft(str(model.config.model_type)),
         proven=not family.found,
     )
 
@@ -102,6 +108,12 @@ def is_tied(model: Any) -> bool:
     """Whether the embedding is also the head."""
     head = model.get_output_embeddings()
     return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def renamed_by_peft(model_type: str) -> tuple[str, ...]:
+    """Last parts of modules' names that PEFT takes for those of experts (its ``transformers_weight_conversion``)."""
+    families = getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {})
+    return _EXPERTS_ONCE.get(families.get(model_type, ""), ())
 
 
 def biases_by_switch(model: PreTrainedModel) -> dict[str, set[str]]:

@@ -8,6 +8,7 @@ positions, or projecting one site of the stream only, has no equal in weights an
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal, get_args
 
 import msgspec
@@ -135,9 +136,14 @@ def _judged(edit: Edit, traits: ModelTraits, target: ExportTarget) -> Judged:
         return "exact", "The rows of the edits and a short loader compute the edits as they are.", ""
     if target == "peft" and obstacles.adapters:
         return not_possible(obstacles.adapters, "Use the merged checkpoint.")
-    if target == "peft" and traits.model_type in PEFT_REFUSES_IN and _asks_refused(edit):
+    if target == "peft" and traits.model_type in PEFT_REFUSES_IN and _changes(edit, PEFT_REFUSES):
         return not_possible(
             "PEFT refuses adapters on the output matrices of recurrent blocks of this family.",
+            "Use the merged checkpoint.",
+        )
+    if target == "peft" and kind_of(edit).acts == "modules" and _changes(edit, obstacles.renamed):
+        return not_possible(
+            f"PEFT takes changes of modules named {', '.join(obstacles.renamed)} for changes of this model's experts.",
             "Use the merged checkpoint.",
         )
     if target in ("control_vector", "gguf_lora") and traits.model_type not in GGUF_ARCHITECTURES:
@@ -153,9 +159,11 @@ def _judged(edit: Edit, traits: ModelTraits, target: ExportTarget) -> Judged:
     return grade, reason, hint
 
 
-def _asks_refused(edit: Edit) -> bool:
-    """Whether an edit changes modules that PEFT may refuse; one that names none may change any."""
-    return not edit.modules or any(path.rpartition(".")[2] in PEFT_REFUSES for path in edit.modules)
+def _changes(edit: Edit, names: Collection[str]) -> bool:
+    """Whether an edit changes modules of such names; one that names no module may change any."""
+    return bool(names) and (
+        not edit.modules or any(path.rpartition(".")[2] in names for path in edit.modules)
+    )
 
 
 def not_possible(reason: str, hint: str = "") -> Judged:

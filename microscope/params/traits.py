@@ -42,7 +42,8 @@ class Obstacles(msgspec.Struct, frozen=True, kw_only=True):
     means. ``projection``: of weights with a direction taken out of all that they write to the
     stream, ``adapted_projection``: of adapters that do the same. ``adapters``: of adapters in PEFT's layout.
     ``fits``: of low-rank updates that are fitted. ``constant``: of a constant as a bias, in blocks other than
-    ``constant_blocks``. ``proven`` is False where the model's weights were not at hand to look at.
+    ``constant_blocks``. ``renamed`` are last parts of modules' names that PEFT takes for those of experts, which
+    ``transformers`` once kept as modules. ``proven`` is False where the model's weights were not at hand to look at.
     """
 
     patches: str = ""
@@ -53,6 +54,7 @@ class Obstacles(msgspec.Struct, frozen=True, kw_only=True):
     fits: str = ""
     constant: str = NO_BIAS
     constant_blocks: tuple[int, ...] = ()
+    renamed: tuple[str, ...] = ()
     proven: bool = True
 
 

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from microscope.errors import MicroscopeError
 from microscope.models import facts, module_at
 from microscope.models.kinds import declared_family
+from microscope.models.obstacles import renamed_by_peft
 from microscope.models.structure import complete, outline
 from microscope.patching.adapters import LowRank, matrix_shape
 from microscope.patching.hooks import add_deltas
@@ -139,9 +140,17 @@ class LoRAPatcher:
         enabled patch computes, exactly up to floating-point rounding.
 
         Raises:
-            MicroscopeError: ``no_such_patch``.
+            MicroscopeError: ``no_such_patch``, or ``not_possible`` for modules whose names PEFT takes for others'.
         """
         patch = self._find(patch_id)
+        renamed = renamed_by_peft(str(self._model.config.model_type))
+        taken = next((path for path in patch.factors if path.rpartition(".")[2] in renamed), None)
+        if taken is not None:
+            raise MicroscopeError(
+                "not_possible",
+                f"PEFT takes a change of '{taken}' for one of this model's experts.",
+                "Leave that module out.",
+            )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         transposed = any(isinstance(module_at(self._model, path), Conv1D) for path in patch.factors)

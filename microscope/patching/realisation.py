@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, module_at
-from microscope.models.obstacles import biases_by_switch, is_tied
+from microscope.models.obstacles import biases_by_switch, is_tied, renamed_by_peft
 from microscope.params import (
     EXPORT_TARGETS,
     Edit,
@@ -90,6 +90,7 @@ def _obstacles(loaded: LoadedModel, writing: Writing) -> Obstacles:
         fits="" if any(projections(loaded, i) for i in range(loaded.n_layers)) else NO_MATRICES,
         constant=BLOCK_WITHOUT_BIAS if blocks else NO_BIAS,
         constant_blocks=blocks,
+        renamed=renamed_by_peft(str(loaded.config.model_type)),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from microscope.models.load import inspect_model
@@ -131,6 +132,20 @@ def test_peft_s_own_refusals_are_told_before(tmp_path):
     assert verdict(EditPlan(edits=(edit,)), traits, "peft").grade == "not_possible"
     assert verdict(EditPlan(edits=(edit,)), traits, "merged").grade == "exact"
     assert verdict(EditPlan(edits=(edit,)), traits, "gguf_lora").grade == "not_possible"
+
+
+def test_modules_that_peft_takes_for_experts_are_left_to_other_targets(tmp_path):
+    """Once such models kept their experts as modules; PEFT renames all changes of modules called like those."""
+    made = lab_of("deepseek_v3", tmp_path)
+    shared = adapter_of(made, "model.layers.1.mlp.shared_experts.down_proj")
+    traits = traits_of(made.loaded)
+    assert verdict(EditPlan(edits=(shared,)), traits, "peft").grade == "not_possible"
+    attention = adapter_of(made, "model.layers.1.self_attn.o_proj")
+    assert verdict(EditPlan(edits=(attention,)), traits, "peft").grade == "exact"
+    adapter = made.export("peft")
+    wrapped = PeftModel.from_pretrained(made.fresh(), str(adapter))
+    close(logits(wrapped, IDS), made.live(IDS))
+    assert (made.live(IDS) - logits(made.fresh(), IDS)).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("kind", ["mamba", "falcon_mamba", "openai-gpt", "bloom"])

@@ -150,9 +150,11 @@ def _fitted(
     progress: Progress,
 ) -> tuple[dict[str, LowRank], FitReport, SeenText | None]:
     """The fit and what it read, or those of an earlier export when it was of the same patch, model and part of the plan."""
+    traits = traits_of(loaded)
+    avoid = traits.obstacles.renamed if params.target == "peft" else ()
     if params.compiled:
         before = read_manifest(params.compiled)
-        _, rest_before = exact_part(plan, traits_of(loaded), before.target, saes, adapters)
+        _, rest_before = exact_part(plan, traits, before.target, saes, adapters)
         same = (
             before.plan_fingerprint == plan_fingerprint(plan)
             and before.base.fingerprint == loaded.fingerprint
@@ -160,6 +162,7 @@ def _fitted(
             and before.fit.rank == params.rank
             and not before.fit.cut_short
             and rest_before == rest
+            and not any(path.rpartition(".")[2] in avoid for path in before.fit.modules)
         )
         if same and before.fit is not None:
             progress.log("Using the fit of an earlier export of this patch.")
@@ -174,6 +177,7 @@ def _fitted(
         seconds=params.fit_seconds,
         blocks=params.fit_blocks,
         seed=params.seed,
+        avoid=avoid,
     )
     fitted, report = fit(loaded, plan, rest, held, saes, adapters, windows, options, progress)
     return fitted, report, SeenText.of(windows)

@@ -11,6 +11,7 @@ import torch
 from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, module_at
 from microscope.params import EditPlan, Site
+from microscope.params.traits import NO_MATRICES
 from microscope.patching.adapters import LowRank
 from microscope.patching.apply import Saes
 from microscope.patching.fitting.distil import Student, agreement, distil
@@ -56,6 +57,7 @@ class FitReport(msgspec.Struct, kw_only=True, frozen=True):
 class FitOptions:
     """Rank of the update, steps of its distillation, blocks either side it may change, and the seed.
 
+    ``avoid`` are last parts of the names of matrices that the target cannot change.
     ``seconds`` is when it stops, done or not: set beyond what the steps take, it changes nothing.
     """
 
@@ -64,6 +66,7 @@ class FitOptions:
     seconds: float = 1800.0
     blocks: int = 1
     seed: int = 0
+    avoid: tuple[str, ...] = ()
 
 
 def fit(
@@ -88,11 +91,14 @@ def fit(
 
     Raises:
         MicroscopeError: ``never_fires`` when no edit acts anywhere in the text, ``fit_failed`` when the
-            untouched model is as near to the patch as what was fitted.
+            untouched model is as near to the patch as what was fitted, ``not_possible`` when no block in reach has
+            a matrix that could be changed.
     """
     started = progress.now()
     teacher = PatchedModel(loaded, plan, saes, adapters)
     layers = sorted({Site.parse(edit.site).layer for edit in rest.active()})
+    if not starting_factors(loaded, layers, {}, options):
+        raise MicroscopeError("not_possible", NO_MATRICES, "The runtime bundle is exact.")
     solutions: dict[int, Solution] = {}
     planned = read = sum(len(w.tokens) for w in windows)
     # Behind a norm what a matrix writes is not what reaches the stream: those blocks are left to distillation.
@@ -100,11 +106,14 @@ def fit(
     wanted = {
         layer: held.constants.get(layer)
         for layer in layers
-        if (paths := projections(loaded, layer)) and all(f"{path}.weight" in written for path in paths)
+        if (paths := projections(loaded, layer, options.avoid))
+        and all(f"{path}.weight" in written for path in paths)
     }
     if wanted:
         deadline = started + _LEAST_SQUARES_SHARE * options.seconds
-        solutions, read = least_squares(loaded, teacher, wanted, windows, options.rank, deadline, progress)
+        solutions, read = least_squares(
+            loaded, teacher, wanted, windows, options.rank, deadline, progress, options.avoid
+        )
         if not solutions:
             raise MicroscopeError(
                 "never_fires",
@@ -205,7 +214,7 @@ def starting_factors(
     solved = {path: delta for s in solutions.values() for path, delta in s.deltas.items()}
     out = {}
     for layer in sorted(reach):
-        for path in projections(loaded, layer):
+        for path in projections(loaded, layer, options.avoid):
             d_out, d_in = weight_of(module_at(loaded.model, path)).shape
             a = torch.randn(options.rank, d_in, generator=generator) / d_in**0.5
             b = torch.zeros(d_out, options.rank)

@@ -7,7 +7,7 @@ For a block's edits with delta Δ_t and the inputs h_t of its output projections
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +67,10 @@ class Solution:
 class Collector:
     """Gathers the moments of one block while the patched model runs."""
 
-    def __init__(self, loaded: LoadedModel, layer: int, constant: Tensor | None) -> None:
-        self.layer, self._scales = layer, projections(loaded, layer)
+    def __init__(
+        self, loaded: LoadedModel, layer: int, constant: Tensor | None, avoid: Collection[str] = ()
+    ) -> None:
+        self.layer, self._scales = layer, projections(loaded, layer, avoid)
         self._modules = [module_at(loaded.model, path) for path in self._scales]
         self._inputs: list[Tensor] = [torch.empty(0)] * len(self._modules)
         self._constant = constant
@@ -136,14 +138,21 @@ class Collector:
         }
 
 
-def projections(loaded: LoadedModel, layer: int) -> dict[str, float]:
-    """A block's output matrices that can be changed by low rank, with what the block multiplies their output by."""
+def projections(loaded: LoadedModel, layer: int, avoid: Collection[str] = ()) -> dict[str, float]:
+    """A block's output matrices that can be changed by low rank, with what the block multiplies their output by.
+
+    Those whose names end in a part to ``avoid`` are left out.
+    """
     block, parts = loaded.family.block_path(layer), loaded.family.parts_of(layer)
     named = {
         parts.attention_projection: parts.attention_scale,
         parts.mlp_projection: parts.mlp_scale,
     }
-    found = {f"{block}.{part}": scale for part, scale in named.items() if part is not None}
+    found = {
+        f"{block}.{part}": scale
+        for part, scale in named.items()
+        if part is not None and part.rpartition(".")[2] not in avoid
+    }
     return {
         path: s for path, s in found.items() if isinstance(module_at(loaded.model, path), nn.Linear | Conv1D)
     }
@@ -157,14 +166,16 @@ def least_squares(
     rank: int,
     deadline: float,
     progress: Progress,
+    avoid: Collection[str] = (),
 ) -> tuple[dict[int, Solution], int]:
     """Solutions by block, and the tokens read.
 
     Args:
         layers: edited blocks, each with the constant that is held exactly, if any.
         deadline: when reading stops, at the soonest after a few batches.
+        avoid: last parts of the names of matrices that are not to be changed.
     """
-    collectors = {layer: Collector(loaded, layer, constant) for layer, constant in layers.items()}
+    collectors = {layer: Collector(loaded, layer, constant, avoid) for layer, constant in layers.items()}
     total = sum(len(w.tokens) for w in windows)
     done = 0
     with progress.phase("least squares", total, "tokens"):
