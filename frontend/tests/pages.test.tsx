@@ -104,8 +104,8 @@ describe("sentences", () => {
     const nowhere = { kind: "resid_mid", blocks: [], reason: "attention and MLP run in parallel" };
     const partly = { kind: "attn_z", blocks: [0, 1, 3], reason: "block 2 has no attention" };
     const other = runningFacts({ path: "general", reason: "this type has no declaration", from_start: true, sites: [everywhere, nowhere, partly] });
-    expect(other.map(({ value }) => value)).toEqual(["the model’s own blocks", "from the first token", "resid_post, attn_z"]);
-    expect(other[0]!.title).toContain("no faster way: this type has no declaration");
+    expect(other.map(({ value }) => value)).toEqual(["the model’s own blocks", "from the first token", "1 of 3 kinds at every block"]);
+    expect(other[0]!.title).toContain("called one by one (this type has no declaration)");
     expect(other[2]!.title).toContain("resid_mid (residual stream inside a block): nowhere; attention and MLP run in parallel");
     expect(other[2]!.title).toContain("only in 0–1, 3; block 2 has no attention");
   });

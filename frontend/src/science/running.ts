@@ -17,7 +17,7 @@ export function pathName(path: string): string {
 /** What that means, and why it is no faster way. */
 export function pathMeaning(path: string, reason: string): string {
   const meaning = PATHS[path]?.meaning ?? "";
-  return reason ? `${meaning}; no faster way: ${reason}` : meaning;
+  return reason ? `${meaning} (${reason})` : meaning;
 }
 
 /** "0–3, 5": runs of consecutive numbers. */
@@ -34,15 +34,14 @@ export function ranges(numbers: readonly number[]): string {
 /** What is known of a model once it is in memory. */
 export function runningFacts(running: Running | null | undefined): Fact[] {
   if (!running) return [];
-  const there = running.sites.filter(({ blocks }) => blocks.length > 0);
   const partly = running.sites.filter(({ reason }) => reason !== "");
   const exceptions = partly.map(({ kind, blocks, reason }) => `${kind} (${siteWords(kind)} a block): ${blocks.length > 0 ? `only in ${ranges(blocks)}` : "nowhere"}; ${reason}`);
   const facts: Fact[] = [{ label: "Run by", value: pathName(running.path), title: pathMeaning(running.path, running.reason) }];
   if (running.from_start) {
-    facts.push({ label: "Edits", value: "from the first token", title: "its blocks keep a recurrent state, which cannot be cut at a position: every answer is computed from the start of the text" });
+    facts.push({ label: "Recomputed", value: "from the first token", title: "its blocks keep a recurrent state, which cannot be cut at a position: every answer is computed from the start of the text" });
   }
-  if (there.length > 0) {
-    const value = exceptions.length === 0 ? "all kinds" : there.map(({ kind }) => kind).join(", ");
+  if (running.sites.length > 0) {
+    const value = exceptions.length === 0 ? "all kinds" : `${running.sites.length - partly.length} of ${running.sites.length} kinds at every block`;
     facts.push({ label: "Sites", value, title: exceptions.join("\n") || "activations that can be recorded, at every block" });
   }
   return facts;
