@@ -67,6 +67,36 @@ def test_a_recurrent_model_is_run_from_the_first_position(of_type):
         assert resident.apply("s", EditPlan(edits=(never,))).reused == "baseline"
 
 
+@pytest.mark.parametrize("model_type", ["jamba", "rwkv"])
+def test_texts_written_at_the_same_time_are_those_written_alone(of_type, model_type):
+    """Under plans that change in between: no state of one session reaches another's."""
+    loaded = of_type(model_type)
+    saes = [random_sae(loaded.d_model, layer, 1) for layer in range(loaded.n_layers)]
+    prompts = (PROMPT, "people ask the house")
+
+    def plan(session: int, step: int) -> EditPlan:
+        sae = saes[(session + step) % len(saes)]
+        return EditPlan(
+            edits=(make_edit(sae, 3, "add", 1.0 + step, positions=Positions(include_sinks=True)),)
+        )
+
+    def written(sessions: list[int]) -> dict[int, list[object]]:
+        resident, said = ResidentModel(loaded), {session: [] for session in sessions}
+        for sae in saes:
+            attach(resident, sae)
+        for session in sessions:
+            resident.open(str(session), prompts[session])
+            resident.start_generation(str(session), EditPlan(), max_tokens=7, seed=session, temperature=0.7)
+        for step in range(6):
+            for session in sessions:
+                if step % 2:
+                    resident.apply(str(session), plan(session, step))
+                said[session].append(resident.next_tokens(str(session)))
+        return said
+
+    assert written([0, 1]) == written([0]) | written([1])
+
+
 def test_what_a_recurrent_state_takes_is_counted_once(of_type):
     """Keys and values grow with the text; the states of Mamba do not."""
     for model_type in ("mamba", "gptj", "jamba"):
