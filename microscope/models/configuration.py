@@ -301,8 +301,8 @@ def _check_file(folder: Path, reference: str) -> None:
                 f"It holds an adapter of {_base_of(folder)}: load that, and bring the adapter in with "
                 f"`microscope patch import --path {reference} --model {_base_of(folder)}`."
             )
-        elif any(folder.glob("*.gguf")):
-            hint = f"Give the file itself: {sorted(folder.glob('*.gguf'))[0].name}."
+        elif files := sorted(folder.glob("*.gguf"), key=lambda file: ("mmproj" in file.name, file.name)):
+            hint = f"Give the file itself: {files[0].name}."
         else:
             hint = "It must contain config.json and safetensors weights."
         raise MicroscopeError("unknown_model", f"The folder {reference} holds no model.", hint)

@@ -102,7 +102,12 @@ def kind_of(config: PretrainedConfig, reference: str) -> Kind:
         raise _refused(config, reference, _described(config))
     if not getattr(text, "is_decoder", True) and _table("MASKED_LM", text) is not None:
         raise _refused(config, reference, "a text encoder, whose tokens see those that follow them")
-    return Kind(text, build, whole=None if _text_config(config, reference) is config else config)
+    if _text_config(config, reference) is config:
+        return Kind(text, build)
+    # Of what ends an answer the whole model often says more.
+    if getattr(config, "eos_token_id", None) is not None:
+        text.eos_token_id = config.eos_token_id
+    return Kind(text, build, whole=config)
 
 
 def whole_class(config: PretrainedConfig) -> Any:

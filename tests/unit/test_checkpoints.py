@@ -246,6 +246,7 @@ def test_shards(copy, model_folders):
     save_file({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, second)
     refused(folder, INDEX, "in no file")
     for text in (
+        POINTER,
         "{",
         "[]",
         "{}",
@@ -280,6 +281,12 @@ def test_folders_without_weights(copy, tmp_path):
         with pytest.raises(MicroscopeError) as caught:
             load_model(str(tmp_path / "adapter"))
         assert f"patch import --path {tmp_path / 'adapter'} --model {base}" in str(caught.value.hint)
+    for name in ("mmproj-model.gguf", "the-model.gguf"):
+        (tmp_path / "nothing").mkdir(exist_ok=True)
+        (tmp_path / "nothing" / name).write_bytes(b"GGUF")
+    with pytest.raises(MicroscopeError) as caught:
+        load_model(str(tmp_path / "nothing"))
+    assert "the-model.gguf" in str(caught.value.hint)
     both = copy("llama")
     (both / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     refused(both, "adapter_config.json")

@@ -146,6 +146,13 @@ def test_the_part_is_an_ordinary_model(original, tmp_path):
     assert "text_part_of" not in inspect_model(str(tmp_path))
 
 
+def test_answers_end_where_the_whole_model_says(changed):
+    folder = changed("gemma3", eos_token_id=1)
+    config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": [1, 106]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load(folder).config.eos_token_id == [1, 106]
+
+
 def test_older_names_and_sharded_files(original, changed):
     right = load(original("gemma3")).fingerprint
 
