@@ -20,7 +20,7 @@ from microscope.patching.hooks import PatchedModel
 from microscope.patching.plan_file import load_parts, read_patch
 from microscope.patching.realisation import realisations, traits_of
 from tests.families.tiny import make_any
-from tests.patch_lab import EVERYWHERE, Lab, logits, make_sae
+from tests.patch_lab import EVERYWHERE, Lab, logits, make_sae, measure
 from tests.refusals import refused
 
 IDS = torch.randint(3, 150, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -191,3 +191,18 @@ def test_a_form_says_that_exports_of_a_family_that_is_found_are_proven_later(tmp
     assert "numbers" in judged["ablate_everywhere"]["merged"].reason
     assert judged["ablate"]["merged"].grade == "approximate"
     assert judged["add"]["control_vector"].reason.startswith("llama.cpp")
+
+
+@pytest.mark.parametrize("kind", ["opt", "falcon", "mamba2"])
+def test_what_is_fitted_is_measured_in_any_family(kind, corpus, tmp_path):
+    """Modules that read all rows as one list, parallel blocks, recurrent blocks with one matrix."""
+    made = lab_of(kind, tmp_path)
+    made.save(made.edit("project", 5, strength=-1.0, positions=EVERYWHERE))
+    text = (str(corpus),)
+    folder = made.export("merged", text=text, fit_tokens=1500, fit_steps=5, rank=4)
+    fitted = read_manifest(folder).fit
+    assert fitted is not None
+    assert fitted.share > 0
+    assert fitted.r2["resid_post.1"] > 0
+    found = measure(made, folder, text=text, contexts=2, bootstrap=20)
+    assert next(gate for gate in found.gates if gate.name == "Measured is live").passed

@@ -89,7 +89,8 @@ class Collector:
 
     def add(self, delta: Tensor, real: Tensor, *, validation: bool) -> None:
         """One batch: deltas ``[batch, positions, d]`` and which positions are no padding."""
-        h = torch.cat(self._inputs, dim=2).float()[real]
+        # Some modules read the positions of all sequences as one list.
+        h = torch.cat([x.reshape(*real.shape, x.shape[-1]) for x in self._inputs], dim=2).float()[real]
         target = delta.float()[real]
         if self._constant is not None:
             target = target - self._constant
