@@ -79,6 +79,7 @@ frontend: $(BUILT) ## Build the browser application
 schema: $(INSTALLED) $(MODULES) ## Regenerate what is generated from code: schemas, the front end's types, references in docs/
 	@$(BIN)/python manage.py write_schemas
 	@$(BIN)/python -m microscope.cli.reference > docs/cli.md
+	@$(BIN)/python -m tests.families.table > docs/models.md
 	@cd frontend && npm run --silent types
 
 upgrade: ## Take the newest versions of every Python dependency into the lock files, and run everything

@@ -253,7 +253,7 @@ class ResidentModel:
         self.sessions.admit(session, need, f"A text of {max_tokens} tokens behind the prompt")
         empty = self._bind(EditPlan())
         columns = [Continuation(self.runner, state.baseline, empty, self.attached.saes) for _ in range(2)]
-        ends = self.loaded.config.eos_token_id
+        ends = getattr(self.loaded.config, "eos_token_id", None)
         ends = ends if isinstance(ends, list) else [ends, self.loaded.tokenizer.eos_token_id]
         generation = Generation(
             base=columns[0],

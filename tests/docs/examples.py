@@ -13,7 +13,7 @@ import click
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
 # Written by the code they describe.
-GENERATED = ("docs/cli.md", "docs/settings.md", "docs/benchmarks.md")
+GENERATED = ("docs/cli.md", "docs/settings.md", "docs/benchmarks.md", "docs/models.md")
 _STARTS = ("microscope ", "make ", "python ", ".venv/bin/", "docker ", "npm ")
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:^(?: {4}.*|)\n)+", re.MULTILINE)

@@ -26,6 +26,10 @@ LAYERS = 4
 WINDOW = 8
 POSITIONS = 160
 WIDTH = 32
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<extra0>{{ m['role'] }} {{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<extra0>assistant {% endif %}"
+)
 
 # The first pattern that matches a whole name says how small that size gets; none grows.
 _SIZES: tuple[tuple[str, int], ...] = (
@@ -59,6 +63,8 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"num_kv_shared_layers|first_k_dense_replace|num_dense_layers", 1),
 )
 
+# Rotations of three axes, whose parts the models know for heads of 128 only.
+_AXES = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 # What a type's configuration needs beyond small sizes, also within another's.
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
@@ -69,6 +75,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    # Of tokens that are equally worth attending to it keeps those that a text's length happens to favour.
+    "doge": {"keep_window_size": POSITIONS},
     "dory": {
         "layer_types": ["sliding_attention", "mlp", "full_attention", "mlp", "sliding_attention", "mlp"],
         "num_hidden_layers": 6,
@@ -86,14 +94,23 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "dots3_note_vision_encoder": {"adapter_in_dim": WIDTH, "adapter_out_dim": WIDTH},
     "emu3_vqgan": {"base_channels": 32, "num_res_blocks": 1},
     "emu3": {"vocabulary_map": {"<image>": VOCABULARY - 1}},
+    "glm4v_moe_text": {"rope_parameters": _AXES | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}},
+    "glm4v_text": {"rope_parameters": _AXES},
+    "glm_ocr_text": {"rope_parameters": _AXES},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "hrm_text": {"num_hidden_layers": 16, "num_layers_per_stack": 2},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
+    "hunyuan_vl_text": {"head_dim": 16},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "janus_vqgan": {"base_channels": 32, "num_res_blocks": 1, "num_embeddings": 256, "projection_dim": WIDTH},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "ministral": {"head_dim": 16},
     "nemotron": {"num_key_value_heads": 2},
+    "paddleocr_vl_text": {"rope_parameters": _AXES | {"mrope_section": [4, 2, 2]}},
+    "qwen2_5_omni_text": {"rope_parameters": _AXES},
+    "qwen2_5_vl_text": {"rope_parameters": _AXES},
+    "qwen2_vl_text": {"rope_parameters": _AXES},
     "qwen4_exp_text": {
         "indexer_n_heads": 4,
         "indexer_kv_heads": 1,
@@ -131,12 +148,17 @@ _GROUPED = {
     "swa_num_key_value_heads": "swa_num_attention_heads",
     "linear_num_key_heads": "linear_num_value_heads",
 }
-_TOKENS = {"pad": 0, "bos": 1, "eos": 2, "decoder_start": 1}
+_TOKENS = {"pad": 0, "bos": 1, "eos": 2, "decoder_start": 1, "forced_bos": None, "forced_eos": None}
 
 
 def types() -> tuple[str, ...]:
     """Every model type that the installed transformers have a causal language model for."""
     return tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def multimodal_types() -> tuple[str, ...]:
+    """Every other one that reads images or sound beside text."""
+    return tuple(t for t in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if t not in types())
 
 
 def tiny_config(model_type: str) -> PretrainedConfig:
@@ -155,11 +177,14 @@ def make_any(model_type: str, folder: Path, *, seed: int = 0, **settings: Any) -
     """
     torch.manual_seed(seed)
     config = tiny_config(model_type)
-    config.update(settings)
-    model = _auto_class(model_type).from_config(config, dtype=torch.float32)
+    if settings:
+        config = type(config)(**config.to_dict() | settings)
+    model = auto_class(model_type).from_config(config, dtype=torch.float32)
     randomise(model)
     model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -168,7 +193,7 @@ def buildable() -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for model_type in types():
         try:
-            _auto_class(model_type).from_config(tiny_config(model_type), dtype=torch.float32)
+            auto_class(model_type).from_config(tiny_config(model_type), dtype=torch.float32)
         except Exception as error:
             found[model_type] = f"{type(error).__name__}: {' '.join(str(error).split())}"
         else:
@@ -176,7 +201,7 @@ def buildable() -> dict[str, str | None]:
     return found
 
 
-def _auto_class(model_type: str) -> type[_BaseAutoModelClass]:
+def auto_class(model_type: str) -> type[_BaseAutoModelClass]:
     """What writes the checkpoints people have: of a multimodal type, all of it, not its text part alone."""
     multimodal = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     return AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
