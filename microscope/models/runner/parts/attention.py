@@ -70,6 +70,14 @@ class SelfAttention:
             getattr(module, name or "", None) for name in (declared.query_norm, declared.key_norm)
         ]
         self._norms = None if None in norms else tuple(map(norm, norms))
+        # Whether a row's query is a part of the projection of its own, up to norms of each head and the rotation.
+        self._separable = not (
+            declared.grouped
+            or declared.clip
+            or declared.growing
+            or declared.norm_turned
+            or declared.norm_over == "width"
+        )
         self._wide, self._norm_turned = declared.norm_over == "width", declared.norm_turned
 
     @property
@@ -88,9 +96,29 @@ class SelfAttention:
 
     def last(self, hidden: Tensor, positions: Positions, past: Past | None) -> tuple[Tensor, KeyValue]:
         """The last row's output ``[batch, 1, d]``, with keys and values of all rows."""
-        query, new = self._turned(self.inputs(hidden), positions)
+        product = self.inputs.product
+        if product is None or not self._separable:
+            query, new = self._turned(self.inputs(hidden), positions)
+        else:
+            query, new = self._last_query(product, hidden, positions)
         z = self._attend(query[:, :, -1:], new, past, positions.start, positions.seen_by_last(self.window))
         return self.output(z), new
+
+    def _last_query(self, product: Product, hidden: Tensor, positions: Positions) -> tuple[Tensor, KeyValue]:
+        """The query of the last row alone ``[batch, heads, 1, head_dim]``, with keys and values of all rows."""
+        (batch, rows, _), split, bias = hidden.shape, self._heads * self._head_dim, product.bias
+        one = F.linear(hidden[:, -1:], product.weight[:split], None if bias is None else bias[:split])
+        pairs = F.linear(hidden, product.weight[split:], None if bias is None else bias[split:])
+        query = one.view(batch, 1, -1, self._head_dim)
+        key, value = pairs.view(batch, rows, -1, self._head_dim).chunk(2, 2)
+        if self._norms is not None:
+            query, key = self._norms[0](query), self._norms[1](key)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
+        if self._rotary is not None:
+            cos, sin = positions.tables(self.kind)
+            query = self._rotary.turn(query, (cos[-1:], sin[-1:]))
+            key = self._rotary.turn(key, (cos, sin))
+        return query, KeyValue(key, value.transpose(1, 2))
 
     def _turned(self, y: Tensor, positions: Positions) -> tuple[Tensor, KeyValue]:
         """Queries ``[batch, heads, rows, head_dim]``, keys and values of projected rows, at their positions."""
