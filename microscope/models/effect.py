@@ -43,7 +43,8 @@ def inspect(params: InspectParams, progress: Progress = SILENT) -> dict[str, Any
     """Facts about a model; with ``int8`` or ``nf4`` also what rounding does to it.
 
     The result is that of :func:`inspect_model`; a rounded model adds ``fingerprint`` and ``rounding``
-    (see :func:`measure_rounding`), one that is to be loaded ``running``, as :class:`Running`.
+    (see :func:`measure_rounding`), one that is to be loaded ``running``, as :class:`Running`, and ``obstacles``
+    as its weights show them, if they are whole.
 
     Raises:
         MicroscopeError: what :func:`inspect_model` and, for rounded weights, :func:`load_model` raise.
@@ -52,13 +53,18 @@ def inspect(params: InspectParams, progress: Progress = SILENT) -> dict[str, Any
     if is_quantisation(params.dtype):
         facts |= measure_rounding(params, progress)
     if params.load:
-        facts["running"] = msgspec.to_builtins(_running(params))
+        # Imported here: patches know models.
+        from microscope.patching.realisation import traits_of
+
+        loaded = load_model(params.model, revision=params.revision, dtype=params.dtype, device=params.device)
+        facts["running"] = msgspec.to_builtins(_running(loaded))
+        if loaded.quantisation is None:
+            facts["obstacles"] = msgspec.to_builtins(traits_of(loaded).obstacles)
     return facts
 
 
-def _running(params: InspectParams) -> Running:
+def _running(loaded: LoadedModel) -> Running:
     """How the model is run; a path of ``"none"`` says that it cannot be run live, and the reason why."""
-    loaded = load_model(params.model, revision=params.revision, dtype=params.dtype, device=params.device)
     try:
         return running_of(loaded, runner_for(loaded))
     except MicroscopeError as error:

@@ -25,8 +25,8 @@ from microscope.models import LoadedModel, module_at
 from microscope.models.sample import some_tokens
 from microscope.models.stream import first_tensor, map_first, stream_of, with_stream
 
-# Relative size of float32 errors in a gradient, and in a sum of contributions.
-_TOLERANCE = 1e-3
+# Relative size of errors in a gradient, and in a sum of contributions: of float32, and of half precision.
+_TOLERANCE, _TOLERANCE_HALF = 1e-3, 6e-2
 
 
 @dataclass(frozen=True)
@@ -136,17 +136,21 @@ def _written(
     gradients = torch.autograd.grad(
         value, [weight for _, weight in candidates], allow_unused=True, retain_graph=True
     )
-    found, total = [], 0.0
+    found, total, limit = [], 0.0, _tolerance(y)
     for (path, weight), gradient in zip(candidates, gradients, strict=True):
-        axis = None if gradient is None else _axis_along(gradient.float(), c)
+        axis = None if gradient is None else _axis_along(gradient.float(), c, limit)
         if gradient is not None and axis is not None:
             found.append(Written(path, axis))
             total += float((gradient.double() * weight.detach().double()).sum())
     size = float((w * y[0].detach().float().norm(dim=-1)).sum() * c.norm()) / len(c) ** 0.5
-    return tuple(found), abs(total - float(value.detach())) <= _TOLERANCE * size
+    return tuple(found), abs(total - float(value.detach())) <= limit * size
 
 
-def _axis_along(gradient: Tensor, c: Tensor) -> int | None:
+def _tolerance(x: Tensor) -> float:
+    return _TOLERANCE if x.dtype == torch.float32 else _TOLERANCE_HALF
+
+
+def _axis_along(gradient: Tensor, c: Tensor, limit: float) -> int | None:
     """The axis along which a gradient is a multiple of ``c`` everywhere; None when there is none, or no gradient."""
     size = float(gradient.norm())
     if size == 0:
@@ -155,7 +159,7 @@ def _axis_along(gradient: Tensor, c: Tensor) -> int | None:
     for axis, width in enumerate(gradient.shape):
         if width == len(c):
             rows = gradient.movedim(axis, -1)
-            if float((rows - (rows @ unit)[..., None] * unit).norm()) <= _TOLERANCE * size:
+            if float((rows - (rows @ unit)[..., None] * unit).norm()) <= limit * size:
                 return axis
     return None
 
@@ -214,13 +218,14 @@ def _constants(
     if not x.requires_grad or not probes:
         return
     scales: list[list[float | None]] = []
+    limit = _tolerance(x)
     for _ in range(2):  # with other weights of the rows a multiple that differs between them differs, too
         c, w = _random(x.shape[-1], x, generator), _random(x.shape[1], x, generator)
         value = (x[0].float() * w[:, None] * c).sum()
         gradients = torch.autograd.grad(value, list(probes.values()), allow_unused=True, retain_graph=True)
         row = []
         for gradient in gradients:
-            along = None if gradient is None else _axis_along(gradient.float(), c)
+            along = None if gradient is None else _axis_along(gradient.float(), c, limit)
             row.append(
                 None
                 if gradient is None or along is None
@@ -228,7 +233,7 @@ def _constants(
             )
         scales.append(row)
     for name, first, second in zip(probes, *scales, strict=True):
-        if first is not None and second is not None and abs(first - second) <= _TOLERANCE * abs(first):
+        if first is not None and second is not None and abs(first - second) <= limit * abs(first):
             yield name, 1.0 if abs(first - 1) <= 1e-5 else (first + second) / 2
 
 

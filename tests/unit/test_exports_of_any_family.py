@@ -11,8 +11,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from microscope.models.effect import inspect
 from microscope.models.load import inspect_model
-from microscope.params import Edit, EditPlan, ModelTraits, Obstacles, Positions, verdict
+from microscope.params import Edit, EditPlan, InspectParams, ModelTraits, Obstacles, Positions, verdict
 from microscope.params.traits import EMBEDDING_ELSEWHERE, NORM_BEHIND, NORM_BEHIND_EMBEDDING
 from microscope.patching.adapters import LowRank, LowRankAdapter, save_adapter
 from microscope.patching.export import read_manifest
@@ -183,9 +184,12 @@ def test_bundles_generate_with_states_that_have_no_length(kind, tmp_path):
 
 def test_a_form_says_that_exports_of_a_family_that_is_found_are_proven_later(tmp_path):
     """Before weights are at hand the parts of its blocks are not known; the export looks at them."""
-    kind = "gpt_neo"
-    found = msgspec.convert(inspect_model(str(make_any(kind, tmp_path)))["obstacles"], Obstacles)
+    kind, folder = "gpt_neo", str(make_any("gpt_neo", tmp_path))
+    found = msgspec.convert(inspect_model(folder)["obstacles"], Obstacles)
     assert not found.proven
+    loaded = inspect(InspectParams(model=folder, load=True))["obstacles"]
+    assert loaded["proven"]
+    assert loaded["constant_blocks"]
     judged = realisations(ModelTraits(model_type=kind, n_layers=4, found=found))
     assert judged["ablate_everywhere"]["merged"].grade == "exact"
     assert "numbers" in judged["ablate_everywhere"]["merged"].reason
