@@ -156,7 +156,9 @@ def check_sizes(settings: dict[str, Any], reference: str) -> None:
         largest = next((largest for pattern, largest in _LARGEST if pattern.fullmatch(name)), None)
         if largest is None or value is None:
             continue
-        least = 1 if name in _NEEDED else -1  # -1 and 0 stand for none in many configurations
+        # -1 and 0 stand for none in many configurations, of a head's width where it is stated in parts.
+        in_parts = name == "head_dim" and "qk_rope_head_dim" in settings
+        least = 1 if name in _NEEDED and not in_parts else -1
         # Where blocks differ, a size is a list with one for each.
         sizes = value if isinstance(value, list) and len(value) <= MAX_BLOCKS else [value]
         for size in sizes:

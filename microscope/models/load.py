@@ -26,13 +26,13 @@ from microscope.models.configuration import (
 from microscope.models.families import Family
 from microscope.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from microscope.models.kinds import Kind, declared_family, whole_class
-from microscope.models.multimodal import check_same_logits
+from microscope.models.multimodal import TextPart, check_same_logits, text_part
 from microscope.models.obstacles import is_tied, obstacles_of
 from microscope.models.precision import dtype_name, resolve_device, resolve_dtype
 from microscope.models.structure import complete, outline, verified
 from microscope.models.tokens import TokenTexts, check_tokens
 from microscope.params import Site
-from microscope.params.traits import WRITER_BIASES
+from microscope.params.traits import TEXT_PART, WRITER_BIASES
 from microscope.quarantine.content import is_pointer
 
 _TOKENIZER_FILES = (
@@ -64,6 +64,7 @@ class LoadedModel:
     ``model`` is in evaluation mode and its weights never change (``requires_grad`` is off). ``device``
     is where token ids go; of a model spread over several, :meth:`device_of` says where a site is.
     ``dtype`` is the arithmetic and the residual stream's; ``quantisation`` says how weights were rounded.
+    ``part_of`` says where in the multimodal model it is, None where it is no part of one.
     """
 
     reference: str
@@ -74,6 +75,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     quantisation: quantised.Quantisation | None = None
+    part_of: TextPart | None = None
 
     @property
     def config(self) -> PretrainedConfig:
@@ -227,7 +229,8 @@ def load_model(
     if family.causal:
         family = complete(model, family) if family.found else verified(model, family)
     where = model.get_input_embeddings().weight.device
-    loaded = LoadedModel(reference, revision, model, tokenizer, family, where, computing, rounded)
+    part_of = None if whole is None else text_part(whole, skeleton)
+    loaded = LoadedModel(reference, revision, model, tokenizer, family, where, computing, rounded, part_of)
     if fingerprint is not None:
         vars(loaded)["fingerprint"] = fingerprint  # where the cached property keeps it
     return loaded
@@ -308,6 +311,8 @@ def inspect_model(reference: str, revision: str | None = None) -> dict[str, Any]
     family = declared_family(config.model_type) or outline(model)
     parameters = sum(p.numel() for p in model.parameters())
     obstacles = obstacles_of(model, family, facts.n_layers(model, family))
+    if kind.whole is not None:
+        obstacles = msgspec.structs.replace(obstacles, adapters=TEXT_PART)
     return {
         "family": family.name,
         "model_type": config.model_type,

@@ -8,6 +8,7 @@ is run once over the part's weights, and the logits are compared.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,44 @@ from microscope.models.weight_names import Matched, Own, Renaming
 
 # Tokens of the comparison, and the difference allowed, relative to the largest logit, by the size of a number.
 _TOKENS, _ALLOWED = 16, {4: 1e-4, 2: 2e-2}
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """Where the modules of a text part are in the multimodal model, which is of the type ``whole``.
+
+    ``body`` are the paths of all but the head in the part and in the whole; ``outside`` are those of the head.
+    """
+
+    whole: str
+    body: tuple[str, str]
+    outside: Mapping[str, str]
+
+    def in_whole(self, path: str) -> str:
+        """Path in the whole model of a module of the part."""
+        here, there = self.body
+        return self.outside.get(path, there + path.removeprefix(here))
+
+
+def text_part(whole: Any, text: Any) -> TextPart:
+    """Where the text part of a multimodal model is; neither needs storage.
+
+    Raises:
+        MicroscopeError: ``unsupported_configuration`` where the whole model has no such part.
+    """
+    names = text_names(_shapes(whole), _shapes(text), text)
+    here = _path_of(text, text.get_input_embeddings()).split(".")[0]
+    body = [(name, there) for there, name in names.items() if name.startswith(f"{here}.")]
+    if not body:
+        raise _not_the_same(str(whole.config.model_type), "the whole model has no such part")
+    name, there = body[0]
+    outside = {
+        name.rpartition(".")[0]: there.rpartition(".")[0]
+        for there, name in names.items()
+        if not name.startswith(f"{here}.")
+    }
+    place = there.removesuffix(name.removeprefix(here))
+    return TextPart(str(whole.config.model_type), (here, place), outside)
 
 
 def match_text(stored: Iterable[str], whole: Any, text: Any) -> Matched:
@@ -134,14 +173,9 @@ def _put_weights(whole: Any, skeleton: Any, model: Any) -> None:
 
     Only modules whose weights are rounded, or that move their inputs between devices, are put in whole.
     """
-    moved = text_names(_shapes(whole), _shapes(skeleton), skeleton)
-    places = {}  # of the modules that hold weights: paths in the text model to paths in the whole one
-    for there, here in moved.items():
-        places[here.rpartition(".")[0]] = there.rpartition(".")[0]
-    base = _path_of(skeleton, skeleton.get_input_embeddings()).split(".")[0]
-    body = next(place.removesuffix(path.removeprefix(base)) for path, place in places.items() if path != base)
+    part = text_part(whole, skeleton)
     for path, module in model.named_modules():
-        place = places.get(path, body + path.removeprefix(base))
+        place = part.in_whole(path)
         weights = dict(module.named_parameters(recurse=False))
         if not weights and not module._buffers:
             continue

@@ -26,6 +26,10 @@ NO_MATRICES = (
     "No linear module of this family's blocks is known to write to the stream, so there is nothing to fit."
 )
 ENCODER = "Encoders predict no next token; patches of them are not exported."
+TEXT_PART = (
+    "This is the text part of a multimodal model, whose modules have other names in the whole: loaders of "
+    "adapters would not find them there."
+)
 TRANSPOSED = "This family keeps its weights transposed; servers refuse or misread adapters for it."
 
 # Families of models that were looked at before these facts were kept with them.

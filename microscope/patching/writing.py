@@ -141,7 +141,8 @@ def _written(
         axis = None if gradient is None else _axis_along(gradient.float(), c, limit)
         if gradient is not None and axis is not None:
             found.append(Written(path, axis))
-            total += float((gradient.double() * weight.detach().double()).sum())
+            # A table of embeddings is large: copies of it in float64 would be several times the model.
+            total += float((gradient.float() * weight.detach().float()).sum(dtype=torch.float64))
     size = float((w * y[0].detach().float().norm(dim=-1)).sum() * c.norm()) / len(c) ** 0.5
     return tuple(found), abs(total - float(value.detach())) <= limit * size
 

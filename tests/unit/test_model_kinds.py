@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM, BartForCau
 
 from microscope.errors import MicroscopeError
 from microscope.models import inspect_model, load_model
-from microscope.models.configuration import UNBOUNDED
+from microscope.models.configuration import UNBOUNDED, check_sizes
 from tests.families.tiny import make_any, randomise, tiny_config
 from tests.tiny_models import make_tokenizer
 
@@ -202,3 +202,12 @@ def test_sizes_are_those_of_the_modules_where_settings_say_otherwise(model_type,
     assert facts["d_model"] > 0
     assert facts["vocab_size"] == 256
     assert all(needed > 0 for needed in facts["bytes_needed"].values())
+
+
+def test_the_width_of_a_head_may_be_stated_in_parts():
+    """Of attention with latent keys, ``head_dim`` is the rotated part, which may be none."""
+    sizes = {"hidden_size": 32, "qk_rope_head_dim": 0, "qk_nope_head_dim": 16, "head_dim": 0}
+    check_sizes(sizes, "a model")
+    del sizes["qk_rope_head_dim"]
+    with pytest.raises(MicroscopeError, match="head_dim 0"):
+        check_sizes(sizes, "a model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,11 @@ from transformers import AutoModelForMultimodalLM
 from microscope.errors import MicroscopeError
 from microscope.models import inspect_model, load_model, runner_for
 from microscope.models.checkpoint import Stored
+from microscope.params import Edit
+from microscope.params.traits import TEXT_PART
+from microscope.patching.adapters import LowRank, LowRankAdapter, save_adapter
 from tests.families.tiny import randomise, tiny_config
+from tests.patch_lab import Lab, make_sae
 from tests.tiny_models import make_tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -221,6 +226,46 @@ def test_parts_that_transformers_has_no_model_of_are_refused(tmp_path):
     refused(folder, "glm4v_text", "multimodal", code="unsupported_family")
     with pytest.raises(MicroscopeError, match="multimodal"):
         inspect_model(str(folder))
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "qwen2_vl", "got_ocr2"])
+def test_a_bundle_acts_on_the_whole_model_and_an_adapter_is_refused(model_type, original, tmp_path):
+    """Modules of the part have other names in the whole, which is what other programs load."""
+    made = Lab(tmp_path, original(model_type), make_sae(layer=1))
+    factors = {"model.layers.2.mlp.down_proj": (32, 64), "lm_head": (256, 32)}
+    generator = torch.Generator().manual_seed(0)
+    adapter = LowRankAdapter(
+        {
+            path: LowRank(torch.randn(1, d_in, generator=generator), torch.randn(out, 1, generator=generator))
+            for path, (out, d_in) in factors.items()
+        }
+    )
+    save_adapter(adapter, tmp_path / "adapter")
+    lora = Edit(kind="lora", adapter=adapter.fingerprint, strength=0.1, modules=tuple(factors))
+    made.save(
+        made.edit("ablate_everywhere", 5),
+        made.edit("add", 9, strength=3.0),
+        lora,
+        adapters={adapter.fingerprint: str(tmp_path / "adapter")},
+    )
+    folder = made.export("bundle")
+    spec = importlib.util.spec_from_file_location("load_patch", folder / "load_patch.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    whole = AutoModelForMultimodalLM.from_pretrained(original(model_type), dtype=torch.float32).eval()
+    with torch.no_grad():
+        base = whole(input_ids=tokens()).logits
+        patch = module.attach(whole, folder)
+        patched = whole(input_ids=tokens()).logits
+        patch.remove()
+    live = made.live(tokens())
+    assert float((live - base).abs().max()) > 0.1 * float(base.abs().max())
+    torch.testing.assert_close(patched, live, rtol=0, atol=2e-5 * float(live.abs().max()))
+    with pytest.raises(MicroscopeError, match="other names in the whole"):
+        made.export("peft")
+    assert inspect_model(str(original(model_type)))["obstacles"]["adapters"] == TEXT_PART
 
 
 @pytest.mark.parametrize("model_type", ["gemma3", "qwen3_vl"])

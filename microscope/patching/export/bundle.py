@@ -47,7 +47,7 @@ def write_bundle(folder: Path, loaded: LoadedModel, plan: EditPlan, saes: Saes, 
     span = span_of(plan, saes)
     if span is not None:
         tensors["span"] = span
-    spec = {
+    spec: dict[str, Any] = {
         "format": "microscope-bundle",
         "version": 1,
         "base": {
@@ -63,6 +63,14 @@ def write_bundle(folder: Path, loaded: LoadedModel, plan: EditPlan, saes: Saes, 
         "sites": sites,
         "deltas": list(deltas),
     }
+    if loaded.part_of is not None:
+        part = loaded.part_of
+        spec["whole"] = {
+            "model_type": part.whole,
+            "blocks": part.in_whole(loaded.family.blocks),
+            "writers": [part.in_whole(path) for path in spec["writers"]],
+            "deltas": [part.in_whole(path) for path in deltas],
+        }
     plain = {name: t.detach().float().cpu().contiguous().clone() for name, t in tensors.items()}
     save_file(plain, folder / "rows.safetensors")
     (folder / "patch.json").write_text(json.dumps(spec, indent=1), encoding="utf-8")

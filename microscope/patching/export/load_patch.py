@@ -60,6 +60,11 @@ class Patch:
         folder = Path(folder)
         self.spec = json.loads((folder / "patch.json").read_text(encoding="utf-8"))
         base, config = self.spec["base"], model.config
+        whole = self.spec.get("whole", {})
+        if config.model_type == whole.get("model_type"):  # the patch is for the text part of this model
+            self.spec |= whole
+            config = config.get_text_config(decoder=True)
+            base["model_type"] = config.model_type
         width = base.get("hidden_size", base["d_model"])
         at = model.get_submodule
         try:

@@ -11,7 +11,7 @@ from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel, load_model
 from microscope.models.paths import remember_path
 from microscope.naming import public_name
-from microscope.params import EditPlan, PatchExportParams, plan_fingerprint, verdict
+from microscope.params import EditPlan, ModelTraits, PatchExportParams, plan_fingerprint, verdict
 from microscope.patching.adapters import LowRank, LowRankAdapter, load_adapter, save_adapter
 from microscope.patching.apply import Saes
 from microscope.patching.export.bundle import write_bundle
@@ -61,7 +61,7 @@ def export_patch(params: PatchExportParams, progress: Progress = SILENT) -> dict
     if judged.grade == "not_possible":
         raise MicroscopeError("not_possible", judged.reason, judged.hint)
     with staged(out, last=(MANIFEST,)) as folder:
-        manifest = _export(params, patch, loaded, saes, adapters, folder, progress)
+        manifest = _export(params, patch, loaded, traits, saes, adapters, folder, progress)
     for path in before - {entry.path for entry in manifest.files}:
         (out / path).unlink(missing_ok=True)
     plain: dict[str, Any] = msgspec.to_builtins(manifest)
@@ -93,19 +93,21 @@ def _export(
     params: PatchExportParams,
     patch: PatchFile,
     loaded: LoadedModel,
+    traits: ModelTraits,
     saes: Saes,
     adapters: Adapters,
     folder: Path,
     progress: Progress,
 ) -> ExportManifest:
     """Write all files of an export into a folder, the manifest last."""
-    traits = traits_of(loaded)
     judged = verdict(patch.plan, traits, params.target)
     change, report = WeightChange(), None
     if params.target != "bundle":
         change, rest = exact_part(patch.plan, traits, params.target, saes, adapters)
         if rest.edits:
-            fitted, report, seen = _fitted(loaded, patch.plan, rest, change, saes, adapters, params, progress)
+            fitted, report, seen = _fitted(
+                loaded, traits, patch.plan, rest, change, saes, adapters, params, progress
+            )
             change = change.plus(fitted)
             about = {"fit": msgspec.json.encode(report).decode()}
             save_adapter(LowRankAdapter(fitted, loaded.fingerprint, about), folder / FITTED)
@@ -141,6 +143,7 @@ def _export(
 
 def _fitted(
     loaded: LoadedModel,
+    traits: ModelTraits,
     plan: EditPlan,
     rest: EditPlan,
     held: WeightChange,
@@ -150,7 +153,6 @@ def _fitted(
     progress: Progress,
 ) -> tuple[dict[str, LowRank], FitReport, SeenText | None]:
     """The fit and what it read, or those of an earlier export when it was of the same patch, model and part of the plan."""
-    traits = traits_of(loaded)
     avoid = traits.obstacles.renamed if params.target == "peft" else ()
     if params.compiled:
         before = read_manifest(params.compiled)
