@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -16,7 +18,8 @@ from microscope.models.families import family_of
 from microscope.models.own_blocks import OwnBlocks
 from microscope.models.plain_pass import deviation, plain_pass
 from microscope.models.runner import decoder, general, runner_for
-from microscope.models.runner.proof import prove
+from microscope.models.runner.product import as_product
+from microscope.models.runner.proof import prove, same_arguments
 from microscope.models.runner.tail import measured_gain
 from microscope.models.structure import complete, outline, verified
 from tests.families.tiny import randomise, tiny_config
@@ -114,6 +117,110 @@ def test_what_is_no_chain_over_one_stream_is_refused_with_what_was_found(model_t
     with pytest.raises(MicroscopeError, match=reason) as caught:
         complete(model, outline(model))
     assert caught.value.code == "unsupported_family"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("model_type", "halves"),
+    [("opt", ("self_attn", "fc2")), ("falcon", ("self_attention", "mlp")), ("granite", ("self_attn", "mlp"))],
+)
+def test_halves_are_found_beside_a_row_that_is_hundreds_of_times_longer(
+    model_type, halves, dtype, monkeypatch
+):
+    """As behind the first blocks of most large models: the other rows' halves are less than rounding of that one."""
+    model = build(model_type, **({"residual_multiplier": 0.22} if model_type == "granite" else {}))
+    blocks = model.get_submodule(outline(model).blocks)
+    for weight in blocks.parameters():
+        weight.mul_(0.5)
+    model.get_input_embeddings().weight.mul_(3)
+    half = blocks[1].get_submodule(halves[1])
+    own = half.forward
+
+    def huge(x, *args, **kwargs):
+        out = own(x, *args, **kwargs).clone()
+        out.view(-1, out.shape[-1])[0, 3] += 3000
+        return out
+
+    monkeypatch.setattr(half, "forward", huge)
+    model = model.to(dtype)
+    family = complete(model, outline(model))
+    found = [family.parts_of(layer) for layer in range(len(blocks))]
+    assert [(parts.attention, parts.mlp, parts.adds_up) for parts in found] == [(*halves, True)] * len(blocks)
+
+
+def test_what_a_block_adds_is_not_taken_for_one_half_where_the_other_is_small():
+    """In half precision a half may add less than rounding may leave over."""
+    model = build("opt").to(torch.bfloat16)
+    blocks = model.get_submodule(outline(model).blocks)
+    blocks[1].self_attn.out_proj.weight.mul_(0.01)
+    blocks[1].self_attn.out_proj.bias.mul_(0.01)
+    parts = parts_of(model)
+    assert (parts.attention, parts.mlp) == ("self_attn", "fc2")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weak_attention_to_later_rows_is_found_in_any_precision(dtype):
+    """The last of 20 tokens alone would move the others' rows by less than half precision may round."""
+    model = build("gemma3_text", use_bidirectional_attention=True)
+    for block in model.model.layers:
+        # A tenth of what the stream is; all rows are attended to alike.
+        block.post_attention_layernorm.weight.fill_(-0.9)
+        block.post_feedforward_layernorm.weight.fill_(-1)
+        block.self_attn.q_proj.weight.zero_()
+    model = model.to(dtype)
+    with pytest.raises(MicroscopeError, match="sees both ways"):
+        complete(model, outline(model))
+
+
+def test_a_model_is_let_go_of_when_nobody_has_it(model_folders):
+    from microscope.models import load_model
+
+    for folder in ("llama", "gpt_neox"):
+        loaded = load_model(str(model_folders[folder]), dtype="float32", device="cpu")
+        assert runner_for(loaded).proof.holds
+        assert runner_for(loaded).proof.holds  # as it was proven before
+        model = weakref.ref(loaded.model)
+        del loaded
+        gc.collect()
+        assert model() is None
+
+
+def test_a_copied_layer_computes_with_its_own_weights():
+    layer = torch.nn.Linear(8, 8)
+    as_product(layer).pack()
+    changed = copy.deepcopy(layer)
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        before = layer(x)
+        changed.weight.zero_()
+        torch.testing.assert_close(changed(x), changed.bias.expand(3, 8))
+        assert torch.equal(layer(x), before)
+
+
+def test_a_runner_whose_blocks_read_each_others_caches_does_not_serve(monkeypatch):
+    """Run in the model's order, blocks of one pass would find there what those below them left."""
+    model = build("opt")
+    family = complete(model, outline(model))
+    seen = plain_pass(OwnBlocks(model, model.get_submodule(family.blocks)), 256, CPU)
+    put = general.Caches.put
+
+    def shared(self, cache, layer, past, start):
+        put(self, cache, layer, past, start)
+        if layer == 2 and cache.layers[1].new is None:
+            raise AttributeError("nothing there")
+
+    monkeypatch.setattr(general.Caches, "put", shared)
+    assert "nothing there" in prove(general.GeneralRunner(model, family), seen).against
+
+
+def test_an_argument_that_is_missing_when_blocks_are_noted_shows():
+    model = build("opt")
+    calls = plain_pass(OwnBlocks(model, model.get_submodule(outline(model).blocks)), 256, CPU).calls
+    assert not same_arguments(calls, calls)
+    for other in (None, 3, torch.zeros(1)):
+        changed = [replace(calls[0], kwargs={**calls[0].kwargs, "values": torch.ones(1)}), *calls[1:]]
+        noted = [replace(calls[0], kwargs={**calls[0].kwargs, "values": other}), *calls[1:]]
+        assert "block 0 reads" in same_arguments(noted, changed)
 
 
 @pytest.mark.parametrize("error", [0.0, 3e-3])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from functools import cache
+from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +31,10 @@ class Product:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
         self._packed: _Packed | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Product:
+        # Not packed: a copy's weights may change.
+        return Product(copy.deepcopy(self.weight, memo), copy.deepcopy(self.bias, memo))
 
     @property
     def nbytes(self) -> int:
@@ -55,14 +62,18 @@ def as_product(linear: nn.Linear) -> Product:
     made = getattr(linear, "_product", None)
     if isinstance(made, Product):  # another runner of the same model
         return made
-    product, plain = Product(linear.weight, linear.bias), linear.forward
-
-    def forward(x: Tensor) -> Tensor:
-        kept = linear.weight is product.weight and linear.bias is product.bias
-        return product(x) if kept else plain(x)
-
-    linear._product, linear.forward = product, forward  # type: ignore[assignment, method-assign]
+    product = Product(linear.weight, linear.bias)
+    linear._product, linear._plain_forward = product, linear.forward  # type: ignore[assignment]
+    # A bound method, so that a copy of the model is bound to the copied layer.
+    linear.forward = MethodType(_by_product, linear)  # type: ignore[method-assign]
     return product
+
+
+def _by_product(linear: nn.Linear, x: Tensor) -> Tensor:
+    product: Any = linear._product
+    kept = linear.weight is product.weight and linear.bias is product.bias
+    out: Tensor = product(x) if kept else linear._plain_forward(x)  # type: ignore[operator]
+    return out
 
 
 def packers(weight: Tensor) -> dict[str, Packer]:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from microscope.hardware import is_out_of_memory
+from microscope.models.configuration import first_line
 from microscope.models.own_blocks import Call
 from microscope.models.plain_pass import TOLERANCE, Pass, deviation
 from microscope.models.runner.base import BlockRunner
@@ -54,9 +56,9 @@ def prove(runner: BlockRunner, seen: Pass) -> Proof:
     try:
         found = _measure(runner, seen)
     except Exception as error:  # blocks that want other arguments fail in as many ways as there are families
-        return Proof(
-            against=f"its blocks cannot be run one by one ({str(error).strip().splitlines()[0][:160]})"
-        )
+        if is_out_of_memory(error):
+            raise
+        return Proof(against=f"its blocks cannot be run one by one ({first_line(error)[:160]})")
     for what, value in (
         ("the input of its first block", found.embedding),
         ("its blocks", found.blocks),
@@ -81,8 +83,12 @@ def _measure(runner: BlockRunner, seen: Pass) -> Proof:
     alone = runner.rows(seen.tokens[:, :1])
     several, one = runner.rows(seen.tokens, start), runner.rows(seen.tokens, rows - 1)
     blocks = continued = 0.0
-    for call, out in zip(seen.calls, seen.streams, strict=True):
-        y, past = runner.block(call.layer, call.x, whole, None)
+    # From the top down: a block that reads what one below it has left in the cache finds nothing there.
+    for call, out in reversed(list(zip(seen.calls, seen.streams, strict=True))):
+        x = call.x.clone()
+        y, past = runner.block(call.layer, x, whole, None)
+        if not torch.equal(x, call.x):
+            raise ValueError(f"block {call.layer} writes to its input")
         blocks = max(blocks, deviation(y, out, call.x))
         # Some blocks take another way for one row.
         y, _ = runner.block(call.layer, call.x[:, :1], alone, None)
@@ -116,4 +122,6 @@ def _equal(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
-    return True
+    if isinstance(a, (bool, int, float, str)):
+        return type(a) is type(b) and a == b
+    return type(a) is type(b)

@@ -7,6 +7,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from microscope.errors import MicroscopeError
+from microscope.hardware import is_out_of_memory
 from microscope.models.configuration import first_line
 from microscope.models.declarations import decoder_of
 from microscope.models.load import LoadedModel
@@ -18,8 +19,8 @@ from microscope.models.runner.general import GeneralRunner
 from microscope.models.runner.proof import Proof, prove, same_arguments
 
 _NOT_COMPOSED = "fast path: there is none for this type of model"
-# What was proven of a model, for the next that asks for a runner of it.
-_proven: WeakKeyDictionary[Any, tuple[Callable[[], BlockRunner], Proof, str]] = WeakKeyDictionary()
+# What was proven of a model, by the candidate's name, for the next that asks for a runner of it.
+_proven: WeakKeyDictionary[Any, tuple[str, Proof, str]] = WeakKeyDictionary()
 
 
 def runner_for(loaded: LoadedModel, *, fast: bool = True) -> BlockRunner:
@@ -47,8 +48,8 @@ def runner_for(loaded: LoadedModel, *, fast: bool = True) -> BlockRunner:
             "unsupported_family", f"Models of type '{loaded.config.model_type}' cannot be run live."
         )
     if fast and loaded.model in _proven:
-        build, proof, why = _proven[loaded.model]
-        return _named(build(), proof, why)
+        name, proof, why = _proven[loaded.model]
+        return _named(dict(_candidates(loaded, fast=True))[name](), proof, why)
     model, family = loaded.model, loaded.family
     own = OwnBlocks(model, model.get_submodule(family.blocks))
     seen = plain_pass(own, loaded.vocab_size, loaded.device)
@@ -56,8 +57,12 @@ def runner_for(loaded: LoadedModel, *, fast: bool = True) -> BlockRunner:
     for name, build in _candidates(loaded, fast=fast):
         try:
             runner = build()
-        except (AttributeError, LookupError, ValueError) as error:
-            against.append(f"{name}: it cannot be composed ({first_line(error)})")
+        except (
+            Exception
+        ) as error:  # models that want other arguments fail in as many ways as there are families
+            if is_out_of_memory(error):
+                raise
+            against.append(f"{name}: it cannot be composed ({first_line(error)[:160]})")
             continue
         proof = prove(runner, seen)
         reason = proof.against
@@ -66,7 +71,7 @@ def runner_for(loaded: LoadedModel, *, fast: bool = True) -> BlockRunner:
         if not reason:
             why = "; ".join(against)
             if fast:
-                _proven[model] = build, proof, why
+                _proven[model] = name, proof, why
             return _named(runner, proof, why)
         against.append(f"{name}: {reason}")
     raise MicroscopeError(

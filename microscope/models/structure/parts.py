@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -17,12 +18,14 @@ from transformers.pytorch_utils import Conv1D
 
 from microscope.models.families import Parts, Tap
 from microscope.models.own_blocks import Call, OwnBlocks
-from microscope.models.plain_pass import TOLERANCE, deviation
+from microscope.models.plain_pass import deviation
 from microscope.models.stream import first_tensor
 from microscope.params.sites import SiteKind
 
-# What may be left over, relative to what the block adds; the second for streams in half precision.
-_LEFT_OVER, _LEFT_OVER_HALF = 1e-4, 2e-2
+# What may be left over of a row: shares of what the block adds to it, and of the row itself, which is rounded.
+_LEFT_OVER = {torch.float32: (1e-4, 1e-6), torch.bfloat16: (2e-2, 6e-3), torch.float16: (5e-3, 1e-3)}
+# How far rows may differ, relative to their length, that were computed beside other ones.
+_BESIDE_OTHERS = {torch.float32: 1e-4}
 _PARALLEL = "attention and MLP run in parallel"
 
 
@@ -53,7 +56,7 @@ def find_parts(own: OwnBlocks, call: Call, multipliers: Iterable[float] = ()) ->
         multipliers: numbers of the configuration that what is added may be multiplied by.
     """
     ran, out = _watched(own, call, call.x)
-    x, y = _flat(call.x), _flat(out)
+    x, y = _flat(call.x.to(out.device)), _flat(out)  # blocks may be spread over devices
     assert x is not None
     assert y is not None
     found = _sum_of(ran, x, y, tuple(multipliers))
@@ -65,7 +68,7 @@ def find_parts(own: OwnBlocks, call: Call, multipliers: Iterable[float] = ()) ->
             f"the block adds {len(found.terms)} things to the stream, not one of attention and one of an MLP"
         )
         return Parts(adds_up=False, missing=dict.fromkeys(_INNER, reason))
-    between = _between(ran, x, found) if len(found.terms) == 2 else None
+    between = _between(ran, x, y, found) if len(found.terms) == 2 else None
     mixing = _mixing(own, call, found)
     attention = next((i for i, mixes in enumerate(mixing) if mixes), None)
     mlp = next((i for i in range(len(found.terms)) if i != attention), None)
@@ -76,7 +79,8 @@ def find_parts(own: OwnBlocks, call: Call, multipliers: Iterable[float] = ()) ->
 def adds_up(own: OwnBlocks, call: Call, parts: Parts) -> bool:
     """Whether a block's output is its input plus what the declared modules put out, rounding apart."""
     ran, out = _watched(own, call, call.x)
-    total = call.x
+    x = call.x.to(out.device)
+    total = x
     for path, scale in ((parts.attention, parts.attention_scale), (parts.mlp, parts.mlp_scale)):
         wrote = next((r.wrote for r in ran if r.path == path), None)
         if path is None:
@@ -84,7 +88,8 @@ def adds_up(own: OwnBlocks, call: Call, parts: Parts) -> bool:
         if wrote is None or wrote.numel() != total.numel():
             return False
         total = total + scale * wrote.view(total.shape)
-    return deviation(total, out, call.x) <= TOLERANCE.get(out.dtype, 1e-4)
+    left = (total.double() - out.double()).norm(dim=-1)
+    return bool((left <= _allowed(x, out)).all())
 
 
 _INNER: tuple[SiteKind, ...] = ("resid_mid", "attn_out", "mlp_out", "attn_z", "mlp_act")
@@ -145,33 +150,80 @@ def _flat(value: Any) -> Tensor | None:
     return value.detach().reshape(-1, value.shape[-1]).clone()
 
 
+def _allowed(x: Tensor, y: Tensor) -> Tensor:
+    """What may be left over of each row, for a block that turns ``x`` into ``y``, both ``[…, d]``.
+
+    Row by row, since a few rows of a stream are hundreds of times longer than the others.
+    """
+    of_added, of_row = _LEFT_OVER.get(x.dtype, (1e-4, 1e-6))
+    longer = x.double().norm(dim=-1).maximum(y.double().norm(dim=-1))
+    return (of_added * (y.double() - x.double()).norm(dim=-1) + of_row * longer).clamp_min(1e-30)
+
+
 def _sum_of(ran: list[Ran], x: Tensor, y: Tensor, multipliers: tuple[float, ...]) -> _Sum | None:
-    """The fewest modules whose outputs add up to ``y − x``."""
+    """The fewest modules whose outputs add up to ``y``: to the bit if there are any, or but for rounding.
+
+    In half precision what a half adds may be no more than what rounding may leave over. So of one module or two
+    those are taken that add up to the bit, or that leave clearly less over.
+    """
     candidates = _distinct(term for term in ran if term.wrote is not None and term.wrote.shape == x.shape)
-    added = y.double() - x.double()
-    limit = (_LEFT_OVER if x.dtype == torch.float32 else _LEFT_OVER_HALF) * float(added.norm())
-    outputs = {id(term): term.wrote.double() for term in candidates}  # type: ignore[union-attr]
+    finished = {id(term): number for number, term in enumerate(ran)}
+    candidates.sort(key=lambda term: finished[id(term)])
+    weight = 1 / _allowed(x, y)[:, None]
+    outputs = [term.wrote.double() * weight for term in candidates]  # type: ignore[union-attr]
+    added = (y.double() - x.double()) * weight
+    columns = torch.stack([*(output.reshape(-1) for output in outputs), added.reshape(-1)])
+    products = columns @ columns.T
+    best, least = None, float("inf")
     for count in (1, 2, 3):
-        for terms in combinations(candidates, count):
-            for factors in _factors([outputs[id(term)] for term in terms], added, multipliers):
-                total = sum((f * outputs[id(t)] for f, t in zip(factors, terms, strict=True)), -added)
-                if float(total.norm()) <= limit:
-                    finished = {id(term): number for number, term in enumerate(ran)}
-                    order = sorted(range(count), key=lambda i: finished[id(terms[i])])
-                    return _Sum(tuple(terms[i] for i in order), tuple(factors[i] for i in order))
-    return None
+        for terms in combinations(range(len(candidates)), count):
+            for factors in _factors(products, terms, multipliers):
+                weights = torch.tensor([*factors, -1.0], dtype=products.dtype, device=products.device)
+                chosen = [*terms, -1]
+                left = float(weights @ products[chosen][:, chosen] @ weights)
+                if left > 1.01 * len(x):
+                    continue
+                total = sum((f * outputs[i] for f, i in zip(factors, terms, strict=True)), -added)
+                if float(total.norm(dim=-1).max()) > 1:
+                    continue
+                found = _Sum(tuple(candidates[i] for i in terms), factors)
+                if _to_the_bit(found, x, y):
+                    return found
+                # Fitted factors leave a little less over than those they are meant to be.
+                if left < least / 4 and (best is None or best.terms != found.terms):
+                    best, least = found, left
+        if best is not None and count >= 2:
+            break
+    return best
+
+
+def _to_the_bit(found: _Sum, x: Tensor, y: Tensor) -> bool:
+    """Whether outputs times factors, added to the stream in one of the usual orders, are exactly ``y``."""
+    parts = [
+        term.wrote if factor == 1 else factor * term.wrote
+        for term, factor in zip(found.terms, found.factors, strict=True)
+        if term.wrote is not None
+    ]
+    orders = ([x, *parts], [x, *reversed(parts)], [*parts, x])
+    return any(_equal(reduce(torch.add, order), y) for order in orders)
 
 
 def _factors(
-    terms: list[Tensor], added: Tensor, multipliers: tuple[float, ...]
+    products: Tensor, terms: tuple[int, ...], multipliers: tuple[float, ...]
 ) -> Iterator[tuple[float, ...]]:
-    """Factors to try: none, then the best ones, which are a multiplier of the configuration where they are near it."""
+    """Factors to try: none, then the best ones, which are a multiplier of the configuration where they are near it.
+
+    Args:
+        products: scalar products of all outputs and, last, of what is added.
+        terms: which outputs.
+        multipliers: numbers of the configuration.
+    """
     yield (1.0,) * len(terms)
-    columns = torch.stack([term.reshape(-1) for term in terms], 1)
-    gram = columns.T @ columns
+    chosen = list(terms)
+    gram = products[chosen][:, chosen]
     if float(torch.linalg.matrix_rank(gram)) < len(terms):
         return
-    best = torch.linalg.solve(gram, columns.T @ added.reshape(-1)).tolist()
+    best = torch.linalg.solve(gram, products[chosen, -1]).tolist()
     if all(abs(factor) > 1e-6 for factor in best):
         yield tuple(next((m for m in multipliers if abs(f - m) <= 0.01 * abs(m)), f) for f in best)
 
@@ -185,17 +237,21 @@ def _distinct(terms: Iterable[Ran]) -> list[Ran]:
     return kept
 
 
-def _between(ran: list[Ran], x: Tensor, found: _Sum) -> Tap | None:
+def _between(ran: list[Ran], x: Tensor, y: Tensor, found: _Sum) -> Tap | None:
     """Where a module reads the stream with one half added and not yet the other."""
-    limit = (_LEFT_OVER if x.dtype == torch.float32 else _LEFT_OVER_HALF) * float(x.double().norm())
+    allowed = _allowed(x, y)
+
+    def apart(a: Tensor, b: Tensor) -> float:
+        return float(((a.double() - b.double()).norm(dim=-1) / allowed).max())
+
     readers = [r for r in ran if r.read is not None and r.read.shape == x.shape]
     for term, factor in zip(found.terms, found.factors, strict=True):
         assert term.wrote is not None
         middle = x + (term.wrote if factor == 1 else factor * term.wrote).to(x.dtype)
         near = [r for r in readers if _equal(r.read, middle) and not _equal(r.read, x)]
         # Where the sum is rounded otherwise, it must be told from the stream before it by more than rounding.
-        if not near and float((middle.double() - x.double()).norm()) > 10 * limit:
-            near = [r for r in readers if float((r.read.double() - middle.double()).norm()) <= limit]  # type: ignore[union-attr]
+        if not near and apart(middle, x) > 10:
+            near = [r for r in readers if r.read is not None and apart(r.read, middle) <= 1]
         if near:
             return Tap(min(near, key=lambda r: r.path.count(".")).path, "input")
     return None
@@ -205,18 +261,19 @@ def _mixing(own: OwnBlocks, call: Call, found: _Sum) -> list[bool]:
     """Of each term, whether its later rows change with the first row of the block's input alone.
 
     Where halves run one after the other the second changes with the first, so the first that does is the mixer.
+    Experts round a row otherwise when other rows are theirs: that is no change.
     """
     changed = call.x.clone()
     changed[:, 0] = changed[:, 0].flip(-1) * 1.5
     again = {other.path: other.wrote for other in _watched(own, call, changed)[0]}
-    return [
-        term.wrote is not None and not _equal(term.wrote[1:], _rows_behind_first(again.get(term.path)))
-        for term in found.terms
-    ]
+    limit = _BESIDE_OTHERS.get(call.x.dtype, 2e-2)
+    return [_moved(term.wrote, again.get(term.path)) > limit for term in found.terms]
 
 
-def _rows_behind_first(wrote: Tensor | None) -> Tensor | None:
-    return None if wrote is None else wrote[1:]
+def _moved(before: Tensor | None, after: Tensor | None) -> float:
+    """How far the rows behind the first moved, relative to their length."""
+    assert before is not None
+    return float("inf") if after is None else deviation(after[1:], before[1:])
 
 
 def _projection(ran: list[Ran], term: Ran) -> str | None:
