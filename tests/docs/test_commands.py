@@ -131,6 +131,7 @@ PROMISES: dict[str, Look] = {
     "microscope recording import --path packed/recording.zip --model Qwen/Qwen3-0.6B --out activations.parquet": (
         lambda at, ran: recorded(at, ran, "activations.parquet", {"resid_post.10"})
     ),
+    "microscope inspect --model M --load": says("run by", "resid_post"),
     "microscope inspect --model M --load-in-4bit": says("Δlogit", "nf4"),
     "microscope inspect --model Qwen/Qwen3-0.6B --load-in-4bit": says("Δlogit", "nf4"),
     "microscope doctor": says("torch", "Python"),
