@@ -130,9 +130,11 @@ def read_config(reference: str, revision: str | None = None) -> tuple[str, Kind]
     check_known(settings, reference)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        kind = kind_of(config, reference)
+    except MicroscopeError:
+        raise
     except Exception as error:  # whatever a class of transformers makes of values it does not expect
         raise _unreadable(reference, first_line(error)) from error
-    kind = kind_of(config, reference)
     check_computed(kind.config, declared_family(kind.config.model_type), reference)
     # How outputs are packed is for this program to say; it is no part of the function.
     kind.config.return_dict, kind.config.output_hidden_states = True, False

@@ -104,6 +104,11 @@ def kind_of(config: PretrainedConfig, reference: str) -> Kind:
         raise _refused(config, reference, "a text encoder, whose tokens see those that follow them")
     if _text_config(config, reference) is config:
         return Kind(text, build)
+    if whole_class(config) is None:
+        what = (
+            "a model of several parts that transformers does not build whole, to compare its text part with"
+        )
+        raise _refused(config, reference, what)
     # Of what ends an answer the whole model often says more.
     if getattr(config, "eos_token_id", None) is not None:
         text.eos_token_id = config.eos_token_id

@@ -118,7 +118,8 @@ def _depend(values: Sequence[Tensor], weights: Sequence[nn.Parameter]) -> bool:
     """Whether anything in ``values`` changes with any of the weights."""
     if not values or not weights:
         return False
-    total = torch.stack([value.float().square().sum() for value in values]).sum()
+    device = values[0].device  # blocks may be on several
+    total = torch.stack([value.float().square().sum().to(device) for value in values]).sum()
     gradients = torch.autograd.grad(total, weights, allow_unused=True)
     return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 

@@ -51,6 +51,7 @@ KINDS = {
     "hubert": "sound",
     "clip": "images",
     "blip": "multimodal",
+    "jev": "several parts",
 }
 
 
