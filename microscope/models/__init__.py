@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from microscope.hardware import is_out_of_memory
 from microscope.lazy import on_first_use
-from microscope.models.families import FAMILIES, Family, Tap, check_site, family_of, module_at
+from microscope.models.families import FAMILIES, Family, Tap, check_site, declared_family, module_at
 from microscope.models.precision import dtype_name, resolve_device, resolve_dtype
 from microscope.models.tokens import TokenTexts
 
@@ -23,8 +23,8 @@ __all__ = [
     "Tap",
     "TokenTexts",
     "check_site",
+    "declared_family",
     "dtype_name",
-    "family_of",
     "inspect_model",
     "is_out_of_memory",
     "load_model",

@@ -22,8 +22,8 @@ from transformers import AutoConfig, PretrainedConfig
 
 from microscope.errors import MicroscopeError
 from microscope.models import gguf_files
-from microscope.models.families import Family
-from microscope.models.kinds import Kind, check_known, declared_family, kind_of
+from microscope.models.families import Family, declared_family
+from microscope.models.kinds import Kind, check_known, kind_of
 from microscope.quarantine.content import is_pointer
 from microscope.quarantine.documents import parse_json
 

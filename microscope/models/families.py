@@ -191,25 +191,9 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-def supported_types() -> tuple[str, ...]:
-    """Every ``model_type`` that is supported, in alphabetical order."""
-    return tuple(sorted(kind for family in FAMILIES for kind in family.model_types))
-
-
-def family_of(model_type: str) -> Family:
-    """The family of a configuration's ``model_type``.
-
-    Raises:
-        MicroscopeError: ``unsupported_family``.
-    """
-    for family in FAMILIES:
-        if model_type in family.model_types:
-            return family
-    raise MicroscopeError(
-        "unsupported_family",
-        f"Models of type '{model_type}' are not supported.",
-        f"Supported types: {', '.join(supported_types())}.",
-    )
+def declared_family(model_type: str) -> Family | None:
+    """The family that is declared for a type, None for all others."""
+    return next((family for family in FAMILIES if model_type in family.model_types), None)
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:

@@ -180,7 +180,7 @@ def _check_read(model: Any, told: dict[str, Any], header: GgufHeader, name: str)
     """Whether every tensor of the file became a weight, and all of them are numbers."""
     from microscope.models import memory
     from microscope.models.checkpoint import check_loaded
-    from microscope.models.kinds import declared_family
+    from microscope.models.families import declared_family
     from microscope.models.structure import outline
 
     skeleton = memory.skeleton(type(model), model.config)

@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.models.auto import modeling_auto
 
 from microscope.errors import MicroscopeError
-from microscope.models.families import FAMILIES, Family
+from microscope.models.families import declared_family
 
 # Text parts that have no causal class of their own and, for text alone, compute what another type's class
 # does: their positions have three axes, which are equal where there is no image. None of their weights differ.
@@ -133,11 +133,6 @@ def _saved_with_encoder(config: PretrainedConfig) -> bool:
     both = (_table("SEQ_TO_SEQ_CAUSAL_LM", config), _table("SPEECH_SEQ_2_SEQ", config))
     names = {build.__name__ for build in both if build is not None}
     return not names.isdisjoint(config.architectures or ()) and _table("CAUSAL_LM", config) not in both
-
-
-def declared_family(model_type: str) -> Family | None:
-    """The family that is declared for a type, None for all others."""
-    return next((family for family in FAMILIES if model_type in family.model_types), None)
 
 
 def _text_config(config: PretrainedConfig, reference: str) -> PretrainedConfig:

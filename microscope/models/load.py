@@ -23,9 +23,9 @@ from microscope.models.configuration import (
     positions_of,
     read_config,
 )
-from microscope.models.families import Family
+from microscope.models.families import Family, declared_family
 from microscope.models.fingerprint import model_fingerprint, tokenizer_fingerprint
-from microscope.models.kinds import Kind, declared_family, whole_class
+from microscope.models.kinds import Kind, whole_class
 from microscope.models.multimodal import TextPart, check_same_logits, text_part
 from microscope.models.obstacles import is_tied, obstacles_of
 from microscope.models.precision import dtype_name, resolve_device, resolve_dtype

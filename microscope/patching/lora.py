@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from microscope.errors import MicroscopeError
 from microscope.models import facts, module_at
-from microscope.models.kinds import declared_family
+from microscope.models.families import declared_family
 from microscope.models.obstacles import renamed_by_peft
 from microscope.models.structure import complete, outline
 from microscope.patching.adapters import LowRank, matrix_shape

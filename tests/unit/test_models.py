@@ -13,13 +13,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from microscope.activations.forward import SiteReader
 from microscope.errors import MicroscopeError
-from microscope.models import inspect_model, load_model, memory, runner_for
-from microscope.models.families import supported_types
+from microscope.models import FAMILIES, inspect_model, load_model, memory, runner_for
 from microscope.models.runner import GrowingKeyValue, run_blocks
 from microscope.models.runner.product import packers
 from microscope.params import SITE_KINDS, Site
 from tests.docs.examples import spans
 from tests.tiny_models import ENCODERS, KINDS, config_of, make_model
+
+DECLARED = {kind for family in FAMILIES for kind in family.model_types}
 
 
 def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
@@ -311,13 +312,13 @@ def test_a_model_that_does_not_fit_is_refused_with_numbers(model_folders, monkey
     assert "0.1 GB are free" in caught.value.message
 
 
-def test_every_supported_type_is_tested_on_a_model_of_it():
-    assert {config_of(kind).model_type for kind in (*KINDS, *ENCODERS)} == set(supported_types())
+def test_every_declared_type_is_tested_on_a_model_of_it():
+    assert {config_of(kind).model_type for kind in (*KINDS, *ENCODERS)} == DECLARED
 
 
-def test_types_of_models_that_the_documents_name_are_the_supported_ones():
+def test_types_of_models_that_the_documents_name_are_the_declared_ones():
     named = set(spans("docs/how-to.md")) & set(CONFIG_MAPPING_NAMES)
-    assert named == set(supported_types())
+    assert named == DECLARED
 
 
 def test_types_that_transformers_does_not_know_are_refused(tmp_path):

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from microscope.errors import MicroscopeError
-from microscope.models.families import family_of
+from microscope.models.families import declared_family
 from microscope.models.own_blocks import OwnBlocks
 from microscope.models.plain_pass import deviation, plain_pass
 from microscope.models.runner import decoder, general, runner_for
@@ -293,7 +293,7 @@ def test_gains_are_measured_whatever_the_norm():
 def test_a_declaration_that_does_not_fit_is_replaced_by_what_is_found():
     """A declared family whose modules are not what adds up is read where the sums say."""
     model = build("llama")
-    declared = family_of("llama")
+    declared = declared_family("llama")
     assert verified(model, declared) is declared
     wrong = replace(declared, parts=replace(declared.parts, mlp="mlp.up_proj"))
     assert verified(model, wrong).parts_of(2).mlp == "mlp"
