@@ -19,12 +19,17 @@ _SHARE = {torch.float32: 1e-2, torch.bfloat16: 0.15, torch.float16: 0.2}
 
 @dataclass(frozen=True)
 class Pass:
-    """A plain pass of the model: its ids ``[1, rows]``, arguments and outputs of its blocks, logits."""
+    """A plain pass of the model: its ids ``[1, rows]``, arguments and outputs of its blocks, logits.
+
+    ``tolerance`` is what any row may deviate by from these: that of the coarsest precision in the blocks, since
+    some keep their stream in float32 and compute in half precision.
+    """
 
     tokens: Tensor
     calls: list[Call]
     streams: list[Tensor]
     logits: Tensor
+    tolerance: float
 
 
 @torch.inference_mode()
@@ -39,7 +44,10 @@ def plain_pass(own: OwnBlocks, vocabulary: int, device: torch.device, rows: int 
     if isinstance(padding, int) and 0 <= padding < vocabulary:
         tokens[0, rows // 2] = padding
     calls, outputs, logits = own.trace(tokens)
-    return Pass(tokens, calls, [first_tensor(output) for output in outputs], logits)
+    streams = [first_tensor(output) for output in outputs]
+    dtypes = {streams[0].dtype, *(p.dtype for p in own.blocks.parameters())}
+    tolerance = max(TOLERANCE.get(dtype, 0.0) for dtype in dtypes)
+    return Pass(tokens, calls, streams, logits, tolerance or TOLERANCE[torch.float32])
 
 
 def deviation(a: Tensor, b: Tensor, x: Tensor | None = None) -> float:

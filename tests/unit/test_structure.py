@@ -263,6 +263,18 @@ def test_a_runner_whose_cache_is_wrong_goes_without_one(monkeypatch):
     assert prove(general.GeneralRunner(model, family, remembering=False), seen).holds
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_allowed_for_where_only_the_stream_is_not_in_it(dtype):
+    """Mamba keeps its stream in float32: what its blocks keep of earlier rows serves all the same."""
+    model = build("mamba", residual_in_fp32=True).to(dtype)
+    family = complete(model, outline(model))
+    seen = plain_pass(OwnBlocks(model, model.get_submodule(family.blocks)), 256, CPU)
+    assert seen.streams[0].dtype == torch.float32
+    proof = prove(general.GeneralRunner(model, family), seen)
+    assert proof.error > 1e-4
+    assert proof.holds
+
+
 def test_a_copy_of_a_model_runs_its_own_blocks():
     """Stand-ins are bound to their block: a copy that is changed must not run the original."""
     model = build("opt")

@@ -15,7 +15,7 @@ from torch import Tensor
 from microscope.hardware import is_out_of_memory
 from microscope.models.configuration import first_line
 from microscope.models.own_blocks import Call
-from microscope.models.plain_pass import TOLERANCE, Pass, deviation
+from microscope.models.plain_pass import Pass, deviation
 from microscope.models.runner.base import BlockRunner
 
 # Rows continued behind the others, all at once and then one.
@@ -52,7 +52,6 @@ class Proof:
 @torch.inference_mode()
 def prove(runner: BlockRunner, seen: Pass) -> Proof:
     """Compare a runner with a plain pass of its model."""
-    tolerance = TOLERANCE.get(seen.streams[0].dtype, 1e-4)
     try:
         found = _measure(runner, seen)
     except Exception as error:  # blocks that want other arguments fail in as many ways as there are families
@@ -65,13 +64,13 @@ def prove(runner: BlockRunner, seen: Pass) -> Proof:
         ("rows that continue others", found.continued),
         ("its logits", found.head),
     ):
-        if not value <= tolerance:
+        if not value <= seen.tolerance:
             return Proof(
                 found.embedding,
                 found.blocks,
                 found.continued,
                 found.head,
-                f"{what} deviate by {value:.1e} from the model's own pass, {tolerance:.0e} is allowed",
+                f"{what} deviate by {value:.1e} from the model's own pass, {seen.tolerance:.0e} is allowed",
             )
     return found
 
