@@ -9,7 +9,8 @@
 Edits act in hooks; weights are not touched. ``model.generate`` works as usual: with or without a cache,
 dynamic or static, prompts padded on the left, beams, several answers to a prompt, prefilling in chunks,
 assistants. Positions count the tokens of a text that are no padding. Start a new generation after attaching
-or removing: cached keys and values belong to the model they were computed with.
+or removing: cached keys and values belong to the model they were computed with. A patch of the text part of a
+multimodal model acts on the whole model, too, where places of images are positions like others.
 
 A patch that acts "while generating" has to know where the prompt ends. ``generate`` says it. In a loop of
 your own, set ``patch.prompt_length`` to the columns of the prompt, padding included; without it the first

@@ -50,7 +50,7 @@ def refuse_unsteady(own: LoadedModel) -> None:
 
 
 def _sums(model: Any) -> dict[str, float]:
-    return {name: float(weight.double().sum()) for name, weight in model.named_parameters()}
+    return {name: float(weight.sum(dtype=torch.float64)) for name, weight in model.named_parameters()}
 
 
 @torch.no_grad()
