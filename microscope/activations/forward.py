@@ -70,6 +70,7 @@ class SiteReader:
             else:
                 hook = module.register_forward_hook(self._output_hook(str(site), tap))
             self._handles.append(hook)
+        self._keeps_state = _keeps_state(self._loaded.model)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,7 +104,8 @@ class SiteReader:
         """As :meth:`read_windows` without waiting: the rows of the first windows, of the next and so on.
 
         On a CPU each thread runs windows of its own through the whole model. Threads that divide every
-        operation among them wait for each other after each of hundreds, most of all on a busy machine.
+        operation among them wait for each other after each of hundreds, most of all on a busy machine. A model
+        whose modules keep a state of the pass in themselves runs one pass at a time.
         """
 
         def some(first: int, last: int) -> SitesRows:
@@ -113,6 +115,7 @@ class SiteReader:
 
         loaded, count = self._loaded, len(windows)
         divided = loaded.device.type == "cpu" and not loaded.spread and loaded.quantisation is None
+        divided = divided and not self._keeps_state
         return start_in_pieces(some, count, -(-count // torch.get_num_threads()) if divided else count)
 
     def _catch(self, name: str, held: Any, tap: Tap) -> None:
@@ -134,6 +137,11 @@ class SiteReader:
             self._catch(name, stream_of(args, kwargs), tap)
 
         return hook
+
+
+def _keeps_state(model: torch.nn.Module) -> bool:
+    """Whether modules hold tensors that are neither weights nor buffers: what the last pass has left in them."""
+    return any(isinstance(value, Tensor) for module in model.modules() for value in vars(module).values())
 
 
 def joined(parts: Sequence[SitesRows]) -> SitesRows:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from microscope.activations import forward
+from microscope.activations.forward import SiteReader
 from microscope.errors import MicroscopeError
 from microscope.evaluation.splice import HookSplicer, ResidualSplicer, splicer_for
 from microscope.features.accumulator import AnalysisContext
@@ -242,3 +244,25 @@ def through_half(loaded: LoadedModel, kind: str) -> torch.Tensor:
         return loaded.model(IDS[None], use_cache=False).logits[0].log_softmax(-1)
     finally:
         handle.remove()
+
+
+def test_a_model_that_keeps_a_state_in_its_modules_is_read_by_one_thread_at_a_time(of_type, monkeypatch):
+    """Others are read by several on a CPU, each of which runs texts of its own."""
+    sizes: list[int] = []
+    own = forward.start_in_pieces
+
+    def noted(some, count, size):
+        sizes.append(size)
+        return own(some, count, size)
+
+    monkeypatch.setattr(forward, "start_in_pieces", noted)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for model_type, size in (("gptj", 1), ("recurrent_gemma", 2)):
+        loaded, windows = of_type(model_type), [np.arange(3, 15), np.arange(20, 32)]
+        with SiteReader(loaded, [Site("resid_post", 1)]) as reader:
+            both = reader.read_windows(windows)
+            assert sizes.pop() == size
+            alone = [reader.read_windows([window]) for window in windows]
+        for rows, each in zip(both["resid_post.1"], alone, strict=True):
+            np.testing.assert_allclose(rows.values, each["resid_post.1"][0].values, rtol=2e-3, atol=2e-3)
+        sizes.clear()

@@ -113,9 +113,6 @@ class BlockRunner(ABC):
     # What was measured against a plain pass of the model, and why a faster path does not serve; of proven runners.
     proof: Any = None
     why: str = ""
-    # Whether logits are the unembedding of the normed stream, times a factor: no soft cap, nothing in between.
-    linear_head: bool = True
-    logit_scale: float = 1.0
 
     def rows(self, tokens: Tensor, start: int = 0) -> Rows:
         """What :meth:`embed` and :meth:`block` need to know of the rows from ``start`` on of ids ``[batch, positions]``."""

@@ -79,9 +79,8 @@ class DecoderRunner(BlockRunner):
         self._embedding_times = setting(config, declared.embedding_times)
         self._residual_times = setting(config, declared.residual_times)
         times, over = setting(config, declared.logits_times), setting(config, declared.logits_over)
-        self.logit_scale = (1.0 if times is None else times) / (1.0 if over is None else over)
+        self._logits_scale = (1.0 if times is None else times) / (1.0 if over is None else over)
         self._logits_cap = setting(config, declared.logits_cap)
-        self.linear_head = self._logits_cap is None
 
     def rows(self, tokens: Tensor, start: int = 0) -> Rows:
         positions = Positions(start, tokens.shape[1], self._rotary, self._tokens.weight)
@@ -142,8 +141,8 @@ class DecoderRunner(BlockRunner):
     def head(self, x: Tensor, deltas: Sequence[Delta] = ()) -> Tensor:
         normed = self.normalise(x)
         logits = with_deltas(normed, self._head(normed), deltas)
-        if self.logit_scale != 1:
-            logits = logits * self.logit_scale
+        if self._logits_scale != 1:
+            logits = logits * self._logits_scale
         if self._logits_cap is not None:
             logits = self._logits_cap * torch.tanh(logits / self._logits_cap)
         return logits

@@ -44,7 +44,6 @@ class GeneralRunner(BlockRunner):
         top = first_tensor(outputs[-1])
         self.d_model = top.shape[-1]
         self.tail = Tail(model, self.own, self._head, top)
-        self.linear_head, self.logit_scale = self.tail.linear, self.tail.scale
         self._caches = Caches(model.config, self.n_layers) if remembering else None
         self.cuttable = self._caches is None or self._caches.cuttable
         install_taps(model, blocks, family)

@@ -24,8 +24,6 @@ class Tail:
 
     Attributes:
         norm: the module between the last block and the head; None when the head reads the stream itself.
-        linear: whether logits are the head's output for the normed stream, times ``scale``: no soft cap, nothing
-            else in between.
     """
 
     def __init__(self, model: Any, own: OwnBlocks, head: Any, x: Tensor) -> None:
@@ -38,7 +36,7 @@ class Tail:
                 seen.append((module, args[0], output))
 
         self.norm: nn.Module | None = None
-        self.linear, self.scale, self._direct = False, 1.0, False
+        self._direct = False  # whether logits are the head's output for the normed stream, and nothing else
         inside = {id(module) for block in own.blocks for module in block.modules()}
         handles = [m.register_forward_hook(watch) for m in model.modules() if id(m) not in inside]
         handles.append(head.register_forward_pre_hook(lambda _module, args: read.append(args[0])))
@@ -50,10 +48,7 @@ class Tail:
         self.norm = next((m for m, i, o in seen if _same(i, x) and _same(o, read[-1])), None)
         if self.norm is None and not _same(read[-1], x):
             return  # something else stands in front of the head
-        raw = head(self.normalise(x)).double()
-        self._direct = _same(raw, logits.double())
-        self.scale = float((raw * logits.double()).sum() / raw.square().sum())
-        self.linear = bool((raw * self.scale - logits.double()).norm() <= 1e-3 * logits.double().norm())
+        self._direct = _same(head(self.normalise(x)).double(), logits.double())
 
     def __call__(self, x: Tensor, deltas: Sequence[Delta] = ()) -> Tensor:
         """Logits ``[…, vocabulary]`` of the last block's output ``[…, d]``, with changes of the head's weight."""
