@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from microscope.errors import MicroscopeError
 from microscope.models import load_model
 from microscope.params import Edit, EditPlan, ImportAdapterParams, plan_fingerprint
 from microscope.patching.adapters import LowRankAdapter, save_adapter
@@ -35,7 +36,17 @@ def import_adapter(params: ImportAdapterParams, progress: Progress = SILENT) -> 
         arithmetic="float32",
         device=params.device,
     )
-    read = read_peft(params.path, loaded.model)
+    try:
+        read = read_peft(params.path, loaded.model)
+    except MicroscopeError as error:
+        if error.code != "no_such_module" or loaded.part_of is None:
+            raise
+        raise MicroscopeError(
+            error.code,
+            error.message,
+            f"Of {params.model} (a '{loaded.part_of.whole}' model) the text part is loaded, whose modules have other names "
+            "than in the whole. Where PEFT loads the whole, merge the adapter (merge_and_unload) and save the model.",
+        ) from error
     for path in read.factors:
         if path != loaded.family.head:
             block_of(path, loaded.family, loaded.n_layers)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForMultimodalLM
@@ -18,9 +19,10 @@ from transformers import AutoModelForMultimodalLM
 from microscope.errors import MicroscopeError
 from microscope.models import inspect_model, load_model, runner_for
 from microscope.models.checkpoint import Stored
-from microscope.params import Edit
+from microscope.params import Edit, ImportAdapterParams
 from microscope.params.traits import TEXT_PART
 from microscope.patching.adapters import LowRank, LowRankAdapter, save_adapter
+from microscope.patching.importing import import_adapter
 from tests.families.tiny import randomise, tiny_config
 from tests.patch_lab import Lab, make_sae
 from tests.tiny_models import make_tokenizer
@@ -266,6 +268,23 @@ def test_a_bundle_acts_on_the_whole_model_and_an_adapter_is_refused(model_type, 
     with pytest.raises(MicroscopeError, match="other names in the whole"):
         made.export("peft")
     assert inspect_model(str(original(model_type)))["obstacles"]["adapters"] == TEXT_PART
+
+
+def test_an_adapter_of_the_whole_model_is_refused_with_a_way_out(original, tmp_path):
+    whole = AutoModelForMultimodalLM.from_pretrained(original("gemma3"), dtype=torch.float32)
+    chosen = r"model\.language_model\.layers\.\d+\.self_attn\.q_proj"
+    get_peft_model(whole, LoraConfig(r=2, target_modules=chosen)).save_pretrained(tmp_path / "adapter")
+    params = ImportAdapterParams(
+        path=str(tmp_path / "adapter"),
+        model=str(original("gemma3")),
+        out=str(tmp_path / "out"),
+        device="cpu",
+        dtype="float32",
+    )
+    with pytest.raises(MicroscopeError, match="language_model") as caught:
+        import_adapter(params)
+    assert caught.value.code == "no_such_module"
+    assert "merge_and_unload" in caught.value.hint
 
 
 @pytest.mark.parametrize("model_type", ["gemma3", "qwen3_vl"])
