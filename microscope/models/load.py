@@ -165,7 +165,7 @@ def load_model(
     Raises:
         MicroscopeError: ``unknown_model``, ``unsupported_family``, ``model_too_big``,
             ``bad_model_file``, ``wrong_file_type``, ``no_such_device``, ``bitsandbytes_missing``,
-            ``widths_do_not_suit`` or ``quantised_files``.
+            ``widths_do_not_suit``, ``nothing_to_round`` or ``quantised_files``.
     """
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -227,13 +227,27 @@ def load_model(
     if whole is not None:
         check_same_logits(whole, skeleton, model, reference)
     if family.causal:
-        family = complete(model, family) if family.found else verified(model, family)
+        family = _proven(model, family, rounded)
     where = model.get_input_embeddings().weight.device
     part_of = None if whole is None else text_part(whole, skeleton)
     loaded = LoadedModel(reference, revision, model, tokenizer, family, where, computing, rounded, part_of)
     if fingerprint is not None:
         vars(loaded)["fingerprint"] = fingerprint  # where the cached property keeps it
     return loaded
+
+
+def _proven(model: Any, family: Family, rounded: quantised.Quantisation | None) -> Family:
+    """A family whose sites are proven on a model's weights."""
+    try:
+        return complete(model, family) if family.found else verified(model, family)
+    except MicroscopeError as error:
+        if rounded is None:
+            raise
+        raise MicroscopeError(
+            error.code,
+            f"{error.message} Its weights were rounded as {rounded}, which code that reads them itself cannot use.",
+            "Load it in bfloat16.",
+        ) from error
 
 
 def _tokenizer(source: str, hub: dict[str, Any], reference: str) -> Any:

@@ -109,11 +109,17 @@ def packing(config: Any) -> str | None:
 
 
 def check_widths(skeleton: Any, quantisation: Quantisation) -> None:
-    """Whether every matrix that would be rounded has widths that suit.
+    """Whether there are matrices that would be rounded, and all of them have widths that suit.
 
     Raises:
-        MicroscopeError: ``widths_do_not_suit``.
+        MicroscopeError: ``nothing_to_round`` or ``widths_do_not_suit``.
     """
+    if not matrices(skeleton):
+        raise MicroscopeError(
+            "nothing_to_round",
+            f"bitsandbytes rounds plain linear layers, and models of type '{skeleton.config.model_type}' have none.",
+            "Load it in bfloat16.",
+        )
     if quantisation == "int8":
         return
     for path, (out, width) in matrices(skeleton).items():
@@ -127,13 +133,18 @@ def check_widths(skeleton: Any, quantisation: Quantisation) -> None:
 
 
 def matrices(model: Any) -> dict[str, tuple[int, int]]:
-    """Paths and shapes ``(out, in)`` of the matrices that are rounded: all linear layers but the head."""
+    """Paths and shapes ``(out, in)`` of the matrices that are rounded: all linear layers but the head.
+
+    bitsandbytes passes over classes that are derived from linear layers, which may compute something else.
+    """
     head = model.get_output_embeddings()
     found = {}
     for path, module in model.named_modules():
         if module is head:
             continue
-        if isinstance(module, nn.Linear):
+        if type(module) is nn.Linear or (
+            isinstance(module, nn.Linear) and not module.weight.is_floating_point()
+        ):
             found[path] = (module.out_features, module.in_features)
         elif isinstance(module, Conv1D):
             found[path] = (module.weight.shape[1], module.weight.shape[0])

@@ -35,6 +35,7 @@ from microscope.params import (
     TrainParams,
 )
 from microscope.training import train
+from tests.families.tiny import make_any
 from tests.tiny_models import make_corpus, make_model
 
 WIDTH = 64
@@ -349,3 +350,20 @@ def test_two_precisions_at_once_are_refused(folders: dict[str, Path]) -> None:
         assert done.exit_code == 3
         assert "two_precisions" in done.stderr
     assert _run("inspect", "--model", model, "--load-in-4bit", "--dtype", "nf4", "--json").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "words"),
+    [
+        ("falcon", "nothing_to_round", "plain linear layers"),
+        ("mamba", "unsupported_family", "rounded as int8"),
+    ],
+)
+def test_models_that_cannot_be_rounded_say_so(tmp_path: Path, kind: str, code: str, words: str) -> None:
+    """Falcon has layers of its own that bitsandbytes passes over; Mamba multiplies by its weights itself."""
+    folder = make_any(kind, tmp_path)
+    with pytest.raises(MicroscopeError, match=words) as error:
+        _load(folder, "int8")
+    assert error.value.code == code
+    assert "bfloat16" in error.value.hint
+    assert _load(folder, "bfloat16").n_layers == 4
