@@ -15,7 +15,10 @@ from microscope.models.runner.product import Product
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of one block, each ``[batch, kv_heads, positions, head_dim]``. Never written to."""
+    """Keys and values of one block, each ``[batch, kv_heads, positions, head_dim]``. Never written to.
+
+    Both may differ in width, and stand for what a family computes them from.
+    """
 
     key: Tensor
     value: Tensor
@@ -28,6 +31,8 @@ class KeyValue(NamedTuple):
         """The same in storage of its own: runners cut keys and values out of larger products, which would stay alive."""
         if self.key.untyped_storage().nbytes() + self.value.untyped_storage().nbytes() == self.nbytes:
             return self
+        if self.key.shape != self.value.shape:  # as of families that keep both in short form
+            return KeyValue(self.key.clone(), self.value.clone())
         return KeyValue(*torch.stack((self.key, self.value)))
 
     def growing(self) -> GrowingKeyValue:

@@ -80,7 +80,7 @@ def _check_chain(kind: str, seen: Pass) -> None:
                 kind, f"its blocks pass on {shape} numbers for {rows} tokens, no single residual stream"
             )
     for before, after in zip(seen.streams, seen.calls[1:], strict=False):
-        if not torch.equal(before, after.x):
+        if not torch.equal(before, after.x.to(before.device)):
             raise refused(kind, f"block {after.layer} does not read what the block before it puts out")
 
 
