@@ -17,6 +17,7 @@ from microscope.features.accumulator import AnalysisContext
 from microscope.features.logits import LogitLens, direction_effects
 from microscope.live import ResidentModel
 from microscope.models import LoadedModel, load_model, runner_for
+from microscope.models.runner import KeyValue
 from microscope.models.running import site_reach
 from microscope.params import AnalyseParams, EditPlan, Positions, Site
 from microscope.sae import SaeConfig, SparseAutoencoder, TokenFilter, architecture
@@ -50,17 +51,14 @@ def test_every_answer_is_what_the_plain_model_says(of_type, model_type):
         talk.rng.choices(requests, weights=(4, 3, 1, 4, 1))[0]()
 
 
-def test_keys_and_values_may_differ_in_width(tmp_path):
-    """Latent attention keeps what both are made of: a long and a short row, cut out of one product."""
-    settings = {"kv_lora_rank": 16, "qk_rope_head_dim": 4, "head_dim": 4, "v_head_dim": 12}
-    folder = make_any("deepseek_v3", tmp_path, **settings)
-    loaded = load_model(str(folder), dtype="float32", device="cpu")
-    talk = Conversation(loaded, seed=5, inside_blocks=False)
-    key, value = talk.resident.sessions.get("s").baseline.past[0]
-    assert key.shape[-1] != value.shape[-1]
-    assert key.untyped_storage().nbytes() + value.untyped_storage().nbytes() == key.nbytes + value.nbytes
-    for _ in range(6):
-        talk.rng.choice((talk.apply, talk.positions, talk.write))()
+def test_keys_and_values_of_other_widths_are_cut_out_of_larger_products():
+    product = torch.randn(1, 2, 5, 24)
+    key, value = product[..., :16], product[..., 16:]
+    kept = KeyValue(key, value).compact()
+    assert torch.equal(kept.key, key)
+    assert torch.equal(kept.value, value)
+    assert kept.key.untyped_storage().nbytes() + kept.value.untyped_storage().nbytes() == product.nbytes
+    assert kept.key.untyped_storage().data_ptr() != product.untyped_storage().data_ptr()
 
 
 def test_a_recurrent_model_is_run_from_the_first_position(of_type):
