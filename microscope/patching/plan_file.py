@@ -134,7 +134,7 @@ def load_parts(
     """The autoencoders and adapters a plan names, checked against it and the model.
 
     Raises:
-        MicroscopeError: ``sae_missing``, ``adapter_missing``, ``wrong_model``, or what
+        MicroscopeError: ``sae_missing``, ``adapter_missing``, ``wrong_model``, ``wrong_width``, or what
             :func:`validate_plan`, :func:`load_sae`, :func:`load_adapter` and :func:`check_called` raise.
     """
     validate_plan(patch.plan, n_layers=loaded.n_layers)
@@ -148,6 +148,12 @@ def load_parts(
             raise MicroscopeError(
                 "wrong_model",
                 f"The SAE at '{path}' was trained on another model ({sae.config.model.get('reference')}).",
+                "Give the model it was trained on.",
+            )
+        if sae.W_dec.shape[-1] != loaded.d_model:
+            raise MicroscopeError(
+                "wrong_width",
+                f"The SAE at '{path}' writes {sae.W_dec.shape[-1]} numbers, and the model's stream has {loaded.d_model}.",
                 "Give the model it was trained on.",
             )
         settle_on_model(sae, loaded)

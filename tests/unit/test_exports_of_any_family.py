@@ -210,3 +210,12 @@ def test_what_is_fitted_is_measured_in_any_family(kind, corpus, tmp_path):
     assert fitted.r2["resid_post.1"] > 0
     found = measure(made, folder, text=text, contexts=2, bootstrap=20)
     assert next(gate for gate in found.gates if gate.name == "Measured is live").passed
+
+
+def test_an_sae_of_another_width_is_refused(tmp_path):
+    """One that does not say which model it was trained on."""
+    made = lab_of("xlstm", tmp_path)
+    made.save(made.edit("ablate_everywhere", 5))
+    found = refused("wrong_width", made.export, "merged")
+    assert "32" in found.message
+    assert "128" in found.message
