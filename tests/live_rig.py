@@ -236,7 +236,7 @@ def everywhere_through_hugging_face(
     if rows:
         q, _ = torch.linalg.qr(torch.stack(rows, 1).double())
         away = (torch.eye(len(q), dtype=torch.float64) - q @ q.T).float()
-        handles.append(blocks[0].register_forward_pre_hook(_on_input(away), with_kwargs=True))
+        handles.append(blocks[0].register_forward_pre_hook(input_times(away), with_kwargs=True))
         for block in blocks:
             for half in _HALVES.get(family.name, ("self_attn", "mlp")):
                 handles.append(block.get_submodule(half).register_forward_hook(_on_output(away)))
@@ -264,7 +264,9 @@ def _adds(change: Tensor) -> Any:
     return lambda _module, inputs, output: output + inputs[0] @ change.T
 
 
-def _on_input(away: Tensor) -> Any:
+def input_times(away: Tensor) -> Any:
+    """A hook that multiplies a block's stream by a matrix before the block runs."""
+
     def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
             return (args[0] @ away, *args[1:]), kwargs

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from microscope.params import Edit
 from microscope.sae import SparseAutoencoder
-from tests.live_rig import Adapters, Saes, by_hand
+from tests.live_rig import Adapters, Saes, by_hand, input_times
 
 Hook = Callable[..., Any]
 
@@ -100,7 +100,7 @@ class Plain:
                     handles.append(module.register_forward_hook(_adds(edit.strength * b @ a)))
         away = _away([e for e in edits if e.kind == "ablate_everywhere"], saes)
         if away is not None:
-            handles.append(self.blocks[0].register_forward_pre_hook(_on_input(away), with_kwargs=True))
+            handles.append(self.blocks[0].register_forward_pre_hook(input_times(away), with_kwargs=True))
             handles += [
                 self.model.get_submodule(path).register_forward_hook(_on_output(lambda x: x @ away))
                 for path in writers
@@ -157,15 +157,6 @@ def _away(edits: Sequence[Edit], saes: Saes) -> Tensor | None:
     rows = [saes[e.feature.sae].W_dec[e.feature.index] for e in edits if e.feature]
     q, _ = torch.linalg.qr(torch.stack(rows, 1).double())
     return (torch.eye(len(q), dtype=torch.float64) - q @ q.T).float()
-
-
-def _on_input(away: Tensor) -> Hook:
-    def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (args[0] @ away, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] @ away}
-
-    return hook
 
 
 def _on_output(change: Callable[[Tensor], Tensor]) -> Hook:
