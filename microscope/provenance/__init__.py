@@ -1,0 +1,1 @@
+"""Where a feature, a token or an attention score comes from: attribution across layers, checked on the running model."""
