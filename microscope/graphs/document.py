@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from microscope.params.fields import Integer
+
 NodeKind = Literal["target", "feature", "error", "bias", "embedding", "mlp", "head", "block"]
 PartKind = Literal["direct", "head", "mlp", "block"]
 Verdict = Literal["causal", "weak", "not shown"]
@@ -37,7 +39,7 @@ class GraphSae(_Value, frozen=True):
     n_latents: int
 
 
-class GraphTarget(_Value, frozen=True):
+class GraphTarget(_Value, frozen=True, forbid_unknown_fields=True):
     """What is explained.
 
     ``kind`` says which fields count: ``feature`` (``sae``, ``index``), ``token`` (``token``), ``difference``
@@ -47,14 +49,14 @@ class GraphTarget(_Value, frozen=True):
     """
 
     kind: Literal["feature", "token", "difference", "attention", "direction"]
-    position: int = -1
+    position: Integer = -1
     sae: str = ""
-    index: int | None = None
-    token: int | None = None
-    against: int | None = None
-    layer: int | None = None
-    head: int | None = None
-    key: int | None = None
+    index: Integer | None = None
+    token: Integer | None = None
+    against: Integer | None = None
+    layer: Integer | None = None
+    head: Integer | None = None
+    key: Integer | None = None
     vector: tuple[float, ...] = ()
 
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         InspectParams,
         TraceParams,
     )
+    from microscope.params.provenance import ProvenanceParams
     from microscope.params.training import RunKey, TrainParams
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "PatchExportParams",
     "Positions",
     "Preset",
+    "ProvenanceParams",
     "RunKey",
     "Running",
     "Site",
@@ -121,4 +123,5 @@ _JOBS = dict.fromkeys(
     ),
     "microscope.params.jobs",
 )
-__getattr__ = on_first_use(__name__, _TRAINING | _JOBS)
+_PROVENANCE = {"ProvenanceParams": "microscope.params.provenance"}
+__getattr__ = on_first_use(__name__, _TRAINING | _JOBS | _PROVENANCE)

@@ -1,4 +1,4 @@
-"""Parameters of the jobs: inspect, trace, train, evaluate, analyse, import, export."""
+"""Parameters of the jobs: inspect, trace, train, evaluate, analyse, import, export, explain."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from microscope.errors import MicroscopeError
 from microscope.params.base import JobParams
 from microscope.params.fields import describe as _meta
 from microscope.params.precisions import Dtype
+from microscope.params.provenance import ProvenanceParams
 from microscope.params.sites import SiteKind
 from microscope.params.training import TrainParams
 
@@ -310,4 +311,5 @@ JOB_PARAMS: dict[str, type[JobParams]] = {
     "analyse": AnalyseParams,
     "import": ImportParams,
     "export": ExportParams,
+    "provenance": ProvenanceParams,
 }

@@ -12,8 +12,17 @@ from typing import Annotated
 import msgspec
 
 from microscope.errors import MicroscopeError
+from microscope.graphs import Attended, Graph, GraphTarget, GraphUpdate
 from microscope.params import EditPlan
 from microscope.params.fields import Integer
+from microscope.params.provenance import (
+    DEFAULT_HOPS,
+    DEFAULT_PARENTS,
+    DEFAULT_SHOWN,
+    MAX_HOPS,
+    MAX_PARENTS,
+    MAX_SHOWN,
+)
 from microscope.protocol.values import (
     FeatureValues,
     GeneratedPiece,
@@ -28,6 +37,7 @@ MAX_PROMPT_CHARACTERS = 100_000
 MAX_PINNED = 1000
 MAX_TOP_TOKENS = 200
 MAX_TOP_FEATURES = 1000
+MAX_GRAPH_SAES = 256
 
 
 class Message(msgspec.Struct, kw_only=True, tag_field="type", frozen=True):
@@ -109,6 +119,52 @@ class Generate(Request, tag="generate", frozen=True):
 
 class StopGeneration(Request, tag="stop_generation", frozen=True):
     """End the generation; answered with ``generation_ended``."""
+
+
+class ReadProvenance(Request, tag="read_provenance", frozen=True):
+    """Explain a target on the unpatched prompt: ``graph_begun``, then ``graph_update``s, then ``graph_ended``.
+
+    ``run`` is repeated in every answer; a new one replaces the one before. ``saes`` are the fingerprints of
+    those whose latents are nodes, the target's own among them.
+    """
+
+    run: Integer
+    target: GraphTarget
+    saes: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_GRAPH_SAES)] = ()
+    hops: Integer = DEFAULT_HOPS
+    parents: Integer = DEFAULT_PARENTS
+    shown: Integer = DEFAULT_SHOWN
+    verify: bool = True
+
+    def check(self) -> None:
+        """Raises :class:`MicroscopeError` ``bad_graph_size``."""
+        for name, most in (("hops", MAX_HOPS), ("parents", MAX_PARENTS), ("shown", MAX_SHOWN)):
+            if not 1 <= getattr(self, name) <= most:
+                raise MicroscopeError(
+                    "bad_graph_size", f"{name} is {getattr(self, name)}.", f"Use 1 to {most}."
+                )
+
+
+class StopProvenance(Request, tag="stop_provenance", frozen=True):
+    """End the graph that is being computed; answered with ``graph_ended``."""
+
+
+class ReadAttended(Request, tag="read_attended", frozen=True):
+    """Why one head attends from ``query`` to ``key`` on the unpatched prompt; answered with ``attended``.
+
+    ``saes`` are the fingerprints of those whose features may be contributors, ``top`` is the length of the lists.
+    """
+
+    layer: Integer
+    head: Integer
+    query: Integer
+    key: Integer
+    saes: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_GRAPH_SAES)] = ()
+    top: Integer = 20
+
+    def check(self) -> None:
+        """Raises :class:`MicroscopeError` ``bad_top``."""
+        _check_top(self.top)
 
 
 # --- answers ------------------------------------------------------------------------------------------
@@ -218,6 +274,36 @@ class GenerationEnded(Message, tag="generation_ended", frozen=True):
     reason: str
 
 
+class GraphBegun(Message, tag="graph_begun", frozen=True):
+    """The first picture of a graph: tokens, target, exact components, nodes and edges of the first hop."""
+
+    session: str
+    run: int
+    graph: Graph
+
+
+class GraphProgress(Message, tag="graph_update", frozen=True):
+    """What the graph of ``run`` gained: a further hop, or verdicts."""
+
+    session: str
+    run: int
+    update: GraphUpdate
+
+
+class GraphEnded(Message, tag="graph_ended", frozen=True):
+    """``reason`` is one of done, stopped, replaced, failed, lost; what was sent before stays true."""
+
+    run: int
+    reason: str
+
+
+class AttentionExplained(Message, tag="attended", frozen=True):
+    """Why a head attends from one position to another."""
+
+    session: str
+    attended: Attended
+
+
 class Attached(Message, tag="attached", frozen=True):
     """An SAE that ``POST /saes/{id}/attach`` left being read is there; if it failed, ``code`` says why."""
 
@@ -249,7 +335,18 @@ class ResidentState(Message, tag="state", frozen=True):
     model: ModelInfo | None = None
 
 
-LiveRequest = Open | Apply | ReadFeatures | ReadPositions | Generate | StopGeneration | Ping
+LiveRequest = (
+    Open
+    | Apply
+    | ReadFeatures
+    | ReadPositions
+    | Generate
+    | StopGeneration
+    | ReadProvenance
+    | StopProvenance
+    | ReadAttended
+    | Ping
+)
 LiveAnswer = (
     ResidentState
     | Attached
@@ -261,6 +358,10 @@ LiveAnswer = (
     | PositionShifts
     | Generated
     | GenerationEnded
+    | GraphBegun
+    | GraphProgress
+    | GraphEnded
+    | AttentionExplained
     | Failure
     | Pong
 )

@@ -9,7 +9,7 @@ from microscope.protocol.live import Message, Request
 from microscope.protocol.values import ModelInfo
 
 # A connection between two that name different numbers is refused.
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 
 class Hello(Request, tag="hello", frozen=True):
@@ -101,6 +101,9 @@ SessionRequest = (
     | live.ReadPositions
     | live.Generate
     | live.StopGeneration
+    | live.ReadProvenance
+    | live.StopProvenance
+    | live.ReadAttended
     | CloseSession
 )
 ResidentRequest = SessionRequest | Hello | AttachSae | AttachAdapter | ReadStatus
@@ -113,6 +116,10 @@ ResidentReply = (
     | live.PositionShifts
     | live.Generated
     | live.GenerationEnded
+    | live.GraphBegun
+    | live.GraphProgress
+    | live.GraphEnded
+    | live.AttentionExplained
     | live.Attached
     | live.Failure
     | Welcome

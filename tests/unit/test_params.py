@@ -19,6 +19,7 @@ from microscope.params import (
     EditPlan,
     FeatureRef,
     Positions,
+    ProvenanceParams,
     Site,
     TraceParams,
     TrainParams,
@@ -249,3 +250,34 @@ def test_schemas_do_not_show_the_indentation_of_docstrings() -> None:
         "One line.\n\nAnother, indented in the code:\n    and one further in."
     )
     assert found["Told"]["properties"]["description"] == {"type": "string", "default": ""}
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "named"),
+    [
+        ({"feature": 3, "token": " a"}, "two_targets", ("--feature", "--token")),
+        ({"attention": "1.0:2:1", "direction": "v.json"}, "two_targets", ("--attention", "--direction")),
+        ({"token": "a", "token_id": 3}, "two_targets", ("--token", "--token-id")),
+        ({"token": "a", "against": "b", "against_id": 3}, "two_targets", ("--against", "--against-id")),
+        ({"feature": 3, "against": "b"}, "bad_target", ("--against", "--token")),
+        ({"attention": "1:2:3"}, "bad_target", ("1:2:3",)),
+        ({"attention": "1.0:٢:1"}, "bad_target", ("1.0:٢:1",)),
+    ],
+)
+def test_one_thing_is_explained_at_a_time(given, code, named):
+    with pytest.raises(MicroscopeError) as caught:
+        decode_params(ProvenanceParams, {"model": "m", "prompt": "p", **given})
+    assert caught.value.code == code
+    assert all(name in caught.value.message for name in named)
+
+
+@pytest.mark.parametrize("given", [{}, {"direction": "v.json"}])
+def test_a_graph_needs_a_whole_target(given):
+    with pytest.raises(MicroscopeError) as caught:
+        decode_params(ProvenanceParams, {"model": "m", "prompt": "p", **given}).require_target()
+    assert caught.value.code == "bad_target"
+
+
+def test_an_attention_score_is_named_by_layer_head_query_and_key():
+    params = decode_params(ProvenanceParams, {"model": "m", "prompt": "p", "attention": "5.3:11:-4"})
+    assert params.attention_score() == (5, 3, 11, -4)

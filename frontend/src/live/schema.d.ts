@@ -5,6 +5,30 @@ export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
         /**
+         * Account
+         * @description How far the attributions of one node add up.
+         *
+         *     ``value − constant`` is what is to be explained: ``constant`` holds what no parent could change (the encoder's
+         *     bias). ``features``, ``errors`` and ``biases`` sum over *all* parents, shown or not; ``modules`` are biases of
+         *     the blocks in between. ``shown`` sums the edges of the graph, ``absolute`` the sizes of all attributions.
+         */
+        Account: {
+            absolute: number;
+            biases: number;
+            constant: number;
+            errors: number;
+            features: number;
+            modules: number;
+            node: string;
+            shown: number;
+            /**
+             * @default
+             * @enum {unknown}
+             */
+            side: "" | "key" | "query";
+            value: number;
+        };
+        /**
          * Apply
          * @description The complete plan. ``rev`` must rise; only the newest one is sure to be answered with ``result``.
          */
@@ -32,6 +56,134 @@ export interface components {
             sae: string;
             /** @enum {unknown} */
             type: "attached";
+        };
+        /**
+         * Attended
+         * @description Why one head attends from one position to another.
+         *
+         *     ``score`` is the number in front of the softmax, without the mask; ``weight`` what the softmax makes of it.
+         *     Pairs of contributors, the query bias and the key bias among them, sum to ``bilinear``, and
+         *     ``score = bilinear + position_term``: the latter is what a model adds by distance alone (ALiBi). Each list's
+         *     attributions sum to ``bilinear``, too. Where scores are bounded (soft cap), ``score`` is the one in front of
+         *     the bound.
+         */
+        Attended: {
+            bilinear: number;
+            head: number;
+            key: number;
+            key_contributors: components["schemas"]["Contributor"][];
+            layer: number;
+            pairs: components["schemas"]["AttendedPair"][];
+            position_term: number;
+            query: number;
+            query_contributors: components["schemas"]["Contributor"][];
+            score: number;
+            weight: number;
+        };
+        /**
+         * AttendedPair
+         * @description What a query contributor and a key contributor make of a score together; both count in the lists.
+         */
+        AttendedPair: {
+            attribution: number;
+            key: number;
+            query: number;
+        };
+        /**
+         * AttentionExplained
+         * @description Why a head attends from one position to another.
+         */
+        AttentionExplained: {
+            attended: components["schemas"]["Attended"];
+            session: string;
+            /** @enum {unknown} */
+            type: "attended";
+        };
+        /**
+         * Component
+         * @description One exact component of the target: the embedding, a head by the position it read, an MLP, biases.
+         */
+        Component: {
+            attribution: number;
+            /** @default null */
+            head: number | null;
+            /** @enum {unknown} */
+            kind: "attention" | "bias" | "block" | "embedding" | "head" | "mlp";
+            /** @default null */
+            layer: number | null;
+            /** @default null */
+            position: number | null;
+            /**
+             * @default
+             * @enum {unknown}
+             */
+            side: "" | "key" | "query";
+        };
+        /**
+         * Contributor
+         * @description One end of an attention score's contributor: a component of the stream at that position, or a feature.
+         *
+         *     ``attribution`` is its marginal: summed over everything at the other end, constants included.
+         */
+        Contributor: {
+            attribution: number;
+            /** @default null */
+            head: number | null;
+            /** @default null */
+            index: number | null;
+            /** @enum {unknown} */
+            kind: "attention" | "bias" | "block" | "embedding" | "error" | "feature" | "head" | "mlp";
+            /** @default null */
+            layer: number | null;
+            /** @default  */
+            sae: string;
+        };
+        /**
+         * Edge
+         * @description What a parent contributes to a child, and what became of it on the running model.
+         *
+         *     Args:
+         *         parent, child: ids of nodes; ``from`` and ``to`` in JSON.
+         *         attribution: predicted change of the child's value when the parent is removed, with the sign turned.
+         *         parts: the same by what it passes; they sum to it.
+         *         side: of a target that is an attention score: which of its two ends the parent reaches.
+         *         carry: the same direction found again one SAE higher, not computed in between.
+         *         measured: what removing the parent took from the child on the running model, nothing frozen; None while
+         *             it was not measured.
+         *         verified: whether the verdict is causal or weak; None while it was not measured.
+         *         control: what the 95th percentile of matched random features did, as a size.
+         *         mediated: of an edge into a parent of the target: which share of its effect on the target went through
+         *             this parent.
+         *         strengths, effects: the sweep: which multiples of the parent were removed, and what that took.
+         */
+        Edge: {
+            attribution: number;
+            /** @default false */
+            carry: boolean;
+            /** @default null */
+            control: number | null;
+            /** @default [] */
+            effects: number[];
+            from: string;
+            hop: number;
+            /** @default null */
+            measured: number | null;
+            /** @default null */
+            mediated: number | null;
+            /** @default [] */
+            parts: components["schemas"]["Part"][];
+            /**
+             * @default
+             * @enum {unknown}
+             */
+            side: "" | "key" | "query";
+            /** @default [] */
+            strengths: number[];
+            to: string;
+            /** @default null */
+            verdict: ("causal" | "not shown" | "weak") | null;
+            /** @default null */
+            verified: boolean | null;
         };
         /**
          * Edit
@@ -229,6 +381,179 @@ export interface components {
             type: "generation_ended";
         };
         /**
+         * Graph
+         * @description A whole graph.
+         *
+         *     ``completeness`` is that of the exact components of the target. ``precision`` is what attributions were
+         *     computed in, ``runs_in`` what the model runs in. ``notes`` are sentences a reader should see: SAEs that are
+         *     missing, what was left out.
+         */
+        Graph: {
+            /** @default [] */
+            accounts: components["schemas"]["Account"][];
+            /** @default null */
+            completeness: number | null;
+            /** @default [] */
+            components: components["schemas"]["Component"][];
+            /** @default [] */
+            edges: components["schemas"]["Edge"][];
+            /**
+             * @default microscope-graph
+             * @enum {unknown}
+             */
+            format: "microscope-graph";
+            /**
+             * @default secant
+             * @enum {unknown}
+             */
+            mlp: "gradient" | "secant";
+            model: string;
+            model_fingerprint: string;
+            n_layers: number;
+            /** @default [] */
+            nodes: components["schemas"]["Node"][];
+            /** @default [] */
+            notes: string[];
+            /** @default float32 */
+            precision: string;
+            prompt: string;
+            /** @default float32 */
+            runs_in: string;
+            /** @default [] */
+            saes: components["schemas"]["GraphSae"][];
+            /**
+             * @default {
+             *       "depth": 0,
+             *       "error_share": null,
+             *       "first_seconds": null,
+             *       "measured": 0,
+             *       "seconds": null,
+             *       "sign_agreement": null,
+             *       "spearman": null,
+             *       "verified": 0
+             *     }
+             */
+            summary: components["schemas"]["Summary"];
+            target: components["schemas"]["GraphTarget"];
+            tokens: components["schemas"]["GraphToken"][];
+            /**
+             * @default 1
+             * @enum {unknown}
+             */
+            version: 1;
+        };
+        /**
+         * GraphBegun
+         * @description The first picture of a graph: tokens, target, exact components, nodes and edges of the first hop.
+         */
+        GraphBegun: {
+            graph: components["schemas"]["Graph"];
+            run: number;
+            session: string;
+            /** @enum {unknown} */
+            type: "graph_begun";
+        };
+        /**
+         * GraphEnded
+         * @description ``reason`` is one of done, stopped, replaced, failed, lost; what was sent before stays true.
+         */
+        GraphEnded: {
+            reason: string;
+            run: number;
+            /** @enum {unknown} */
+            type: "graph_ended";
+        };
+        /**
+         * GraphProgress
+         * @description What the graph of ``run`` gained: a further hop, or verdicts.
+         */
+        GraphProgress: {
+            run: number;
+            session: string;
+            /** @enum {unknown} */
+            type: "graph_update";
+            update: components["schemas"]["GraphUpdate"];
+        };
+        /**
+         * GraphSae
+         * @description An SAE or transcoder whose latents are nodes. A transcoder reads ``site`` and writes ``site_out``.
+         */
+        GraphSae: {
+            fingerprint: string;
+            n_latents: number;
+            name: string;
+            site: string;
+            site_out: string;
+        };
+        /**
+         * GraphTarget
+         * @description What is explained.
+         *
+         *     ``kind`` says which fields count: ``feature`` (``sae``, ``index``), ``token`` (``token``), ``difference``
+         *     (``token`` less ``against``), ``attention`` (``layer``, ``head``, from ``position`` to ``key``) or
+         *     ``direction`` (``vector`` ``[d]`` at the residual stream behind block ``layer``). ``position`` counts tokens of
+         *     the prompt from 0; −1 is the last.
+         */
+        GraphTarget: {
+            /** @default null */
+            against: number | null;
+            /** @default null */
+            head: number | null;
+            /** @default null */
+            index: number | null;
+            /** @default null */
+            key: number | null;
+            /** @enum {unknown} */
+            kind: "attention" | "difference" | "direction" | "feature" | "token";
+            /** @default null */
+            layer: number | null;
+            /** @default -1 */
+            position: number;
+            /** @default  */
+            sae: string;
+            /** @default null */
+            token: number | null;
+            /** @default [] */
+            vector: number[];
+        };
+        /**
+         * GraphToken
+         * @description One token of the prompt.
+         */
+        GraphToken: {
+            text: string;
+            token: number;
+        };
+        /**
+         * GraphUpdate
+         * @description What a graph under way gains: nodes, edges and accounts replace those of the same key.
+         *
+         *     ``phase`` says what comes next: ``components``, ``hop``, ``verify`` or ``done``; ``done`` of ``total`` steps of
+         *     it have been made.
+         */
+        GraphUpdate: {
+            /** @default [] */
+            accounts: components["schemas"]["Account"][];
+            /** @default null */
+            completeness: number | null;
+            /** @default [] */
+            components: components["schemas"]["Component"][];
+            /** @default 0 */
+            done: number;
+            /** @default [] */
+            edges: components["schemas"]["Edge"][];
+            /** @default [] */
+            nodes: components["schemas"]["Node"][];
+            /** @default [] */
+            notes: string[];
+            /** @enum {unknown} */
+            phase: "components" | "done" | "hop" | "verify";
+            /** @default null */
+            summary: components["schemas"]["Summary"] | null;
+            /** @default 0 */
+            total: number;
+        };
+        /**
          * JobChanged
          * @description A job as it is now.
          *
@@ -317,8 +642,8 @@ export interface components {
         };
         JobsAnswer: components["schemas"]["Snapshot"] | components["schemas"]["JobChanged"] | components["schemas"]["JobEvents"] | components["schemas"]["Failure"] | components["schemas"]["Pong"];
         JobsRequest: components["schemas"]["Subscribe"] | components["schemas"]["Unsubscribe"] | components["schemas"]["Watch"] | components["schemas"]["Unwatch"] | components["schemas"]["Ping"];
-        LiveAnswer: components["schemas"]["ResidentState"] | components["schemas"]["Attached"] | components["schemas"]["Opened"] | components["schemas"]["Result"] | components["schemas"]["Queued"] | components["schemas"]["Superseded"] | components["schemas"]["Features"] | components["schemas"]["PositionShifts"] | components["schemas"]["Generated"] | components["schemas"]["GenerationEnded"] | components["schemas"]["Failure"] | components["schemas"]["Pong"];
-        LiveRequest: components["schemas"]["Open"] | components["schemas"]["Apply"] | components["schemas"]["ReadFeatures"] | components["schemas"]["ReadPositions"] | components["schemas"]["Generate"] | components["schemas"]["StopGeneration"] | components["schemas"]["Ping"];
+        LiveAnswer: components["schemas"]["ResidentState"] | components["schemas"]["Attached"] | components["schemas"]["Opened"] | components["schemas"]["Result"] | components["schemas"]["Queued"] | components["schemas"]["Superseded"] | components["schemas"]["Features"] | components["schemas"]["PositionShifts"] | components["schemas"]["Generated"] | components["schemas"]["GenerationEnded"] | components["schemas"]["GraphBegun"] | components["schemas"]["GraphProgress"] | components["schemas"]["GraphEnded"] | components["schemas"]["AttentionExplained"] | components["schemas"]["Failure"] | components["schemas"]["Pong"];
+        LiveRequest: components["schemas"]["Open"] | components["schemas"]["Apply"] | components["schemas"]["ReadFeatures"] | components["schemas"]["ReadPositions"] | components["schemas"]["Generate"] | components["schemas"]["StopGeneration"] | components["schemas"]["ReadProvenance"] | components["schemas"]["StopProvenance"] | components["schemas"]["ReadAttended"] | components["schemas"]["Ping"];
         /**
          * ModelInfo
          * @description What is loaded. ``parameters`` counts weights; ``dtype`` is the arithmetic of the residual stream.
@@ -337,6 +662,41 @@ export interface components {
             /** @default null */
             running: components["schemas"]["Running"] | null;
             vocab_size: number;
+        };
+        /**
+         * Node
+         * @description Something that contributes.
+         *
+         *     ``target`` is what is explained. ``feature``, ``error`` and ``bias`` belong to an SAE's ``site``: one latent,
+         *     what the SAE leaves over, and its own constant. ``error`` and ``feature`` nodes have a ``position``.
+         *     ``layer`` is the block behind which the node is read; a token's logit has the number of blocks.
+         *
+         *     Args:
+         *         hop: how many SAEs lie between it and the target, plus one; 0 for the target.
+         *         activation: of a feature, in the SAE's units.
+         *         value: what its own attributions explain: the pre-activation of a feature, the target's value.
+         */
+        Node: {
+            /** @default null */
+            activation: number | null;
+            /** @default 0 */
+            hop: number;
+            id: string;
+            /** @default null */
+            index: number | null;
+            /** @enum {unknown} */
+            kind: "bias" | "block" | "embedding" | "error" | "feature" | "head" | "mlp" | "target";
+            layer: number;
+            /** @default null */
+            position: number | null;
+            /** @default  */
+            sae: string;
+            /** @default  */
+            site: string;
+            /** @default  */
+            text: string;
+            /** @default null */
+            value: number | null;
         };
         /**
          * Open
@@ -369,6 +729,19 @@ export interface components {
             session: string;
             /** @enum {unknown} */
             type: "opened";
+        };
+        /**
+         * Part
+         * @description The share of an edge that first passes through one head or MLP behind its parent; ``direct`` passes none.
+         */
+        Part: {
+            attribution: number;
+            /** @default null */
+            head: number | null;
+            /** @enum {unknown} */
+            kind: "block" | "direct" | "head" | "mlp";
+            /** @default null */
+            layer: number | null;
         };
         /**
          * Ping
@@ -444,6 +817,24 @@ export interface components {
             type: "queued";
         };
         /**
+         * ReadAttended
+         * @description Why one head attends from ``query`` to ``key`` on the unpatched prompt; answered with ``attended``.
+         *
+         *     ``saes`` are the fingerprints of those whose features may be contributors, ``top`` is the length of the lists.
+         */
+        ReadAttended: {
+            head: number;
+            key: number;
+            layer: number;
+            query: number;
+            /** @default [] */
+            saes: string[];
+            /** @default 20 */
+            top: number;
+            /** @enum {unknown} */
+            type: "read_attended";
+        };
+        /**
          * ReadFeatures
          * @description Activations on the unpatched prompt: of ``indices``, or of the ``top`` features.
          */
@@ -464,6 +855,29 @@ export interface components {
             plan: components["schemas"]["EditPlan"];
             /** @enum {unknown} */
             type: "read_positions";
+        };
+        /**
+         * ReadProvenance
+         * @description Explain a target on the unpatched prompt: ``graph_begun``, then ``graph_update``s, then ``graph_ended``.
+         *
+         *     ``run`` is repeated in every answer; a new one replaces the one before. ``saes`` are the fingerprints of
+         *     those whose latents are nodes, the target's own among them.
+         */
+        ReadProvenance: {
+            /** @default 2 */
+            hops: number;
+            /** @default 8 */
+            parents: number;
+            run: number;
+            /** @default [] */
+            saes: string[];
+            /** @default 40 */
+            shown: number;
+            target: components["schemas"]["GraphTarget"];
+            /** @enum {unknown} */
+            type: "read_provenance";
+            /** @default true */
+            verify: boolean;
         };
         /**
          * Receipt
@@ -571,6 +985,14 @@ export interface components {
             type: "stop_generation";
         };
         /**
+         * StopProvenance
+         * @description End the graph that is being computed; answered with ``graph_ended``.
+         */
+        StopProvenance: {
+            /** @enum {unknown} */
+            type: "stop_provenance";
+        };
+        /**
          * Subscribe
          * @description Follow the jobs of a project; answered with ``snapshot``. Say it again to get a fresh snapshot.
          */
@@ -579,6 +1001,35 @@ export interface components {
             project: string;
             /** @enum {unknown} */
             type: "subscribe";
+        };
+        /**
+         * Summary
+         * @description What the verification found.
+         *
+         *     Args:
+         *         depth: hops on the longest path of verified edges, carries not counted.
+         *         spearman: rank correlation of predicted and measured effects over ``measured`` edges; None below three.
+         *         sign_agreement: share of them with the same sign.
+         *         error_share: of all sizes of attributions, those of error nodes.
+         *         seconds: until the first picture, and until the end.
+         */
+        Summary: {
+            /** @default 0 */
+            depth: number;
+            /** @default null */
+            error_share: number | null;
+            /** @default null */
+            first_seconds: number | null;
+            /** @default 0 */
+            measured: number;
+            /** @default null */
+            seconds: number | null;
+            /** @default null */
+            sign_agreement: number | null;
+            /** @default null */
+            spearman: number | null;
+            /** @default 0 */
+            verified: number;
         };
         /**
          * Superseded
