@@ -14,6 +14,8 @@ export interface components {
          */
         Account: {
             absolute: number;
+            /** @default null */
+            absolute_errors: number | null;
             biases: number;
             constant: number;
             errors: number;
