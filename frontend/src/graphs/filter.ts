@@ -3,7 +3,7 @@
 import type { DrawnEdge } from "./fold";
 
 export interface Density {
-  /** Hide edges below this share of the largest one that reaches the same kind of end. */
+  /** Hide edges below this share of the largest into the same node. */
   least: number;
   /** Keep the strongest so many parents of every node; 0 keeps all. */
   most: number;
@@ -17,6 +17,9 @@ export function largestInto(edges: readonly DrawnEdge[]): Map<string, number> {
   for (const { to, attribution } of edges) largest.set(to, Math.max(largest.get(to) ?? 0, Math.abs(attribution)));
   return largest;
 }
+
+/** An attribution's size as a share of the largest into the same node. */
+export const shareOf = (attribution: number, largest: number | undefined): number => (largest ? Math.abs(attribution) / largest : 0);
 
 /**
  * The edges to draw, weakest first, so that strong ones lie on top. Attributions into different nodes have

@@ -1,6 +1,6 @@
 /** Where everything of a graph is drawn: layers from bottom to top, tokens from left to right. Pure functions. */
 
-import { shownEdges, shownNodes, largestInto, type Density } from "./filter";
+import { largestInto, shareOf, shownEdges, shownNodes, type Density } from "./filter";
 import type { Drawn, DrawnEdge, DrawnNode } from "./fold";
 
 /** A node's box; `x` and `y` are its middle. */
@@ -108,7 +108,7 @@ function weights(edges: readonly DrawnEdge[]): Map<string, number> {
   const largest = largestInto(edges);
   const found = new Map<string, number>();
   for (const { from, to, attribution } of edges) {
-    found.set(from, Math.max(found.get(from) ?? 0, Math.abs(attribution) / (largest.get(to) || 1)));
+    found.set(from, Math.max(found.get(from) ?? 0, shareOf(attribution, largest.get(to))));
   }
   return found;
 }
@@ -199,7 +199,7 @@ function curvesOf(edges: readonly DrawnEdge[], boxes: readonly Box[], largest: R
     const parent = at.get(edge.from);
     const child = at.get(edge.to);
     if (!parent || !child) return [];
-    const share = Math.abs(edge.attribution) / (largest.get(edge.to) || 1);
+    const share = shareOf(edge.attribution, largest.get(edge.to));
     return [{ edge, x1: parent.x, y1: parent.y - parent.height / 2, x2: child.x, y2: child.y + child.height / 2, share }];
   });
 }

@@ -4,7 +4,8 @@ import { randomId } from "@/api/client";
 import type { EditPlan } from "@/api/types";
 import { LatestWins } from "./latestWins";
 import { startedContinuation, endedWith, extended, type Continuation, type GenerationOptions } from "./continuation";
-import type { Failure, FeatureValues, Generated, GenerationEnded, LiveAnswer, LiveRequest, Opened, PositionShifts, ResidentMessage, Result } from "./messages";
+import { grown, startedGraph, type GraphQuestion, type LiveGraph } from "./graph";
+import type { AttentionExplained, Failure, FeatureValues, Generated, GenerationEnded, GraphBegun, GraphEnded, GraphProgress, LiveAnswer, LiveRequest, Opened, PositionShifts, ResidentMessage, Result } from "./messages";
 import { CLOSED_TOO_MANY, ReconnectingSocket, socketUrl, type Connection, type SocketOptions } from "./socket";
 import { FrameStore } from "./store";
 
@@ -42,6 +43,10 @@ export interface LiveState {
   activations: Readonly<Record<string, Readonly<Record<number, readonly number[]>>>>;
   /** Places of the prompt that an SAE's token filter leaves out, by SAE. */
   leftOut: Readonly<Record<string, ReadonlySet<number>>>;
+  /** The provenance graph being computed, or computed last. */
+  graph: LiveGraph | null;
+  /** Why a head attends from one position to another, asked for last. */
+  attended: AttentionExplained["attended"] | null;
 }
 
 export const IDLE: LiveState = {
@@ -62,6 +67,8 @@ export const IDLE: LiveState = {
   positions: null,
   activations: {},
   leftOut: {},
+  graph: null,
+  attended: null,
   roundTrips: [],
 };
 
@@ -119,7 +126,7 @@ export class LiveSession {
     this.prompt = prompt;
     this.asked = false;
     this.readings = [];
-    this.store.set({ prompt, opened: null, result: null, roundTrip: null, failure: null, activations: {}, leftOut: {}, continuation: null, positions: null });
+    this.store.set({ prompt, opened: null, result: null, roundTrip: null, failure: null, activations: {}, leftOut: {}, continuation: null, positions: null, graph: null, attended: null });
     this.sendOpen();
   }
 
@@ -160,6 +167,27 @@ export class LiveSession {
   /** Ask how far the plan moves every position of the prompt. */
   readPositions(): void {
     if (this.ready) this.socket?.send({ type: "read_positions", plan: this.plan });
+  }
+
+  /** Ask where something comes from; what is known of it shows in the store as it is found. */
+  readProvenance(question: GraphQuestion): void {
+    if (!this.ready) return;
+    this.runs += 1;
+    if (this.socket?.send({ type: "read_provenance", run: this.runs, ...question })) {
+      this.store.set({ graph: startedGraph(this.runs, question), failure: null });
+    }
+  }
+
+  /** End the graph that is being computed. */
+  stopProvenance(): void {
+    this.socket?.send({ type: "stop_provenance" });
+  }
+
+  /** Ask why a head attends from a position to another. */
+  readAttended(at: { layer: number; head: number; query: number; key: number }, saes: readonly string[], top = 20): void {
+    if (!this.ready) return;
+    this.store.set({ attended: null, failure: null });
+    this.socket?.send({ type: "read_attended", ...at, saes: [...saes], top });
   }
 
   /** Try to reconnect now. */
@@ -254,6 +282,14 @@ export class LiveSession {
       case "generation_ended":
         this.written(message);
         break;
+      case "graph_begun":
+      case "graph_update":
+      case "graph_ended":
+        this.explained(message);
+        break;
+      case "attended":
+        if (message.session === this.store.value.opened?.session) this.store.set({ attended: message.attended });
+        break;
       case "failure":
         this.failed(message);
         break;
@@ -274,10 +310,11 @@ export class LiveSession {
     }
   }
 
-  /** A text that was being written ends with its connection or its model. */
+  /** A text that was being written and a graph that was being computed end with its connection or its model. */
   private lose(): void {
-    const { continuation } = this.store.value;
+    const { continuation, graph } = this.store.value;
     if (continuation?.ended === null) this.store.set({ continuation: endedWith(continuation, "lost") });
+    if (graph?.ended === null) this.store.set({ graph: { ...graph, ended: "lost" } });
   }
 
   private answered(result: Result): void {
@@ -307,6 +344,14 @@ export class LiveSession {
     if (now?.run !== message.run) return; // of a run that was replaced
     const next = message.type === "generated" ? extended(now, message, this.clock()) : endedWith(now, message.reason);
     this.store.set({ continuation: next });
+  }
+
+  private explained(message: GraphBegun | GraphProgress | GraphEnded): void {
+    const now = this.store.value.graph;
+    if (now?.run !== message.run) return; // of a run that was replaced
+    const next =
+      message.type === "graph_begun" ? { ...now, graph: message.graph } : message.type === "graph_update" ? grown(now, message.update) : { ...now, ended: message.reason };
+    this.store.set({ graph: next, ahead: 0 });
   }
 
   private clock(): number {

@@ -19,6 +19,10 @@ export type PromptToken = Schemas["PromptToken"];
 export type Generated = Schemas["Generated"];
 export type GenerationEnded = Schemas["GenerationEnded"];
 export type PositionShifts = Schemas["PositionShifts"];
+export type AttentionExplained = Schemas["AttentionExplained"];
+export type GraphBegun = Schemas["GraphBegun"];
+export type GraphProgress = Schemas["GraphProgress"];
+export type GraphEnded = Schemas["GraphEnded"];
 
 /** A refusal that came over a socket, in the shape of every other error. */
 export function failureError(failure: Failure): ApiError {
