@@ -11,7 +11,7 @@ export const edge = (from: string, to: string, attribution = 1, more: Partial<Ed
 });
 
 export const account = (id: string, absolute: number, more: Partial<Account> = {}): Account => ({
-  node: id, value: 1, constant: 0, features: 1, errors: 0, biases: 0, modules: 0, shown: 1, absolute, side: "", ...more,
+  node: id, value: 1, constant: 0, features: 1, errors: 0, biases: 0, modules: 0, shown: 1, absolute, absolute_errors: null, side: "", ...more,
 });
 
 export const graphOf = (nodes: GraphNode[], edges: Edge[], more: Partial<Graph> = {}): Graph => ({
