@@ -93,6 +93,8 @@ class World:
     export: Any
     blocked: Any
     adapter: Any
+    graph: Any
+    comment: Any
     guest: Any
     token: Any
     pipeline: Any
@@ -152,6 +154,7 @@ def build_world() -> World:
     patch = f.PatchFactory(model=model, plan=f.stored(f.plan_for(sae)))
     export = f.ExportFactory(patch=patch, gate="passed", recording=recording)
     f.CertificateFactory(export=export)
+    graph = f.GraphFactory(model=model, sae=sae, created_by=people["owner"], comments__author=people["owner"])
     blocked = f.ExportFactory(patch=patch, gate="blocked", recording=recording)
     f.CertificateFactory(export=blocked, passed=False)
     return World(
@@ -176,6 +179,8 @@ def build_world() -> World:
         export=export,
         blocked=blocked,
         adapter=f.AdapterFactory(model=model),
+        graph=graph,
+        comment=graph.comments.get(),
         guest=f.MembershipFactory(project=project, role="viewer").user,
         token=f.ApiTokenFactory(user=people["owner"]),
         invitation=f.InvitationFactory(project=project, digest=digest_of(f"link-{project.pk}")),

@@ -19,6 +19,7 @@ from apps.artifacts.models import Artifact, Upload
 from apps.core.ids import uuid7
 from apps.features.details import rows_of
 from apps.features.models import Analysis, Feature
+from apps.graphs.models import Graph, GraphComment
 from apps.jobs.models import Job, Pipeline, WorkerNode
 from apps.live.models import ResidentWorker
 from apps.notifications.models import Delivery, Notification, Preference, Webhook
@@ -26,6 +27,7 @@ from apps.patches.models import Adapter, Certificate, Export, Patch, PatchVersio
 from apps.projects.models import Invitation, Membership, Project, Quota, Role
 from apps.registry.models import Corpus, LanguageModel, Recording, ResultState
 from apps.saes.models import Evaluation, Sae
+from microscope import graphs as g
 from microscope.params import EditPlan
 
 PASSWORD = "a long enough password"
@@ -408,6 +410,100 @@ class CertificateFactory(DjangoModelFactory):
         kind="certificate",
         content={"certificate.json": b"{}", "certificate.html": b"<h1>Certificate</h1>"},
     )
+
+
+def document_for(model: LanguageModel, sae: Sae | None = None, **values: Any) -> g.Graph:
+    """A small sound graph: a token explained by one feature of the SAE, or by the embedding alone."""
+    parent = f"{sae.site}.{sae.layer}:3@0" if sae is not None else ""
+    nodes = [g.Node(id="target", kind="target", layer=4, position=1, value=2.0)]
+    edges, saes = [], []
+    if sae is not None:
+        site = f"{sae.site}.{sae.layer}"
+        saes = [
+            g.GraphSae(
+                fingerprint=sae.fingerprint, name=sae.name, site=site, site_out=site, n_latents=sae.width
+            )
+        ]
+        nodes.append(
+            g.Node(
+                id=parent,
+                kind="feature",
+                layer=sae.layer,
+                position=0,
+                site=site,
+                sae=sae.fingerprint,
+                index=3,
+                hop=1,
+                activation=1.5,
+                value=1.5,
+            )
+        )
+        edges = [
+            g.Edge(
+                parent=parent,
+                child="target",
+                attribution=0.5,
+                hop=1,
+                verified=True,
+                verdict="causal",
+                measured=0.4,
+            )
+        ]
+    return g.Graph(
+        **{
+            "model": model.name,
+            "model_fingerprint": model.fingerprint or "f" * 32,
+            "prompt": "one two",
+            "tokens": (g.GraphToken(token=1, text="one"), g.GraphToken(token=2, text=" two")),
+            "target": g.GraphTarget(kind="token", token=7, position=1),
+            "n_layers": 4,
+            "saes": tuple(saes),
+            "nodes": tuple(nodes),
+            "edges": tuple(edges),
+            "components": (g.Component(kind="embedding", attribution=2.0),),
+            "completeness": 1.0,
+            "summary": g.Summary(depth=len(edges), measured=len(edges), verified=len(edges)),
+            **values,
+        }
+    )
+
+
+class GraphFactory(DjangoModelFactory):
+    """A finished graph with its document."""
+
+    class Meta:
+        model = Graph
+        skip_postgeneration_save = True
+
+    class Params:
+        sae = None
+
+    model = factory.SubFactory(LanguageModelFactory)
+    project = factory.SelfAttribute("model.project")
+    name = factory.Sequence(lambda n: f"graph{n}")
+    source = Graph.Source.LIVE
+    state = ResultState.READY
+    prompt = "one two"
+    target = factory.LazyFunction(
+        lambda: msgspec.to_builtins(g.GraphTarget(kind="token", token=7, position=1))
+    )
+    saes = factory.LazyAttribute(lambda row: [row.sae.fingerprint] if row.sae is not None else [])
+    artifact = factory.SubFactory(
+        ArtifactFactory,
+        project=factory.SelfAttribute("..project"),
+        kind="graph",
+        content=factory.LazyAttribute(
+            lambda artifact: {
+                "graph.json": msgspec.json.encode(
+                    document_for(artifact.factory_parent.model, artifact.factory_parent.sae)
+                )
+            }
+        ),
+    )
+
+    @factory.post_generation
+    def comments(self, create: bool, extracted: Any, **kwargs: Any) -> None:
+        GraphComment.objects.create(graph=self, text="Look at this", author=kwargs.get("author"))
 
 
 class AdapterFactory(DjangoModelFactory):

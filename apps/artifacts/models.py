@@ -53,6 +53,7 @@ class Artifact(Record):
         PATCH_EXPORT = "patch_export"
         CERTIFICATE = "certificate"
         ADAPTER = "adapter"
+        GRAPH = "graph"
         OTHER = "other"
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="artifacts")

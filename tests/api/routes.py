@@ -13,12 +13,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from apps.accounts.scopes import Scope
 from apps.projects.models import Role
 from apps.projects.policies import POLICY, SCOPES, Action
 from apps.registry.models import LanguageModel
 from tests.conftest import PEOPLE, World
-from tests.factories import plan_for
+from tests.factories import document_for, plan_for
 
 PUBLIC, SIGNED_IN, OWN, PERSONAL, STAFF = "public", "signed in", "own", "personal", "staff"
 SESSION = "session"  # in place of a scope: API tokens are kept out
@@ -90,6 +92,10 @@ def _adapter(w: World) -> dict[str, Any]:
     # Uploads belong to a person and to no project: a model that is not ready refuses everybody who may ask alike.
     LanguageModel.objects.filter(pk=w.model.pk).update(state="pending")
     return {"model": str(w.model.pk), "name": "n", "uploads": ["01900000-0000-7000-8000-000000000000"]}
+
+
+def _document(w: World) -> dict[str, Any]:
+    return msgspec.to_builtins(document_for(w.model))
 
 
 ROUTES: dict[tuple[str, str], Call] = {
@@ -298,6 +304,42 @@ ROUTES: dict[tuple[str, str], Call] = {
     ("patch-versions", "get"): Call(Action.VIEW, _of("patch")),
     ("patch-targets", "get"): Call(Action.VIEW, _of("patch")),
     ("patch-export", "post"): Call(Action.RUN_JOBS, _of("patch"), lambda w: {"target": "bundle"}),
+    # graphs
+    ("graph-list", "get"): Call(SIGNED_IN),
+    ("graph-list", "post"): Call(
+        Action.RUN_JOBS,
+        body=lambda w: {
+            "model": str(w.model.pk),
+            "name": "n",
+            "prompt": "one two",
+            "target": {"kind": "feature", "sae": str(w.sae.pk), "index": 3},
+            "saes": [str(w.sae.pk)],
+        },
+        hidden=400,
+    ),
+    ("graph-save", "post"): Call(
+        Action.EDIT,
+        body=lambda w: {"model": str(w.model.pk), "name": "n", "document": _document(w)},
+        hidden=400,
+    ),
+    ("graph-import", "post"): Call(
+        Action.EDIT,
+        body=lambda w: {
+            "project": str(w.project.pk),
+            "model": str(w.model.pk),
+            "name": "n",
+            "document": _document(w),
+        },
+        hidden=400,
+    ),
+    ("graph-detail", "get"): Call(Action.VIEW, _of("graph")),
+    ("graph-detail", "patch"): Call(Action.EDIT, _of("graph"), lambda w: {"note": "look"}),
+    ("graph-detail", "delete"): Call(Action.DELETE, _of("graph")),
+    ("graph-document", "get"): Call(Action.VIEW, _of("graph")),
+    ("graph-export", "get"): Call(Action.DOWNLOAD, _of("graph")),
+    ("graph-comments", "get"): Call(Action.VIEW, _of("graph")),
+    ("graph-comments", "post"): Call(Action.EDIT, _of("graph"), lambda w: {"text": "look"}),
+    ("graph-comment", "delete"): Call(Action.EDIT, lambda w: {"pk": w.graph.pk, "comment_id": w.comment.pk}),
     # exports
     ("export-list", "get"): Call(SIGNED_IN),
     ("export-detail", "get"): Call(Action.VIEW, _of("export")),

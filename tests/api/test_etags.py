@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from apps.audit.models import AuditEvent
-from tests.factories import CorpusFactory, LanguageModelFactory, RecordingFactory, SaeFactory
+from tests.factories import CorpusFactory, GraphFactory, LanguageModelFactory, RecordingFactory, SaeFactory
 
 # What is edited, by whom, and two changes of it.
 EDITED = {
@@ -16,6 +16,7 @@ EDITED = {
     "recordings": ("recording", "editor", {"name": "one"}, {"name": "two"}),
     "saes": ("sae", "editor", {"name": "one"}, {"name": "two"}),
     "features": ("feature", "editor", {"label": "one"}, {"starred": True}),
+    "graphs": ("graph", "editor", {"name": "one"}, {"view": {"pins": ["target"]}}),
     "patches": ("patch", "editor", {"name": "one"}, {"description": "two"}),
 }
 
@@ -25,6 +26,7 @@ NAMESAKES = {
     "corpora": lambda w: CorpusFactory(project=w.project, name="theirs"),
     "recordings": lambda w: RecordingFactory(model=w.model, corpus=w.corpus, name="theirs"),
     "saes": lambda w: SaeFactory(recording=w.recording, name="theirs"),
+    "graphs": lambda w: GraphFactory(model=w.model, name="theirs"),
 }
 
 

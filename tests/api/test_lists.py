@@ -11,13 +11,25 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
+from apps.graphs.models import GraphComment
 from apps.jobs.models import JobEvent
 from apps.patches.models import PatchVersion
 from tests import factories as f
 
 pytestmark = pytest.mark.postgres
 
-LISTS = ["projects", "jobs", "models", "corpora", "recordings", "saes", "evaluations", "patches", "features"]
+LISTS = [
+    "projects",
+    "jobs",
+    "models",
+    "corpora",
+    "recordings",
+    "saes",
+    "evaluations",
+    "patches",
+    "graphs",
+    "features",
+]
 
 
 def grow(world) -> None:
@@ -34,6 +46,7 @@ def grow(world) -> None:
         patch = f.PatchFactory(model=model, plan=f.stored(f.plan_for(sae)), created_by=f.UserFactory())
         f.ExportFactory(patch=patch)
         f.AdapterFactory(model=model)
+        f.GraphFactory(model=model, sae=sae, created_by=f.UserFactory())
         f.JobFactory(project=world.project, subject_id=sae.pk)
 
 
@@ -75,6 +88,7 @@ OF_ONE = {
     "members": lambda w: f"projects/{w.project.pk}/members",
     "invitations": lambda w: f"projects/{w.project.pk}/invitations",
     "versions": lambda w: f"patches/{w.patch.pk}/versions",
+    "comments": lambda w: f"graphs/{w.graph.pk}/comments",
     "events": lambda w: f"jobs/{w.job.pk}/events",
 }
 
@@ -105,6 +119,7 @@ def grow_of_one(world, start: int) -> None:
             change="updated",
             author=f.UserFactory(),
         )
+        GraphComment.objects.create(graph=world.graph, text="Look", author=f.UserFactory())
         JobEvent.objects.create(job=world.job, seq=number, kind=JobEvent.Kind.LOG, message="x")
 
 

@@ -229,7 +229,15 @@ def test_what_does_not_exist_looks_like_what_is_hidden(name, method, world, clie
     how = ROUTES[name, method]
     client = client_of("outsider")
     hidden = call(client, name, method, how, world)
-    for thing in (world.project, world.model, world.recording, world.sae, world.feature, world.patch):
+    for thing in (
+        world.project,
+        world.model,
+        world.recording,
+        world.sae,
+        world.feature,
+        world.patch,
+        world.graph,
+    ):
         thing.pk = uuid7()
     for thing in (
         *(world.job, world.failed_job, world.artifact, world.evaluation, world.corpus, world.upload),

@@ -37,6 +37,7 @@ def test_the_contracts_would_notice(tmp_path: Path) -> None:
         "apps/jobs/views.py": "import workbench.settings\nimport worker.tasks\n",
         "microscope/sae.py": "from django.db import models\n",
         "microscope/params.py": "import microscope.protocol\n",
+        "microscope/graphs.py": "",
         "microscope/protocol.py": "",
         "microscope/errors.py": "",
         "workbench/settings.py": "import microscope.params\n",

@@ -61,6 +61,7 @@ INSTALLED_APPS = [
     "apps.saes",
     "apps.features",
     "apps.patches",
+    "apps.graphs",
     "apps.live",
     "apps.bundles",
     "apps.api",

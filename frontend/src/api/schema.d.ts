@@ -402,6 +402,146 @@ export interface paths {
         patch: operations["features_partial_update"];
         trace?: never;
     };
+    "/api/v1/graphs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** @description Provenance graphs of the user's projects, newest first. */
+        get: operations["graphs_list"];
+        put?: never;
+        /** @description Explain a target: a job computes the graph and measures its edges on the running model. */
+        post: operations["graphs_create"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/graphs/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** @description One graph, with what is arranged on its page; the graph itself is its document. */
+        get: operations["graphs_retrieve"];
+        put?: never;
+        post?: never;
+        /** @description Remove a graph with its comments. */
+        delete: operations["graphs_destroy"];
+        options?: never;
+        head?: never;
+        /** @description Change its name, its note, or what is arranged on its page. */
+        patch: operations["graphs_partial_update"];
+        trace?: never;
+    };
+    "/api/v1/graphs/{id}/comments": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** @description What people say about the graph, oldest first. */
+        get: operations["graphs_comments_list"];
+        put?: never;
+        /** @description What people say about the graph, oldest first. */
+        post: operations["graphs_comments_create"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/graphs/{id}/comments/{comment_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** @description Take back a comment. */
+        delete: operations["graphs_comments_destroy"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/graphs/{id}/document": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** @description The whole graph: tokens, nodes, edges with their verdicts, components, accounts. */
+        get: operations["graphs_document_retrieve"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/graphs/{id}/export": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** @description Download the graph as a file, in our format or as an attribution graph for circuit-tracer's viewer. */
+        get: operations["graphs_export_retrieve"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/graphs/import": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** @description Bring in a graph of a file; it is checked, and shown with what it says about itself. */
+        post: operations["graphs_import"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/graphs/save": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** @description Keep a graph that was made in a live session; it is checked first. */
+        post: operations["graphs_save_create"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/healthz": {
         parameters: {
             query?: never;
@@ -1591,6 +1731,33 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /**
+         * Account
+         * @description How far the attributions of one node add up.
+         *
+         *     ``value − constant`` is what is to be explained: ``constant`` holds what no parent could change (the encoder's
+         *     bias). ``features``, ``errors`` and ``biases`` sum over *all* parents, shown or not; ``modules`` are biases of
+         *     the blocks in between. ``shown`` sums the edges of the graph, ``absolute`` the sizes of all attributions,
+         *     ``absolute_errors`` the sizes of those of error nodes; None where that is not known.
+         */
+        Account: {
+            node: string;
+            value: number;
+            constant: number;
+            features: number;
+            errors: number;
+            biases: number;
+            modules: number;
+            shown: number;
+            absolute: number;
+            /** @default null */
+            absolute_errors: number | null;
+            /**
+             * @default
+             * @enum {unknown}
+             */
+            side: "" | "key" | "query";
+        };
         /** @description An adapter that was brought in, and the patch made of it. */
         Adapter: {
             /** Format: uuid */
@@ -1687,10 +1854,11 @@ export interface components {
              *     * `patch_export` - Patch Export
              *     * `certificate` - Certificate
              *     * `adapter` - Adapter
+             *     * `graph` - Graph
              *     * `other` - Other
              * @enum {string}
              */
-            readonly kind: "recording" | "sae" | "evaluation" | "analysis" | "corpus" | "export" | "bundle" | "patch_export" | "certificate" | "adapter" | "other";
+            readonly kind: "recording" | "sae" | "evaluation" | "analysis" | "corpus" | "export" | "bundle" | "patch_export" | "certificate" | "adapter" | "graph" | "other";
             readonly files: components["schemas"]["File"][];
             readonly bytes: number;
             /** Format: date-time */
@@ -1736,6 +1904,26 @@ export interface components {
             readonly job: string | null;
             /** Format: date-time */
             readonly created_at: string;
+        };
+        /**
+         * Component
+         * @description One exact component of the target: the embedding, a head by the position it read, an MLP, biases.
+         */
+        Component: {
+            /** @enum {unknown} */
+            kind: "attention" | "bias" | "block" | "embedding" | "head" | "mlp";
+            attribution: number;
+            /** @default null */
+            layer: number | null;
+            /** @default null */
+            head: number | null;
+            /** @default null */
+            position: number | null;
+            /**
+             * @default
+             * @enum {unknown}
+             */
+            side: "" | "key" | "query";
         };
         /** @description A corpus. An uploaded one is ``ready`` when a job has read all of it. */
         Corpus: {
@@ -1825,6 +2013,53 @@ export interface components {
             readonly error: string;
             /** Format: date-time */
             readonly created_at: string;
+        };
+        /**
+         * Edge
+         * @description What a parent contributes to a child, and what became of it on the running model.
+         *
+         *     Args:
+         *         parent, child: ids of nodes; ``from`` and ``to`` in JSON.
+         *         attribution: predicted change of the child's value when the parent is removed, with the sign turned.
+         *         parts: the same by what it passes; they sum to it.
+         *         side: of a target that is an attention score: which of its two ends the parent reaches.
+         *         carry: the same direction found again one SAE higher, not computed in between.
+         *         measured: what removing the parent took from the child on the running model, nothing frozen; None while
+         *             it was not measured.
+         *         verified: whether the verdict is causal or weak; None while it was not measured.
+         *         control: what the 95th percentile of matched random features did, as a size.
+         *         mediated: of an edge into a parent of the target: which share of its effect on the target went through
+         *             this parent.
+         *         strengths, effects: the sweep: which multiples of the parent were removed, and what that took.
+         */
+        Edge: {
+            from: string;
+            to: string;
+            attribution: number;
+            hop: number;
+            /** @default [] */
+            parts: components["schemas"]["Part"][];
+            /**
+             * @default
+             * @enum {unknown}
+             */
+            side: "" | "key" | "query";
+            /** @default false */
+            carry: boolean;
+            /** @default null */
+            verified: boolean | null;
+            /** @default null */
+            verdict: ("causal" | "not shown" | "weak") | null;
+            /** @default null */
+            measured: number | null;
+            /** @default null */
+            control: number | null;
+            /** @default null */
+            mediated: number | null;
+            /** @default [] */
+            strengths: number[];
+            /** @default [] */
+            effects: number[];
         };
         /**
          * Edit
@@ -2275,6 +2510,276 @@ export interface components {
             passed: boolean | null;
             formula: string;
         };
+        /**
+         * Graph
+         * @description A whole graph.
+         *
+         *     ``completeness`` is that of the exact components of the target. ``precision`` is what attributions were
+         *     computed in, ``runs_in`` what the model runs in. ``notes`` are sentences a reader should see: SAEs that are
+         *     missing, what was left out.
+         */
+        Graph: {
+            /**
+             * @default microscope-graph
+             * @enum {unknown}
+             */
+            format: "microscope-graph";
+            /**
+             * @default 1
+             * @enum {unknown}
+             */
+            version: 1;
+            model: string;
+            model_fingerprint: string;
+            prompt: string;
+            tokens: components["schemas"]["GraphToken"][];
+            target: components["schemas"]["GraphTarget"];
+            n_layers: number;
+            /** @default [] */
+            saes: components["schemas"]["GraphSae"][];
+            /** @default float32 */
+            precision: string;
+            /** @default float32 */
+            runs_in: string;
+            /**
+             * @default secant
+             * @enum {unknown}
+             */
+            mlp: "gradient" | "secant";
+            /** @default [] */
+            nodes: components["schemas"]["Node"][];
+            /** @default [] */
+            edges: components["schemas"]["Edge"][];
+            /** @default [] */
+            components: components["schemas"]["Component"][];
+            /** @default null */
+            completeness: number | null;
+            /** @default [] */
+            accounts: components["schemas"]["Account"][];
+            /**
+             * @default {
+             *       "depth": 0,
+             *       "spearman": null,
+             *       "sign_agreement": null,
+             *       "measured": 0,
+             *       "verified": 0,
+             *       "error_share": null,
+             *       "first_seconds": null,
+             *       "seconds": null
+             *     }
+             */
+            summary: components["schemas"]["Summary"];
+            /** @default [] */
+            notes: string[];
+        };
+        /** @description What somebody said about a graph. */
+        GraphComment: {
+            /** Format: uuid */
+            readonly id: string;
+            readonly text: string;
+            readonly author: string | null;
+            /** Format: date-time */
+            readonly created_at: string;
+        };
+        /** @description Something to say. */
+        GraphCommentCreateRequest: {
+            text: string;
+        };
+        /** @description A graph to compute. The target's ``sae`` is the id, or the fingerprint, of one of ``saes``. */
+        GraphCreateRequest: {
+            /** Format: uuid */
+            model: string;
+            name: string;
+            prompt: string;
+            target: components["schemas"]["GraphTarget"];
+            saes?: string[];
+            /** @default 2 */
+            hops: number;
+            /** @default 8 */
+            parents: number;
+            /** @default 40 */
+            shown: number;
+            /** @default true */
+            verify: boolean;
+        };
+        /** @description A graph with what people have arranged on its page. */
+        GraphDetail: {
+            /** Format: uuid */
+            readonly id: string;
+            /** Format: uuid */
+            readonly project: string;
+            /** Format: uuid */
+            readonly model: string | null;
+            readonly model_name: string | null;
+            readonly name: string;
+            readonly note: string;
+            /**
+             * @description * `job` - Job
+             *     * `live` - Live
+             *     * `file` - File
+             * @enum {string}
+             */
+            readonly source: "job" | "live" | "file";
+            /**
+             * @description * `pending` - Pending
+             *     * `ready` - Ready
+             *     * `failed` - Failed
+             * @enum {string}
+             */
+            readonly state: "pending" | "ready" | "failed";
+            /** @description Why there is no graph, if its job failed. */
+            readonly error: string;
+            readonly prompt: string;
+            readonly target: components["schemas"]["GraphTarget"];
+            readonly saes: string[];
+            readonly depth: number;
+            readonly verified: number;
+            readonly nodes: number;
+            readonly edges: number;
+            /** Format: double */
+            readonly completeness: number | null;
+            /** Format: double */
+            readonly spearman: number | null;
+            /** Format: uuid */
+            readonly artifact: string | null;
+            /** Format: uuid */
+            readonly job: string | null;
+            readonly comments: number;
+            readonly created_by: string | null;
+            /** Format: date-time */
+            readonly created_at: string;
+            /** @description Pins, groups, sliders. */
+            readonly view: {
+                [key: string]: unknown;
+            };
+            /** @description For If-Match. */
+            readonly etag: string;
+        };
+        /**
+         * @description A graph of a file: one of ours, or an attribution graph as circuit-tracer writes it.
+         *
+         *     ``model`` says which model of the project it is of, if it is of one.
+         */
+        GraphImportRequest: {
+            /** Format: uuid */
+            project: string;
+            /** Format: uuid */
+            model?: string | null;
+            name: string;
+            /** @description What is in the file. */
+            document: {
+                [key: string]: unknown;
+            };
+        };
+        /** @description A graph and the job that computes it. */
+        GraphJob: {
+            graph: components["schemas"]["GraphRow"];
+            job: components["schemas"]["JobSummary"];
+        };
+        /** @description A graph in a list: its headline figures. ``saes`` are fingerprints; ``model`` is null for a foreign file. */
+        GraphRow: {
+            /** Format: uuid */
+            readonly id: string;
+            /** Format: uuid */
+            readonly project: string;
+            /** Format: uuid */
+            readonly model: string | null;
+            readonly model_name: string | null;
+            readonly name: string;
+            readonly note: string;
+            /**
+             * @description * `job` - Job
+             *     * `live` - Live
+             *     * `file` - File
+             * @enum {string}
+             */
+            readonly source: "job" | "live" | "file";
+            /**
+             * @description * `pending` - Pending
+             *     * `ready` - Ready
+             *     * `failed` - Failed
+             * @enum {string}
+             */
+            readonly state: "pending" | "ready" | "failed";
+            /** @description Why there is no graph, if its job failed. */
+            readonly error: string;
+            readonly prompt: string;
+            readonly target: components["schemas"]["GraphTarget"];
+            readonly saes: string[];
+            readonly depth: number;
+            readonly verified: number;
+            readonly nodes: number;
+            readonly edges: number;
+            /** Format: double */
+            readonly completeness: number | null;
+            /** Format: double */
+            readonly spearman: number | null;
+            /** Format: uuid */
+            readonly artifact: string | null;
+            /** Format: uuid */
+            readonly job: string | null;
+            readonly comments: number;
+            readonly created_by: string | null;
+            /** Format: date-time */
+            readonly created_at: string;
+        };
+        /**
+         * GraphSae
+         * @description An SAE or transcoder whose latents are nodes. A transcoder reads ``site`` and writes ``site_out``.
+         */
+        GraphSae: {
+            fingerprint: string;
+            name: string;
+            site: string;
+            site_out: string;
+            n_latents: number;
+        };
+        /** @description A graph made in a live session, to be kept. */
+        GraphSaveRequest: {
+            /** Format: uuid */
+            model: string;
+            name: string;
+            document: components["schemas"]["Graph"];
+        };
+        /**
+         * GraphTarget
+         * @description What is explained.
+         *
+         *     ``kind`` says which fields count: ``feature`` (``sae``, ``index``), ``token`` (``token``), ``difference``
+         *     (``token`` less ``against``), ``attention`` (``layer``, ``head``, from ``position`` to ``key``) or
+         *     ``direction`` (``vector`` ``[d]`` at the residual stream behind block ``layer``). ``position`` counts tokens of
+         *     the prompt from 0; −1 is the last.
+         */
+        GraphTarget: {
+            /** @enum {unknown} */
+            kind: "attention" | "difference" | "direction" | "feature" | "token";
+            /** @default -1 */
+            position: number;
+            /** @default  */
+            sae: string;
+            /** @default null */
+            index: number | null;
+            /** @default null */
+            token: number | null;
+            /** @default null */
+            against: number | null;
+            /** @default null */
+            layer: number | null;
+            /** @default null */
+            head: number | null;
+            /** @default null */
+            key: number | null;
+            /** @default [] */
+            vector: number[];
+        };
+        /**
+         * GraphToken
+         * @description One token of the prompt.
+         */
+        GraphToken: {
+            token: number;
+            text: string;
+        };
         /** @description Whether the server works. Jobs wait while ``workers`` is 0; live updates pause without ``broker``. */
         Health: {
             /**
@@ -2704,6 +3209,41 @@ export interface components {
             /** @description Key of the HMAC in X-Workbench-Signature. */
             secret: string;
         };
+        /**
+         * Node
+         * @description Something that contributes.
+         *
+         *     ``target`` is what is explained. ``feature``, ``error`` and ``bias`` belong to an SAE's ``site``: one latent,
+         *     what the SAE leaves over, and its own constant. ``error`` and ``feature`` nodes have a ``position``.
+         *     ``layer`` is the block behind which the node is read; a token's logit has the number of blocks.
+         *
+         *     Args:
+         *         hop: how many SAEs lie between it and the target, plus one; 0 for the target.
+         *         activation: of a feature, in the SAE's units.
+         *         value: what its own attributions explain: the pre-activation of a feature, the target's value.
+         */
+        Node: {
+            id: string;
+            /** @enum {unknown} */
+            kind: "bias" | "block" | "embedding" | "error" | "feature" | "head" | "mlp" | "target";
+            layer: number;
+            /** @default null */
+            position: number | null;
+            /** @default  */
+            site: string;
+            /** @default  */
+            sae: string;
+            /** @default null */
+            index: number | null;
+            /** @default 0 */
+            hop: number;
+            /** @default null */
+            activation: number | null;
+            /** @default null */
+            value: number | null;
+            /** @default  */
+            text: string;
+        };
         /** @description One thing the user is told. */
         Notification: {
             /** Format: uuid */
@@ -2819,6 +3359,21 @@ export interface components {
             /** Format: uri */
             first: string;
             results: components["schemas"]["Feature"][];
+        };
+        PaginatedGraphRowList: {
+            /** @example 123 */
+            count: number;
+            /**
+             * Format: uri
+             * @example http://api.example.org/accounts/?page=4
+             */
+            next?: string | null;
+            /**
+             * Format: uri
+             * @example http://api.example.org/accounts/?page=2
+             */
+            previous?: string | null;
+            results: components["schemas"]["GraphRow"][];
         };
         PaginatedJobSummaryList: {
             /** @example 123 */
@@ -2986,6 +3541,19 @@ export interface components {
             results: components["schemas"]["Webhook"][];
         };
         /**
+         * Part
+         * @description The share of an edge that first passes through one head or MLP behind its parent; ``direct`` passes none.
+         */
+        Part: {
+            /** @enum {unknown} */
+            kind: "block" | "direct" | "head" | "mlp";
+            attribution: number;
+            /** @default null */
+            layer: number | null;
+            /** @default null */
+            head: number | null;
+        };
+        /**
          * Partner
          * @description A feature that fires on the same tokens: the share of this one's firings it joins, over chance.
          */
@@ -3053,6 +3621,14 @@ export interface components {
         PatchedFeatureUpdateRequest: {
             label?: string;
             starred?: boolean;
+        };
+        /** @description What people can change of a graph. */
+        PatchedGraphUpdateRequest: {
+            name?: string;
+            note?: string;
+            view?: {
+                [key: string]: unknown;
+            };
         };
         /** @description Before or after others. */
         PatchedJobPriorityRequest: {
@@ -3528,6 +4104,35 @@ export interface components {
             max: number;
             /** @default 0.05 */
             step: number;
+        };
+        /**
+         * Summary
+         * @description What the verification found.
+         *
+         *     Args:
+         *         depth: hops on the longest path of verified edges, carries not counted.
+         *         spearman: rank correlation of predicted and measured effects over ``measured`` edges; None below three.
+         *         sign_agreement: share of them with the same sign.
+         *         error_share: of all sizes of attributions, those of error nodes.
+         *         seconds: until the first picture, and until the end.
+         */
+        Summary: {
+            /** @default 0 */
+            depth: number;
+            /** @default null */
+            spearman: number | null;
+            /** @default null */
+            sign_agreement: number | null;
+            /** @default 0 */
+            measured: number;
+            /** @default 0 */
+            verified: number;
+            /** @default null */
+            error_share: number | null;
+            /** @default null */
+            first_seconds: number | null;
+            /** @default null */
+            seconds: number | null;
         };
         /** @description Append ``?ticket=…`` to the address of a WebSocket; works once, and soon. */
         Ticket: {
@@ -5890,6 +6495,973 @@ export interface operations {
                 };
             };
             412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    graphs_list: {
+        parameters: {
+            query?: {
+                /** @description Index of the feature explained. */
+                index?: number;
+                model?: string;
+                /** @description A page number within the paginated result set. */
+                page?: number;
+                /** @description Number of results to return per page. */
+                page_size?: number;
+                project?: string;
+                /** @description Fingerprint of the SAE the target is of. */
+                sae?: string;
+                /**
+                 * @description * `job` - Job
+                 *     * `live` - Live
+                 *     * `file` - File
+                 */
+                source?: "file" | "job" | "live";
+                /**
+                 * @description * `pending` - Pending
+                 *     * `ready` - Ready
+                 *     * `failed` - Failed
+                 */
+                state?: "failed" | "pending" | "ready";
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PaginatedGraphRowList"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    graphs_create: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key again gets the answer of the first request instead of a second job. */
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["GraphCreateRequest"];
+            };
+        };
+        responses: {
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["GraphJob"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    graphs_retrieve: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["GraphDetail"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    graphs_destroy: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description No response body */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    graphs_partial_update: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The ETag the change was made from; 412, with the ETag of now, when somebody changed it since. */
+                "If-Match"?: string;
+            };
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["PatchedGraphUpdateRequest"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["GraphDetail"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    graphs_comments_list: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["GraphComment"][];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    graphs_comments_create: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["GraphCommentCreateRequest"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["GraphComment"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    graphs_comments_destroy: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                comment_id: string;
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description No response body */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    graphs_document_retrieve: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Graph"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    graphs_export_retrieve: {
+        parameters: {
+            query?: {
+                /** @description microscope: ours; attribution_graph: what circuit-tracer's viewer reads. */
+                format?: "attribution_graph" | "microscope";
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        [key: string]: unknown;
+                    };
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    graphs_import: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key again gets the answer of the first request instead of a second job. */
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["GraphImportRequest"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["GraphDetail"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    graphs_save_create: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key again gets the answer of the first request instead of a second job. */
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["GraphSaveRequest"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["GraphDetail"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            409: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -10,7 +10,8 @@ export interface components {
          *
          *     ``value − constant`` is what is to be explained: ``constant`` holds what no parent could change (the encoder's
          *     bias). ``features``, ``errors`` and ``biases`` sum over *all* parents, shown or not; ``modules`` are biases of
-         *     the blocks in between. ``shown`` sums the edges of the graph, ``absolute`` the sizes of all attributions.
+         *     the blocks in between. ``shown`` sums the edges of the graph, ``absolute`` the sizes of all attributions,
+         *     ``absolute_errors`` the sizes of those of error nodes; None where that is not known.
          */
         Account: {
             absolute: number;

@@ -1,0 +1,113 @@
+"""The file of a graph: read, checked, kept."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from apps.artifacts import services as artifacts
+from apps.artifacts.models import Artifact
+from apps.core.errors import NotVisible, Refused
+from apps.core.ids import uuid7
+from apps.graphs import models
+from microscope.graphs import Graph
+
+DOCUMENT = "graph.json"
+KIND = Artifact.Kind.GRAPH
+
+
+def read_file(path: Path) -> Graph:
+    """The document in a file that a job has left.
+
+    Raises:
+        Refused: ``bad_graph``.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Graph)
+    except OSError as error:
+        raise Refused("bad_graph", f"The job left no {path.name}.") from error
+    except msgspec.MsgspecError as error:
+        raise Refused("bad_graph", f"{path.name} holds no graph: {error}.") from error
+
+
+def stored_bytes(graph: models.Graph) -> bytes:
+    """The document of a graph as it is kept.
+
+    Raises:
+        Refused: ``graph_not_ready``.
+        NotVisible: its file is gone.
+    """
+    if graph.artifact is None:
+        raise Refused("graph_not_ready", f"The graph is {graph.state}.", "Wait for its job.", status=409)
+    try:
+        return (graph.artifact.checkout() / DOCUMENT).read_bytes()
+    except FileNotFoundError as error:
+        raise NotVisible("The file of this graph is gone from the disk") from error
+
+
+def columns_of(graph: Graph) -> dict[str, Any]:
+    """What a list shows of a document, as columns of its row."""
+    return {
+        "prompt": graph.prompt.replace("\0", ""),  # PostgreSQL stores no NUL in text
+        "target": msgspec.to_builtins(graph.target),
+        "saes": [sae.fingerprint for sae in graph.saes],
+        "depth": graph.summary.depth,
+        "verified": graph.summary.verified,
+        "nodes": len(graph.nodes),
+        "edges": len(graph.edges),
+        "completeness": graph.completeness,
+        "spearman": graph.summary.spearman,
+    }
+
+
+class Draft:
+    """A document on its way into the store: written and read through before the transaction, taken over inside it.
+
+    Used as a context around that transaction: what was not taken over is removed.
+    """
+
+    def __init__(self, document: bytes) -> None:
+        self._name = uuid7()
+        self._folder = artifacts.target_of(KIND, self._name).with_name(f".draft-{self._name}")
+        self._folder.mkdir(parents=True)
+        (self._folder / DOCUMENT).write_bytes(document)
+        self._files = artifacts.list_folder(self._folder)
+
+    def __enter__(self) -> Draft:
+        return self
+
+    def keep(self, project_id: UUID) -> Artifact:
+        """Take it over; call last inside the transaction."""
+        return artifacts.commit_folder(
+            project_id=project_id, kind=KIND, source=self._folder, name=self._name, files=self._files
+        )
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        artifacts.uncommit_folder(kind=KIND, name=self._name, source=self._folder)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def read_foreign(document: dict[str, Any]) -> Graph:
+    """The graph in the JSON of a file.
+
+    Raises:
+        Refused: ``bad_graph``.
+    """
+    try:
+        return msgspec.convert(document, type=Graph)
+    except msgspec.ValidationError as error:
+        raise Refused("bad_graph", f"The file holds no graph: {error}.", attr="document") from error
+
+
+def exported(graph: models.Graph, layout: str) -> bytes:
+    """The file of a graph in one of the formats it is given out in.
+
+    Raises:
+        Refused: ``graph_not_ready``.
+        NotVisible: its file is gone.
+    """
+    return stored_bytes(graph)

@@ -1,0 +1,247 @@
+"""Computing, keeping, changing and deleting graphs, and talking about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from django.db import transaction
+
+from apps.artifacts import services as artifacts
+from apps.audit import services as audit
+from apps.core.errors import Refused, refuse_taken_name
+from apps.core.etags import lock_unchanged
+from apps.graphs import models
+from apps.graphs.documents import Draft, columns_of, read_foreign
+from apps.graphs.targets import check_target, target_params
+from apps.jobs import services as jobs
+from apps.jobs.models import Job
+from apps.projects.models import Project
+from apps.projects.policies import Action, require
+from apps.projects.quotas import lock_holders, require_room
+from apps.registry.models import LanguageModel, ResultState
+from apps.registry.readiness import model_not_ready
+from apps.saes.models import Sae
+from microscope.graphs import Graph, GraphTarget
+
+MAX_VIEW_BYTES = 256 * 1024
+MAX_COMMENTS = 1000
+
+
+def start_graph(
+    *,
+    actor: Any,
+    model: LanguageModel,
+    name: str,
+    prompt: str,
+    target: GraphTarget,
+    saes: Sequence[Sae],
+    params: dict[str, Any],
+    idempotency_key: str = "",
+) -> tuple[models.Graph, Job]:
+    """Queue the computation of a graph.
+
+    Args:
+        target: its ``sae`` is the id or the fingerprint of one of ``saes``.
+        params: the other parameters of the job kind ``provenance``.
+
+    Raises:
+        Refused: ``model_not_ready``, ``name_taken``, or what :func:`check_target` raises.
+        MicroscopeError: ``bad_parameters``.
+    """
+    require(actor, Action.RUN_JOBS, model.project_id)
+    graph = models.Graph(
+        project=model.project,
+        model=model,
+        name=name,
+        source=models.Graph.Source.JOB,
+        prompt=prompt,
+        created_by=actor,
+    )
+
+    def make() -> Job:
+        if model.state != ResultState.READY:
+            raise model_not_ready(model)
+        checked = check_target(target, saes, model)
+        job = jobs.submit(
+            actor=actor,
+            project=model.project,
+            kind="provenance",
+            title=f"Explain {name}",
+            subject=graph,
+            params={**params, "prompt": prompt, **target_params(checked, saes)},
+            idempotency_key=idempotency_key,
+        )
+        graph.job, graph.target = job, msgspec.to_builtins(checked)
+        graph.saes = [sae.fingerprint for sae in saes]
+        with refuse_taken_name(name, "graph"):
+            graph.save(force_insert=True)
+        audit.record(actor=actor, action="graph.started", target=graph, project_id=graph.project_id)
+        return job
+
+    job = jobs.submit_once(
+        actor=actor,
+        kind="provenance",
+        idempotency_key=idempotency_key,
+        make=make,
+        results=models.Graph,
+        project_id=model.project_id,
+    )
+    return models.Graph.objects.for_display().get(pk=job.subject_id), job
+
+
+def keep_graph(
+    *,
+    actor: Any,
+    project: Project,
+    model: LanguageModel | None,
+    name: str,
+    document: Graph,
+    source: models.Graph.Source,
+) -> models.Graph:
+    """Keep a checked document: one made in a live session, or one of a file.
+
+    Raises:
+        Refused: ``name_taken`` or ``another_model``.
+        QuotaExceeded: the project or the person has no room for it.
+    """
+    require(actor, Action.EDIT, project)
+    if model is not None and model.project_id != project.pk:
+        raise Refused("does_not_exist", "The model is of another project.", status=400, attr="model")
+    encoded = msgspec.json.encode(document)
+    with Draft(encoded) as draft, transaction.atomic():
+        lock_holders(project.pk, actor.pk)
+        require_room("storage_bytes", project_id=project.pk, user_id=actor.pk, asked=len(encoded))
+        graph = models.Graph(
+            project=project,
+            model=model,
+            name=name,
+            source=source,
+            state=ResultState.READY,
+            created_by=actor,
+            artifact=draft.keep(project.pk),
+            **columns_of(document),
+        )
+        with refuse_taken_name(name, "graph"):
+            graph.save(force_insert=True)
+        audit.record(
+            actor=actor,
+            action="graph.kept",
+            target=graph,
+            project_id=project.pk,
+            data={"source": source, "nodes": graph.nodes, "edges": graph.edges},
+        )
+    return models.Graph.objects.for_display().get(pk=graph.pk)
+
+
+@transaction.atomic
+def update_graph(
+    *, actor: Any, graph: models.Graph, changes: dict[str, Any], made_from: str | None = None
+) -> models.Graph:
+    """Change name, note or what is arranged on the page.
+
+    Args:
+        made_from: the ETag the changes were made from.
+
+    Raises:
+        Conflict: somebody changed it since.
+        Refused: ``name_taken`` or ``view_too_large``.
+    """
+    require(actor, Action.EDIT, graph.project_id)
+    size = len(msgspec.json.encode(changes.get("view")))
+    if size > MAX_VIEW_BYTES:
+        raise Refused(
+            "view_too_large",
+            f"The view has {size} bytes; {MAX_VIEW_BYTES} are the limit.",
+            "Pin or group fewer nodes.",
+            attr="view",
+        )
+    graph = lock_unchanged(graph, made_from)
+    for field, value in changes.items():
+        setattr(graph, field, value)
+    with refuse_taken_name(graph.name, "graph"):
+        graph.save(update_fields=list(changes))
+    if set(changes) - {"view"}:  # a slider that was moved is no news
+        audit.record(
+            actor=actor,
+            action="graph.changed",
+            target=graph,
+            project_id=graph.project_id,
+            data={"fields": sorted(changes)},
+        )
+    return graph
+
+
+@transaction.atomic
+def delete_graph(*, actor: Any, graph: models.Graph) -> None:
+    """Remove a graph with its file and its comments.
+
+    Raises:
+        Refused: ``job_active``.
+    """
+    require(actor, Action.DELETE, graph.project_id)
+    jobs.refuse_while_active(graph)
+    audit.record(
+        actor=actor,
+        action="graph.deleted",
+        target=graph,
+        project_id=graph.project_id,
+        data={"target": {k: v for k, v in graph.target.items() if k != "vector"}},
+    )
+    artifact = graph.artifact
+    graph.delete()
+    if artifact is not None:
+        artifacts.delete_artifact(artifact)
+
+
+@transaction.atomic
+def add_comment(*, actor: Any, graph: models.Graph, text: str) -> models.GraphComment:
+    """Say something about a graph.
+
+    Raises:
+        Refused: ``too_many_comments``.
+    """
+    require(actor, Action.EDIT, graph.project_id)
+    if graph.comments.count() >= MAX_COMMENTS:
+        raise Refused(
+            "too_many_comments", f"A graph has {MAX_COMMENTS} comments at most.", "Delete some first."
+        )
+    comment = models.GraphComment.objects.create(graph=graph, text=text, author=actor)
+    audit.record(actor=actor, action="graph.commented", target=graph, project_id=graph.project_id)
+    return comment
+
+
+@transaction.atomic
+def delete_comment(*, actor: Any, comment: models.GraphComment) -> None:
+    """Take back a comment; the audit log keeps what it said."""
+    project_id = comment.graph.project_id
+    require(actor, Action.EDIT, project_id)
+    audit.record(
+        actor=actor,
+        action="graph.comment_deleted",
+        target=comment.graph,
+        project_id=project_id,
+        data={"text": comment.text, "author": comment.author.username if comment.author else ""},
+    )
+    comment.delete()
+
+
+def import_graph(
+    *, actor: Any, project: Project, model: LanguageModel | None, name: str, document: dict[str, Any]
+) -> models.Graph:
+    """Bring in the graph of a file.
+
+    Raises:
+        Refused: what :func:`keep_graph` raises.
+        MicroscopeError: what :func:`read_foreign` raises.
+    """
+    require(actor, Action.EDIT, project)
+    return keep_graph(
+        actor=actor,
+        project=project,
+        model=model,
+        name=name,
+        document=read_foreign(document),
+        source=models.Graph.Source.FILE,
+    )
