@@ -3,6 +3,8 @@
 The portal imports this, too: no torch.
 """
 
+from microscope.graphs.checks import MAX_EDGES, MAX_NODES, check, target_first
+from microscope.graphs.contraction import Fold, Folded, contract, depth, is_hop
 from microscope.graphs.document import (
     Account,
     Attended,
@@ -20,14 +22,20 @@ from microscope.graphs.document import (
     Summary,
     updated,
 )
+from microscope.graphs.pinned import pinned_completeness
+from microscope.graphs.summary import error_share, spearman, summarise
 
 __all__ = [
+    "MAX_EDGES",
+    "MAX_NODES",
     "Account",
     "Attended",
     "AttendedPair",
     "Component",
     "Contributor",
     "Edge",
+    "Fold",
+    "Folded",
     "Graph",
     "GraphSae",
     "GraphTarget",
@@ -36,5 +44,14 @@ __all__ = [
     "Node",
     "Part",
     "Summary",
+    "check",
+    "contract",
+    "depth",
+    "error_share",
+    "is_hop",
+    "pinned_completeness",
+    "spearman",
+    "summarise",
+    "target_first",
     "updated",
 ]

@@ -71,6 +71,7 @@ class Node(_Value, frozen=True):
         hop: how many SAEs lie between it and the target, plus one; 0 for the target.
         activation: of a feature, in the SAE's units.
         value: what its own attributions explain: the pre-activation of a feature, the target's value.
+        probability: of a token's logit: what the softmax makes of it.
     """
 
     id: str
@@ -83,6 +84,7 @@ class Node(_Value, frozen=True):
     hop: int = 0
     activation: float | None = None
     value: float | None = None
+    probability: float | None = None
     text: str = ""
 
 

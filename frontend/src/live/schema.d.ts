@@ -678,6 +678,7 @@ export interface components {
          *         hop: how many SAEs lie between it and the target, plus one; 0 for the target.
          *         activation: of a feature, in the SAE's units.
          *         value: what its own attributions explain: the pre-activation of a feature, the target's value.
+         *         probability: of a token's logit: what the softmax makes of it.
          */
         Node: {
             /** @default null */
@@ -692,6 +693,8 @@ export interface components {
             layer: number;
             /** @default null */
             position: number | null;
+            /** @default null */
+            probability: number | null;
             /** @default  */
             sae: string;
             /** @default  */

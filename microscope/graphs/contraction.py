@@ -1,0 +1,110 @@
+"""Carries folded away: one direction found again at one SAE after another is one node, and no step of a computation."""
+
+from __future__ import annotations
+
+import msgspec
+
+from microscope.graphs.checks import PARTS_TOLERANCE, target_first
+from microscope.graphs.document import Edge, Graph
+
+MEDIATED = 0.25
+"""Which share of an effect has to go through the child for an edge of hop 2 or more to count."""
+
+
+class Fold(msgspec.Struct, kw_only=True, frozen=True):
+    """Nodes that carries join, drawn as one.
+
+    ``id`` is that of the first member. ``members`` are ids, the highest layer first; ``lowest`` and ``highest``
+    are their layers.
+    """
+
+    id: str
+    members: tuple[str, ...]
+    lowest: int
+    highest: int
+
+
+class Folded(msgspec.Struct, kw_only=True, frozen=True):
+    """A graph with its carries folded: every node is in exactly one fold; ``edges`` lead from fold to fold.
+
+    Edges keep the ids of their own nodes. Two of them may join the same folds: they explain different members.
+    """
+
+    folds: tuple[Fold, ...]
+    edges: tuple[Edge, ...]
+
+
+def contract(graph: Graph) -> Folded:
+    """Join nodes linked by carries that were not refuted; edges inside a fold are left out.
+
+    A carry that was measured and not shown stays an edge.
+
+    Raises:
+        MicroscopeError: ``graph_node_missing``, ``graph_cycle``.
+    """
+    place = {node.id: (node, number) for number, node in enumerate(graph.nodes)}
+    target_first(graph)
+    root = {name: name for name in place}
+
+    def find(name: str) -> str:
+        while root[name] != name:
+            root[name] = root[root[name]]
+            name = root[name]
+        return name
+
+    for edge in graph.edges:
+        if _joins(edge):
+            root[find(edge.parent)] = find(edge.child)
+    gathered: dict[str, list[str]] = {}
+    for name in place:
+        gathered.setdefault(find(name), []).append(name)
+    folds = []
+    for names in gathered.values():
+        names.sort(key=lambda name: (place[name][0].hop, -place[name][0].layer, place[name][1]))
+        layers = [place[name][0].layer for name in names]
+        folds.append(Fold(id=names[0], members=tuple(names), lowest=min(layers), highest=max(layers)))
+    between = tuple(edge for edge in graph.edges if find(edge.parent) != find(edge.child))
+    return Folded(folds=tuple(folds), edges=between)
+
+
+def depth(graph: Graph) -> int:
+    """Hops on the longest path that ends at a target and whose every edge was verified.
+
+    An edge is a hop when it is no carry, was verified on the running model, and passes a head, an MLP or a block
+    on the way; one of hop 2 or more counts only when ``mediated`` is at least 0.25. A path may use carries that
+    were not refuted; they add nothing. It may not enter a fold at one member and leave it at a lower one, since
+    nothing flows down.
+
+    Raises:
+        MicroscopeError: ``graph_node_missing``, ``graph_cycle``.
+    """
+    parents: dict[str, list[tuple[str, int]]] = {}
+    for edge in graph.edges:
+        if _joins(edge):
+            parents.setdefault(edge.child, []).append((edge.parent, 0))
+        elif is_hop(edge):
+            parents.setdefault(edge.child, []).append((edge.parent, 1))
+    longest = {node.id: 0 for node in graph.nodes if node.kind == "target"}
+    for name in target_first(graph):
+        if name in longest:
+            for parent, step in parents.get(name, ()):
+                longest[parent] = max(longest.get(parent, 0), longest[name] + step)
+    return max(longest.values(), default=0)
+
+
+def is_hop(edge: Edge) -> bool:
+    """Whether an edge counts as a hop: verified, computed by a head, an MLP or a block, mediated from hop 2 on."""
+    if edge.carry or edge.verified is not True or not computed(edge):
+        return False
+    return edge.hop < 2 or (edge.mediated is not None and edge.mediated >= MEDIATED)
+
+
+def computed(edge: Edge) -> bool:
+    """Whether a head, MLP or block has a part in an edge beyond rounding: 1e-5 of the sizes of all parts."""
+    sizes = sum(abs(part.attribution) for part in edge.parts)
+    passed = sum(abs(part.attribution) for part in edge.parts if part.kind != "direct")
+    return passed > PARTS_TOLERANCE * sizes
+
+
+def _joins(edge: Edge) -> bool:
+    return edge.carry and edge.verified is not False
