@@ -3,7 +3,7 @@
 import type { Account, Edge, Graph, GraphNode, GraphUpdate } from "@/graphs/types";
 
 export const node = (id: string, more: Partial<GraphNode> = {}): GraphNode => ({
-  id, kind: id === "target" ? "target" : "feature", layer: 1, position: 0, site: "resid_post.1", sae: "s", index: 1, hop: 1, activation: 1, value: 1, text: "", ...more,
+  id, kind: id === "target" ? "target" : "feature", layer: 1, position: 0, site: "resid_post.1", sae: "s", index: 1, hop: 1, activation: 1, value: 1, probability: null, text: "", ...more,
 });
 
 export const edge = (from: string, to: string, attribution = 1, more: Partial<Edge> = {}): Edge => ({

@@ -54,7 +54,8 @@ function carriers(graph: Graph): Map<string, string> {
     return at;
   };
   for (const edge of graph.edges) {
-    if (!edge.carry || !parent.has(edge.from) || !parent.has(edge.to)) continue;
+    // a carry that was measured and not shown stays an edge that can be seen
+    if (!edge.carry || edge.verified === false || !parent.has(edge.from) || !parent.has(edge.to)) continue;
     const [a, b] = [top(edge.from), top(edge.to)];
     if (a === b) continue;
     const higher = layer.get(a)! > layer.get(b)! ? a : b;

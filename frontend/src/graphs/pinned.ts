@@ -1,20 +1,25 @@
 /** How much of a target a pinned subgraph explains; the formula is that of `microscope.graphs.pinned`. */
 
-import type { Account, Edge, Graph } from "./types";
+import type { Account, Edge, GraphNode } from "./types";
 
-export type PinnedGraph = Pick<Graph, "nodes" | "edges" | "accounts">;
+/** The fields that count. */
+export interface PinnedGraph {
+  nodes: readonly Pick<GraphNode, "id" | "kind" | "probability">[];
+  edges: readonly Pick<Edge, "from" | "to" | "side" | "attribution">[];
+  accounts: readonly Pick<Account, "node" | "side" | "absolute">[];
+}
 
 interface Step {
   node: string;
-  sides: { account: Account; parents: Edge[] }[];
+  sides: { account: PinnedGraph["accounts"][number]; parents: PinnedGraph["edges"][number][] }[];
 }
 
 /** Nodes with accounts, every one behind all of its children, each with what contributes to it. */
 function steps({ nodes, edges, accounts }: PinnedGraph): Step[] {
   const sidesOf = new Map<string, Step["sides"]>();
-  const sideAt = new Map<string, Edge[]>();
+  const sideAt = new Map<string, Step["sides"][number]["parents"]>();
   for (const account of accounts) {
-    const parents: Edge[] = [];
+    const parents: Step["sides"][number]["parents"] = [];
     sideAt.set(`${account.node}\n${account.side}`, parents);
     const known = sidesOf.get(account.node);
     if (known) known.push({ account, parents });
@@ -43,31 +48,45 @@ function steps({ nodes, edges, accounts }: PinnedGraph): Step[] {
   return order;
 }
 
+/** The influence that targets start with: all of it, or shared out by probability where there are several. */
+function targetInfluence(nodes: PinnedGraph["nodes"]): Map<string, number> {
+  const targets = nodes.filter(({ kind }) => kind === "target");
+  const all = targets.reduce((sum, { probability }) => sum + (probability ?? 0), 0);
+  const known = all > 0 && targets.every(({ probability }) => probability !== null);
+  return new Map(targets.map(({ id, probability }) => [id, known ? probability! / all : 1 / targets.length]));
+}
+
 /**
  * The share of the target that pinned nodes explain, everything unpinned counted as error; null where nothing has
- * an account. The target has influence 1. It passes down over pinned nodes, to each parent in proportion to the size
- * of its attribution among all attributions to the node; a node with several sides gives each the same part. Of every
- * node counted, the share that pinned parents other than errors have is weighed by its influence.
+ * an account. Targets are always pinned. Influence passes down from the target, 1, over pinned nodes, to each parent
+ * in proportion to the size of its attribution among all attributions to the node; a node with several sides gives
+ * each the same part. Of every node counted, the share that pinned parents other than errors have is weighed by its
+ * influence.
  */
 export function pinnedCompleteness(graph: PinnedGraph, pins: Iterable<string>): number | null {
   const kind = new Map(graph.nodes.map((node) => [node.id, node.kind]));
   const pinned = new Set(pins);
-  const influence = new Map<string, number>(graph.nodes.filter((node) => node.kind === "target").map(({ id }) => [id, 1]));
+  for (const { id, kind: what } of graph.nodes) if (what === "target") pinned.add(id);
+  const influence = targetInfluence(graph.nodes);
   let explained = 0;
   let all = 0;
   for (const { node, sides } of steps(graph)) {
     const here = influence.get(node) ?? 0;
-    if (here === 0) continue;
+    const wholes = sides.map(({ account, parents }) =>
+      // an account that is smaller than its edges would explain more than there is
+      Math.max(account.absolute, parents.reduce((sum, { attribution }) => sum + Math.abs(attribution), 0)),
+    );
+    const counted = wholes.filter((whole) => whole > 0).length;
+    if (here === 0 || counted === 0) continue;
     all += here;
-    for (const { account, parents } of sides) {
-      if (!(account.absolute > 0)) continue;
+    sides.forEach(({ parents }, side) => {
       for (const { from, attribution } of parents) {
-        if (!pinned.has(from) || kind.get(from) === "error") continue;
-        const passed = (here / sides.length) * (Math.abs(attribution) / account.absolute);
+        if (!pinned.has(from) || kind.get(from) === "error" || attribution === 0) continue;
+        const passed = (here / counted) * (Math.abs(attribution) / wholes[side]!);
         explained += passed;
         influence.set(from, (influence.get(from) ?? 0) + passed);
       }
-    }
+    });
   }
   return all > 0 ? explained / all : null;
 }
