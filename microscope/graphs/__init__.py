@@ -19,6 +19,8 @@ from microscope.graphs.document import (
     GraphUpdate,
     Node,
     Part,
+    PartKind,
+    Side,
     Summary,
     updated,
 )
@@ -43,6 +45,8 @@ __all__ = [
     "GraphUpdate",
     "Node",
     "Part",
+    "PartKind",
+    "Side",
     "Summary",
     "check",
     "contract",

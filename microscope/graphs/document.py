@@ -137,9 +137,10 @@ class Edge(_Value, frozen=True):
 
 
 class Component(_Value, frozen=True):
-    """One exact component of the target: the embedding, a head by the position it read, an MLP, biases."""
+    """One exact component of the target: the embedding, a head by the position it read, an MLP, biases; ``other`` sums
+    those that are too small to be listed."""
 
-    kind: Literal["embedding", "head", "attention", "mlp", "block", "bias"]
+    kind: Literal["embedding", "head", "attention", "mlp", "block", "bias", "other"]
     attribution: float
     layer: int | None = None
     head: int | None = None
@@ -216,7 +217,7 @@ class Graph(msgspec.Struct, kw_only=True, frozen=True):
     saes: tuple[GraphSae, ...] = ()
     precision: str = "float32"
     runs_in: str = "float32"
-    mlp: Literal["secant", "gradient"] = "secant"
+    mlp: Literal["gates", "gradient"] = "gates"
     nodes: tuple[Node, ...] = ()
     edges: tuple[Edge, ...] = ()
     components: tuple[Component, ...] = ()

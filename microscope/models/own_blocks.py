@@ -8,7 +8,7 @@ a family needs to be known, and what a model does differently at some length is 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers.cache_utils import Cache
 
 from microscope.models.stream import map_first, stream_of
@@ -120,16 +121,31 @@ class OwnBlocks:
             self._model(input_ids=tokens, **self._cache_options(cache))
         return notes.calls
 
-    def run(self, call: Call, x: Tensor) -> Any:
-        """A block's output, as it returns it, for a stream ``[batch, rows, d]`` and noted arguments."""
-        return self.blocks[call.layer](x, *call.args, **call.kwargs)
+    def run(self, call: Call, x: Tensor, *, weights: Mapping[str, Tensor] | None = None) -> Any:
+        """A block's output, as it returns it, for a stream ``[batch, rows, d]`` and noted arguments.
 
-    def behind(self, x: Tensor) -> Tensor:
-        """Logits ``[batch, rows, vocabulary]`` that the model makes of its last block's output ``[batch, rows, d]``."""
+        ``weights`` stand in for parameters of the block by their names.
+        """
+        block = self.blocks[call.layer]
+        if weights:
+            return functional_call(block, dict(weights), (x, *call.args), call.kwargs)
+        return block(x, *call.args, **call.kwargs)
+
+    def behind(self, x: Tensor, *, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits ``[batch, rows, vocabulary]`` that the model makes of its last block's output ``[batch, rows, d]``.
+
+        Differentiable. ``weights`` stand in for parameters of the model by their names.
+        """
         # The tokens do not matter: what blocks would make of them is replaced.
         tokens = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
+        options = {"input_ids": tokens, **self._cache_options(None)}
         with _noted(_Notes(self._like, injected=x)):
-            logits: Tensor = self._model(input_ids=tokens, **self._cache_options(None)).logits
+            out = (
+                functional_call(self._model, dict(weights), (), options)
+                if weights
+                else self._model(**options)
+            )
+        logits: Tensor = out.logits
         return logits
 
     def _cache_options(self, cache: Cache | None) -> dict[str, Any]:

@@ -104,6 +104,29 @@ class SparseAutoencoder(nn.Module):
         centre = x.mean(1, keepdim=True)
         return centre, (x - centre).std(1, keepdim=True)
 
+    def reading(self, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """A latent's pre-activation on one raw row ``[d_in]`` as ``vector·x + constant``, the row's norm held constant.
+
+        Returns:
+            The vector ``[d_in]``, and the constant: the encoder's bias less what it reads of the pre-bias.
+        """
+        _, spread = self._row_norm(x[None])
+        vector = self.W_enc[index].detach() * self.config.scale
+        if self.config.input_norm == "layer_norm":
+            vector = vector - vector.mean()
+        row = x.float()
+        constant = self.pre_activation(self.centred(self.scaled(row[None])), index)[0].detach()
+        if spread is not None:
+            eps = _LAYER_NORM_EPS if self.config.input_norm == "layer_norm" else 0.0
+            vector = vector / (spread[0, 0] + eps).clamp_min(_SMALLEST)
+        return vector, constant - vector @ row
+
+    def skipped(self, x: Tensor) -> Tensor | None:
+        """What a skip transcoder's linear path makes of raw rows ``[rows, d_in]``: ``[rows, d_out]``; else None."""
+        if self.W_skip is None:
+            return None
+        return (x.float() * self.config.scale) @ self.W_skip.T / self.config.output_scale
+
     def encoder_bias(self) -> Tensor:
         """``b_enc − a·W_enc·b_dec``: the bias of rows that are not centred first, ``[latents]``."""
         return self.b_enc - self.W_enc @ self.b_dec if self.config.apply_b_dec else self.b_enc
