@@ -120,25 +120,25 @@ class Upstream:
     def _parents(self, found: Gradients, number: int, shown: int, hop: Hop) -> None:
         e = found.explained
         parents: list[tuple[float, Parent]] = []
-        features = errors = biases = absolute = 0.0
+        features = errors = biases = absolute = absolute_errors = 0.0
         for site, gradient in found.at_leaf.items():
             if not bool(gradient.any()):
                 continue
             cut = self._by_site.get(site)
             if cut is None:
                 each = (gradient * self._stream(site)).sum(1)
-                errors, absolute = errors + float(each.sum()), absolute + float(each.abs().sum())
+                errors += float(each.sum())
+                absolute_errors += float(each.abs().sum())
                 parents += self._left_over(site, None, self._stream(site), each, number)
                 continue
             shares = cut.shares(gradient)
             missed = (gradient * cut.error).sum(1)
             constant = float((gradient * cut.constant).sum())
-            features, errors, biases = (
-                features + float(shares.sum()),
-                errors + float(missed.sum()),
-                biases + constant,
-            )
-            absolute += float(shares.abs().sum()) + float(missed.abs().sum()) + abs(constant)
+            features += float(shares.sum())
+            errors += float(missed.sum())
+            biases += constant
+            absolute += float(shares.abs().sum()) + abs(constant)
+            absolute_errors += float(missed.abs().sum())
             parents += self._features(cut, shares, number, shown)
             parents += self._left_over(site, cut, cut.error, missed, number)
             if constant:
@@ -162,7 +162,8 @@ class Upstream:
                 biases=biases,
                 modules=found.modules,
                 shown=sum(share for share, _ in kept),
-                absolute=absolute + abs(found.modules),
+                absolute=absolute + absolute_errors + abs(found.modules),
+                absolute_errors=absolute_errors,
                 side=e.side,
             )
         )

@@ -80,7 +80,7 @@ class PromptPass:
     """
 
     def __init__(self, loaded: LoadedModel, tokens: Sequence[int], mlp: MlpRule = "gates") -> None:
-        self.loaded, self.tokens, self._mlp = loaded, tuple(tokens), mlp
+        self.loaded, self.tokens, self.mlp = loaded, tuple(tokens), mlp
         blocks: Any = loaded.model.get_submodule(loaded.family.blocks)
         self._own = OwnBlocks(loaded.model, blocks)
         ids = torch.tensor([list(tokens)], device=loaded.device)
@@ -153,7 +153,7 @@ class PromptPass:
             for kind, tap in self._taps(layer).items():
                 handle = _watch(block.get_submodule(tap.path), tap, x.shape[:2], partial(take, kind))
                 stack.callback(handle.remove)
-            freeze = stack.enter_context(Freeze(self._mlp))
+            freeze = stack.enter_context(Freeze(self.mlp))
             out = first_tensor(self._own.run(self._calls[layer], x, weights=weights))
         attentions = [a for a in freeze.attentions if a.out.dim() == 4 and a.out.shape[2] == x.shape[1]]
         attention = attentions[0] if len(attentions) == 1 else None
