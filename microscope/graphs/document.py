@@ -13,7 +13,7 @@ import msgspec
 from microscope.params.fields import Integer
 
 NodeKind = Literal["target", "feature", "error", "bias", "embedding", "mlp", "head", "block"]
-PartKind = Literal["direct", "head", "mlp", "block"]
+PartKind = Literal["direct", "head", "mlp", "block", "other"]
 Verdict = Literal["causal", "weak", "not shown"]
 Side = Literal["", "query", "key"]
 
@@ -64,7 +64,8 @@ class Node(_Value, frozen=True):
     """Something that contributes.
 
     ``target`` is what is explained. ``feature``, ``error`` and ``bias`` belong to an SAE's ``site``: one latent,
-    what the SAE leaves over, and its own constant. ``error`` and ``feature`` nodes have a ``position``.
+    what the SAE leaves over, and its own constant. ``embedding`` is a token itself, below all SAEs. All but ``bias``
+    have a ``position``.
     ``layer`` is the block behind which the node is read; a token's logit has the number of blocks.
 
     Args:
@@ -89,7 +90,9 @@ class Node(_Value, frozen=True):
 
 
 class Part(_Value, frozen=True):
-    """The share of an edge that first passes through one head or MLP behind its parent; ``direct`` passes none."""
+    """The share of an edge that first passes through one head or MLP behind its parent; ``direct`` passes none.
+
+    ``other`` sums the small ones."""
 
     kind: PartKind
     attribution: float
@@ -152,7 +155,7 @@ class Account(_Value, frozen=True):
     """How far the attributions of one node add up.
 
     ``value − constant`` is what is to be explained: ``constant`` holds what no parent could change (the encoder's
-    bias). ``features``, ``errors`` and ``biases`` sum over *all* parents, shown or not; ``modules`` are biases of
+    bias). ``features`` holds embeddings, too, where those are the parents; ``features``, ``errors`` and ``biases`` sum over *all* parents, shown or not; ``modules`` are biases of
     the blocks in between. ``shown`` sums the edges of the graph, ``absolute`` the sizes of all attributions,
     ``absolute_errors`` the sizes of those of error nodes; None where that is not known.
     """

@@ -104,7 +104,7 @@ def explain(
     wrapped = set(loaded.tokenizer.all_special_ids)
     special = torch.tensor([token in wrapped for token in tokens], device=loaded.device)
     target, numbers, node = resolve(held, target, saes, special)
-    upstream = Upstream(held, saes, numbers[0].site, special)
+    upstream = Upstream(held, saes, numbers[0].site, special, limits.hops)
     graph, influence = _first(held, target, numbers, node, upstream, limits, prompt, names or {})
     graph = _timed(graph, started)
     yield graph
@@ -181,9 +181,9 @@ def _notes(loaded: LoadedModel, upstream: Upstream, numbers: Sequence[Explained]
     """What a reader should know of a graph's making."""
     site = numbers[0].site
     if not upstream.cuts:
-        yield f"No SAE lies below the target ({site}): only its exact components are known."
+        yield f"No SAE lies below the target ({site}): its parents are the tokens themselves."
     elif len(upstream.cuts) == 1:
-        yield f"One SAE lies below the target ({site}): the graph has one hop."
+        yield f"One SAE lies below the target ({site}): behind its features come the tokens themselves."
     if loaded.quantisation is not None:
         yield (
             f"The model's weights are rounded ({loaded.quantisation}), and attributions are computed in its own "

@@ -15,6 +15,8 @@ from microscope.provenance.passes import BlockPass, Frozen, order
 
 # What is left of a sum by rounding alone, relative to it.
 _ROUNDING = 1e-4
+# Parts of an edge from this share of all their sizes on are listed one by one.
+_LISTED = 0.01
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Gradients:
     direct: Mapping[Site, Tensor] = field(default_factory=dict)
 
     def parts(self, leaf: Site, positions: Sequence[int], contribution: Tensor) -> tuple[Part, ...]:
-        """An edge by what it passes, largest first, zeros left out.
+        """An edge by what it passes, largest first; small ones are summed as ``other``.
 
         Args:
             leaf: where the parent is.
@@ -63,8 +65,14 @@ class Gradients:
                 continue
             share = _dot(contribution, passage.gradient[rows])
             found.append(Part(kind=passage.kind, attribution=share, layer=passage.layer, head=passage.head))
-        found = [part for part in found if part.attribution]
-        return tuple(sorted(found, key=lambda part: -abs(part.attribution)))
+        return _listed(found)
+
+
+def _listed(found: Sequence[Part]) -> tuple[Part, ...]:
+    least = _LISTED * sum(abs(part.attribution) for part in found)
+    kept = sorted((p for p in found if abs(p.attribution) > least), key=lambda p: -abs(p.attribution))
+    other = sum(p.attribution for p in found if abs(p.attribution) <= least)
+    return (*kept, Part(kind="other", attribution=other)) if other else tuple(kept)
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

@@ -52,6 +52,7 @@ class Upstream:
         saes: by fingerprint; those that write behind where ``read`` is read are left out.
         read: where the target is read.
         special: which tokens are special, ``[positions]``.
+        hops: how many levels will be asked for; where there are fewer SAEs, the tokens' embeddings are the last one.
 
     Attributes:
         cuts: the SAEs that are used, lowest first.
@@ -61,7 +62,7 @@ class Upstream:
     """
 
     def __init__(
-        self, held: PromptPass, saes: Mapping[str, SparseAutoencoder], read: Site, special: Tensor
+        self, held: PromptPass, saes: Mapping[str, SparseAutoencoder], read: Site, special: Tensor, hops: int
     ) -> None:
         self.held = held
         cuts: dict[Site, Cut] = {}
@@ -78,13 +79,16 @@ class Upstream:
         self.cuts = sorted(cuts.values(), key=lambda cut: order(cut.writes))
         self._by_site = cuts
         self._read = read
+        self._embedding = hops > len(cuts) and read.layer >= 0
         self.frozen: Frozen | None = None
 
     def run(self) -> Frozen:
         """The frozen pass; made when first asked for."""
         if self.frozen is None:
-            lowest = self.cuts[0].writes
-            first = lowest.layer + 1 if lowest.kind == "resid_post" else lowest.layer
+            first = 0
+            if not self._embedding:
+                lowest = self.cuts[0].writes
+                first = lowest.layer + 1 if lowest.kind == "resid_post" else lowest.layer
             self.frozen = self.held.frozen(first, self._read.layer, self._by_site)
         return self.frozen
 
@@ -99,7 +103,9 @@ class Upstream:
         return self.cut_of(node).explained(node.id, node.index, node.position)
 
     def has_parents(self, e: Explained) -> bool:
-        """Whether an SAE lies below a number."""
+        """Whether an SAE lies below a number, or the embedding as the last level."""
+        if self._embedding:
+            return e.site.layer >= 0
         return bool(self.cuts) and order(self.cuts[0].writes) < order(e.site)
 
     def hop(self, explained: Sequence[Explained], number: int, shown: int) -> Hop:
@@ -127,9 +133,14 @@ class Upstream:
             cut = self._by_site.get(site)
             if cut is None:
                 each = (gradient * self._stream(site)).sum(1)
-                errors += float(each.sum())
-                absolute_errors += float(each.abs().sum())
-                parents += self._left_over(site, None, self._stream(site), each, number)
+                if site.layer < 0:
+                    features += float(each.sum())
+                    absolute += float(each.abs().sum())
+                else:
+                    errors += float(each.sum())
+                    absolute_errors += float(each.abs().sum())
+                count = shown if site.layer < 0 else _ERRORS
+                parents += self._left_over(site, None, self._stream(site), each, number, count)
                 continue
             shares = cut.shares(gradient)
             missed = (gradient * cut.error).sum(1)
@@ -140,7 +151,7 @@ class Upstream:
             absolute += float(shares.abs().sum()) + abs(constant)
             absolute_errors += float(missed.abs().sum())
             parents += self._features(cut, shares, number, shown)
-            parents += self._left_over(site, cut, cut.error, missed, number)
+            parents += self._left_over(site, cut, cut.error, missed, number, _ERRORS)
             if constant:
                 rows = tuple(range(len(cut.constant)))
                 node = Node(
@@ -197,11 +208,11 @@ class Upstream:
             yield share, Parent(node, site, (position,), added[None], cut.sae.W_dec[index].detach())
 
     def _left_over(
-        self, site: Site, cut: Cut | None, rows: Tensor, shares: Tensor, number: int
+        self, site: Site, cut: Cut | None, rows: Tensor, shares: Tensor, number: int, count: int
     ) -> Iterator[tuple[float, Parent]]:
-        """What no feature stands for, by position: the largest."""
+        """What no feature stands for, by position, or the embeddings of tokens: the largest."""
         embedding = site.layer < 0
-        for position in shares.abs().topk(min(_ERRORS, len(shares))).indices.tolist():
+        for position in shares.abs().topk(min(count, len(shares))).indices.tolist():
             node = Node(
                 id=f"embedding@{position}" if embedding else f"{site}:error@{position}",
                 kind="embedding" if embedding else "error",
@@ -264,10 +275,10 @@ def _check(held: PromptPass, cut: Cut) -> None:
 
 
 def _most(parents: list[tuple[float, Parent]], shown: int) -> list[tuple[float, Parent]]:
-    """The largest features up to a number, with what lies between them of errors and constants."""
+    """The largest features or embeddings up to a number, with what lies between them of errors and constants."""
     kept, features = [], 0
     for share, parent in parents:
-        if parent.node.kind == "feature":
+        if parent.node.kind in ("feature", "embedding"):
             if features == shown:
                 continue
             features += 1
