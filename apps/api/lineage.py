@@ -1,4 +1,4 @@
-"""The project as one picture: model → recording → SAE → evaluation, features → patches → exports."""
+"""The project as one picture: model → recording → SAE → evaluation, features, graphs → patches → exports."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from uuid import UUID
 import msgspec
 
 from apps.features.models import Analysis
+from apps.graphs.models import Graph
 from apps.jobs.models import Job
 from apps.jobs.summary import JobSummary, summaries
 from apps.patches.models import Adapter, Export, Patch
@@ -19,7 +20,16 @@ from microscope.params import EditPlan, ExportTarget
 from microscope.params.targets import TITLES
 
 NodeType = Literal[
-    "model", "corpus", "recording", "sae", "evaluation", "analysis", "adapter", "patch", "export"
+    "model",
+    "corpus",
+    "recording",
+    "sae",
+    "evaluation",
+    "analysis",
+    "adapter",
+    "graph",
+    "patch",
+    "export",
 ]
 Numbers = dict[str, float | int | str | bool | None]
 
@@ -102,6 +112,12 @@ def _boxes(project: Project) -> Iterator[tuple[LineageNode, Iterable[UUID]]]:
         numbers = {"edits": len(plan.edits), "enabled": patch.enabled, "version": patch.version}
         state = "ready" if patch.enabled else "off"
         yield _node(patch, "patch", patch.name, state, numbers), sorted(used) or (patch.model_id,)
+    columns = ("name", "state", "model", "saes", "depth", "verified", "edges")
+    for graph in Graph.objects.filter(project=project).only(*columns):
+        used = {made_of[name] for name in graph.saes if name in made_of}
+        numbers = {"depth": graph.depth, "verified": graph.verified, "edges": graph.edges}
+        parents = sorted(used) or [pk for pk in (graph.model_id,) if pk is not None]
+        yield _node(graph, "graph", graph.name, graph.state, numbers), parents
     yield from _exports(project)
 
 

@@ -20,6 +20,8 @@ from apps.core.errors import MicroscopeError, Refused
 from apps.core.ids import uuid7
 from apps.features.details import rows_of
 from apps.features.models import Analysis, Feature
+from apps.graphs.documents import DOCUMENT, columns_of, read_file
+from apps.graphs.models import Graph
 from apps.jobs.models import Job
 from apps.projects.models import Project
 from apps.registry import references
@@ -219,12 +221,16 @@ class _Reader:
             self.found.files.append((self.artifact_ids[key], listed.kind, folder, listed.files))
 
     def _describe(self) -> None:
-        """Feature rows, from the files of the analyses and what people have said."""
+        """Feature rows, from the files of the analyses and what people have said; graphs by their files."""
         said: dict[tuple[UUID, int], Said] = {}
         for one in self.document.features:
             said[self.ids["saes"][one.sae], one.index] = one
         folder_of = {name: folder for name, _, folder, _ in self.found.files}
         for _section, row, _ in self.found.rows:
+            if isinstance(row, Graph):
+                document = read_file(folder_of[self.found.files_of[row.pk]] / DOCUMENT)
+                for column, value in columns_of(document).items():
+                    setattr(row, column, value)  # what its file says, whatever the bundle does
             if not isinstance(row, Analysis):
                 continue
             details = folder_of[self.found.files_of[row.pk]] / DETAILS

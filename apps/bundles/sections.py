@@ -9,6 +9,7 @@ from typing import Any
 from django.db.models import Model, Q, QuerySet
 
 from apps.features.models import Analysis
+from apps.graphs.models import Graph, GraphComment
 from apps.patches.models import Adapter, Certificate, Export, Gate, Patch, PatchVersion
 from apps.projects.models import Project
 from apps.registry.models import Corpus, LanguageModel, Recording, RecordingPart, ResultState
@@ -132,6 +133,24 @@ SECTIONS = (
         ("version", "name", "description", "plan", "enabled", "fingerprint", "change"),
         project="patch__project",
         links={"patch": "patches"},
+        files=False,
+    ),
+    Section(
+        "graphs",
+        Graph,
+        (
+            *("name", "note", "source", "prompt", "target", "saes", "view"),
+            *("depth", "verified", "nodes", "edges", "completeness", "spearman"),
+        ),
+        links={"model": "models"},
+        wanted=_READY,
+    ),
+    Section(
+        "graph_comments",
+        GraphComment,
+        ("text",),
+        project="graph__project",
+        links={"graph": "graphs"},
         files=False,
     ),
     # What its gate holds back here must not leave by this way either.

@@ -38,7 +38,7 @@ class Graph(JobResult):
     name = models.CharField(max_length=120)
     note = models.TextField(blank=True, max_length=4000)
     source = models.CharField(max_length=4, choices=Source.choices)
-    prompt = models.TextField()
+    prompt = models.TextField(blank=True)
     target = models.JSONField(default=dict)
     saes = models.JSONField(default=list)
     depth = models.PositiveIntegerField(default=0)

@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from apps.bundles import restoring
 from apps.bundles.document import listing_of
 from apps.bundles.sections import SECTIONS
 from apps.core.errors import Refused
+from apps.graphs.models import Graph, GraphComment
 from apps.jobs.models import Job
 from apps.registry.models import LanguageModel, Recording, RecordingPart
 from apps.saes.models import Sae
-from tests.factories import CorpusFactory, ProjectFactory
+from tests.factories import CorpusFactory, ProjectFactory, document_for
 
 
 @pytest.fixture
@@ -33,7 +35,8 @@ def job(world) -> Job:
 
 def read(job: Job, folder: Path, document: dict[str, Any]) -> restoring.Restored:
     if isinstance(document["rows"], dict):
-        document["rows"]["analyses"] = []  # made of a file, which this world has none of
+        document["rows"]["analyses"] = []  # made of files, which this folder has none of
+        document["rows"]["graphs"], document["rows"]["graph_comments"] = [], []
     (folder / "bundle.json").write_text(json.dumps(document))
     return restoring.read(job, folder)
 
@@ -198,3 +201,33 @@ def test_what_pages_of_features_show_of_an_analysis_is_checked(job, document, tm
     with pytest.raises(Refused, match="analyses") as refused:
         restoring.read(job, tmp_path)
     assert refused.value.code == "bad_bundle"
+
+
+def _with_graph(world, document: dict[str, Any], folder: Path, content: bytes) -> None:
+    document["rows"]["analyses"] = []
+    place = folder / "artifacts" / document["rows"]["graphs"][0]["artifact"]
+    place.mkdir(parents=True)
+    (place / "graph.json").write_bytes(content)
+    document["rows"]["graphs"][0] |= {"depth": 9, "verified": 9, "prompt": "another"}
+    (folder / "bundle.json").write_text(json.dumps(document))
+
+
+def test_a_graph_comes_back_with_its_comments_and_says_what_its_file_says(
+    world, job, document, tmp_path
+) -> None:
+    """Headline figures are not believed: they are made of the file."""
+    _with_graph(world, document, tmp_path, msgspec.json.encode(document_for(world.model, world.sae)))
+    restored = restoring.read(job, tmp_path)
+    rows = {type(row): row for _, row, _ in restored.rows}
+    graph = rows[Graph]
+    assert (graph.name, graph.depth, graph.verified, graph.prompt) == (world.graph.name, 1, 1, "one two")
+    assert graph.model_id == rows[LanguageModel].pk
+    assert rows[GraphComment].graph_id == graph.pk
+    assert rows[GraphComment].text == world.comment.text
+
+
+def test_a_graph_whose_file_is_none_is_refused(world, job, document, tmp_path) -> None:
+    _with_graph(world, document, tmp_path, b'{"format": "something else"}')
+    with pytest.raises(Refused) as refused:
+        restoring.read(job, tmp_path)
+    assert refused.value.code == "bad_graph"

@@ -186,6 +186,7 @@ def test_lineage_is_one_picture(world, foreign, editor) -> None:
         "evaluation",
         "analysis",
         "adapter",
+        "graph",
         "patch",
         "export",
     }
@@ -194,6 +195,7 @@ def test_lineage_is_one_picture(world, foreign, editor) -> None:
     for source, target in itertools.pairwise(chain):
         assert (str(source.pk), str(target.pk)) in edges
     assert (str(world.sae.pk), str(world.evaluation.pk)) in edges
+    assert (str(world.sae.pk), str(world.graph.pk)) in edges
     assert all(source in nodes and target in nodes for source, target in edges)
     assert nodes[str(world.evaluation.pk)]["numbers"]["fvu"] == 0.12
     assert nodes[str(world.evaluation.pk)]["numbers"]["goals_passed"] == 1
