@@ -447,6 +447,7 @@ def document_for(model: LanguageModel, sae: Sae | None = None, **values: Any) ->
                 verified=True,
                 verdict="causal",
                 measured=0.4,
+                parts=(g.Part(kind="mlp", layer=sae.layer + 1, attribution=0.5),),
             )
         ]
     return g.Graph(

@@ -14,24 +14,27 @@ from apps.artifacts.models import Artifact
 from apps.core.errors import NotVisible, Refused
 from apps.core.ids import uuid7
 from apps.graphs import models
-from microscope.graphs import Graph
+from microscope.graphs import Graph, check, summarise
 
 DOCUMENT = "graph.json"
 KIND = Artifact.Kind.GRAPH
 
 
 def read_file(path: Path) -> Graph:
-    """The document in a file that a job has left.
+    """The document in a file that a job has left, or that came in a bundle.
 
     Raises:
         Refused: ``bad_graph``.
+        MicroscopeError: what :func:`microscope.graphs.check` raises.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Graph)
+        graph = msgspec.json.decode(path.read_bytes(), type=Graph)
     except OSError as error:
         raise Refused("bad_graph", f"The job left no {path.name}.") from error
     except msgspec.MsgspecError as error:
         raise Refused("bad_graph", f"{path.name} holds no graph: {error}.") from error
+    check(graph)
+    return graph
 
 
 def stored_bytes(graph: models.Graph) -> bytes:
@@ -50,17 +53,18 @@ def stored_bytes(graph: models.Graph) -> bytes:
 
 
 def columns_of(graph: Graph) -> dict[str, Any]:
-    """What a list shows of a document, as columns of its row."""
+    """What a list shows of a checked document, as columns of its row; counted anew, whatever its summary says."""
+    found = summarise(graph)
     return {
         "prompt": graph.prompt.replace("\0", ""),  # PostgreSQL stores no NUL in text
         "target": msgspec.to_builtins(graph.target),
         "saes": [sae.fingerprint for sae in graph.saes],
-        "depth": graph.summary.depth,
-        "verified": graph.summary.verified,
+        "depth": found.depth,
+        "verified": found.verified,
         "nodes": len(graph.nodes),
         "edges": len(graph.edges),
         "completeness": graph.completeness,
-        "spearman": graph.summary.spearman,
+        "spearman": found.spearman,
     }
 
 

@@ -10,7 +10,7 @@ from django.db import transaction
 
 from apps.artifacts import services as artifacts
 from apps.audit import services as audit
-from apps.core.errors import Refused, refuse_taken_name
+from apps.core.errors import Refused, refuse_taken_name, unknown_reference
 from apps.core.etags import lock_unchanged
 from apps.graphs import models
 from apps.graphs.documents import Draft, columns_of, read_foreign
@@ -23,7 +23,7 @@ from apps.projects.quotas import lock_holders, require_room
 from apps.registry.models import LanguageModel, ResultState
 from apps.registry.readiness import model_not_ready
 from apps.saes.models import Sae
-from microscope.graphs import Graph, GraphTarget
+from microscope.graphs import Graph, GraphTarget, check, summarise
 
 MAX_VIEW_BYTES = 256 * 1024
 MAX_COMMENTS = 1000
@@ -100,15 +100,25 @@ def keep_graph(
     document: Graph,
     source: models.Graph.Source,
 ) -> models.Graph:
-    """Keep a checked document: one made in a live session, or one of a file.
+    """Keep a document: one made in a live session, or one of a file. Its headline figures are made anew.
 
     Raises:
-        Refused: ``name_taken`` or ``another_model``.
+        Refused: ``name_taken``, ``another_model``, or ``does_not_exist`` for a model of another project.
+        MicroscopeError: what :func:`microscope.graphs.check` raises.
         QuotaExceeded: the project or the person has no room for it.
     """
     require(actor, Action.EDIT, project)
     if model is not None and model.project_id != project.pk:
-        raise Refused("does_not_exist", "The model is of another project.", status=400, attr="model")
+        raise unknown_reference("model")
+    if model is not None and model.fingerprint and document.model_fingerprint not in ("", model.fingerprint):
+        raise Refused(
+            "another_model",
+            f"The graph is of {document.model[:80]} with other weights than {model.name}.",
+            "Choose the model it was made with.",
+            attr="model",
+        )
+    check(document)
+    document = msgspec.structs.replace(document, summary=summarise(document))
     encoded = msgspec.json.encode(document)
     with Draft(encoded) as draft, transaction.atomic():
         lock_holders(project.pk, actor.pk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -56,7 +57,11 @@ class GraphFilter(StateFilter):
     sae = django_filters.CharFilter(
         field_name="target__sae", label="Fingerprint of the SAE the target is of."
     )
-    index = django_filters.NumberFilter(field_name="target__index", label="Index of the feature explained.")
+    index = django_filters.NumberFilter(method="filter_index", label="Index of the feature explained.")
+
+    def filter_index(self, queryset: QuerySet[Graph], name: str, value: Decimal) -> QuerySet[Graph]:
+        """By the feature; the database compares JSON numbers of one kind."""
+        return queryset.filter(target__index=int(value)) if value == int(value) else queryset.none()
 
 
 class GraphViewSet(mixins.ListModelMixin, VisibleViewSet):

@@ -1,0 +1,317 @@
+"""Provenance graphs of the portal: computed, kept, brought in, given out, arranged, talked about."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from apps.artifacts.models import Artifact
+from apps.audit.models import AuditEvent
+from apps.graphs.kinds import PROVENANCE
+from apps.graphs.models import Graph, GraphComment
+from apps.jobs import leases
+from apps.jobs.models import Job
+from microscope import graphs as g
+from microscope.params import ProvenanceParams, decode_params
+from tests.factories import GraphFactory, LanguageModelFactory, RecordingFactory, SaeFactory, document_for
+
+URL = "/api/v1/graphs"
+
+
+def error(response) -> dict[str, Any]:
+    return response.json()["errors"][0]
+
+
+def asked(world, **values: Any) -> dict[str, Any]:
+    return {
+        "model": str(world.model.pk),
+        "name": "why",
+        "prompt": " one two\n",
+        "target": {"kind": "feature", "sae": str(world.sae.pk), "index": 3, "position": -1},
+        "saes": [str(world.sae.pk)],
+        **values,
+    }
+
+
+def plain(document: g.Graph) -> dict[str, Any]:
+    return json.loads(msgspec.json.encode(document))
+
+
+# --- computed by a job --------------------------------------------------------------------------------
+
+
+def prepared(job_id: str) -> ProvenanceParams:
+    """What the job's process would be told, read as it reads it."""
+    job = Job.objects.get(pk=job_id)
+    workdir = leases.workdir(job.pk)
+    workdir.mkdir(parents=True, exist_ok=True)
+    return decode_params(ProvenanceParams, PROVENANCE.prepare(job, workdir))
+
+
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        ({"kind": "feature", "index": 3, "position": 1}, {"feature": 3, "position": 1, "layer": 2}),
+        ({"kind": "token", "token": 7}, {"token_id": 7, "position": -1}),
+        ({"kind": "difference", "token": 7, "against": 8}, {"token_id": 7, "against_id": 8}),
+        (
+            {"kind": "attention", "layer": 1, "head": 0, "position": 1, "key": 0},
+            {"attention": "1.0:1:0"},
+        ),
+        ({"kind": "direction", "layer": 1, "vector": [0.5, 1.0]}, {"direction_layer": 1}),
+    ],
+    ids=lambda value: value.get("kind", ""),
+)
+def test_what_is_asked_reaches_the_process_that_computes_it(world, editor, target, options) -> None:
+    if target["kind"] == "feature":
+        target = {**target, "sae": str(world.sae.pk)}
+    answer = editor.post(URL, asked(world, target=target, hops=3, verify=False))
+    assert answer.status_code == 202, answer.content
+    shown, job = answer.json()["graph"], answer.json()["job"]
+    assert (shown["state"], shown["source"], shown["saes"]) == ("pending", "job", [world.sae.fingerprint])
+    params = prepared(job["id"])
+    assert params.prompt == " one two\n", "white space is part of a prompt"
+    assert (params.hops, params.parents, params.verify) == (3, 8, False)
+    assert params.sae_path == (str(world.sae.artifact.checkout()),)
+    assert params.out is not None
+    for name, value in options.items():
+        assert getattr(params, name) == value
+    params.require_target()
+    if target["kind"] == "direction":
+        assert params.direction is not None
+        with open(params.direction, encoding="utf-8") as stream:
+            assert json.load(stream) == [0.5, 1.0]
+
+
+def test_the_job_leaves_the_graph_its_file_holds(world, editor, run_outcome) -> None:
+    answer = editor.post(URL, asked(world)).json()
+    document = document_for(world.model, world.sae, prompt=" one two\n")
+    result = {"depth": 1, "completeness": 1.0, "edges": [{"from": "a"}], "seconds": 2.0}
+    job = run_outcome(answer["job"]["id"], result=result, files={"graph.json": msgspec.json.encode(document)})
+    assert Job.objects.get(pk=job.pk).result == {"depth": 1, "completeness": 1.0, "seconds": 2.0}
+    graph = editor.get(f"{URL}/{answer['graph']['id']}")
+    shown = graph.json()
+    assert (shown["state"], shown["depth"], shown["nodes"], shown["edges"]) == ("ready", 1, 2, 1)
+    assert (shown["completeness"], shown["verified"], shown["spearman"]) == (1.0, 1, None)
+    assert editor.get(f"{URL}/{shown['id']}/document").json() == plain(document)
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(b"{}", "bad_graph"), (b"", "bad_graph"), (None, "bad_graph")],
+)
+def test_a_job_that_leaves_no_graph_has_failed(world, editor, run_outcome, content, code) -> None:
+    answer = editor.post(URL, asked(world)).json()
+    files = {} if content is None else {"graph.json": content}
+    with pytest.raises(Exception) as caught:
+        run_outcome(answer["job"]["id"], result={}, files=files)
+    assert caught.value.code == code
+
+
+def test_why_a_job_failed_is_said_with_its_graph(world, editor, run_outcome) -> None:
+    answer = editor.post(URL, asked(world)).json()
+    run_outcome(answer["job"]["id"], error=("does_not_fire", "Feature 3 does not fire there.", ""))
+    [shown] = [row for row in editor.get(URL).json()["results"] if row["id"] == answer["graph"]["id"]]
+    assert (shown["state"], shown["error"]) == ("failed", "Feature 3 does not fire there.")
+    document = editor.get(f"{URL}/{shown['id']}/document")
+    assert (document.status_code, error(document)["code"]) == (409, "graph_not_ready")
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"target": {"kind": "feature", "sae": "x", "index": 3}}, "bad_target"),
+        ({"target": {"kind": "token"}}, "bad_target"),
+        ({"target": {"kind": "token", "token": 7, "against": 8}}, "bad_target"),
+        ({"target": {"kind": "attention", "layer": 1, "head": 0}}, "bad_target"),
+        ({"target": {"kind": "token", "token": 7, "postion": 1}}, "invalid"),
+        ({"target": {"kind": "everything"}}, "invalid"),
+        ({"hops": 0}, "min_value"),
+        ({"shown": 1_000_000}, "max_value"),
+        ({"name": ""}, "blank"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused_before_a_job(world, editor, change, code) -> None:
+    before = Job.objects.count()
+    answer = editor.post(URL, asked(world, **change))
+    assert answer.status_code in (400, 422), answer.content
+    assert error(answer)["code"] == code
+    assert Job.objects.count() == before
+    assert not Graph.objects.filter(name="why").exists()
+
+
+def test_a_feature_beyond_the_width_and_saes_of_another_model_are_refused(world, editor) -> None:
+    target = {"kind": "feature", "sae": str(world.sae.pk), "index": world.sae.width}
+    assert error(editor.post(URL, asked(world, target=target)))["code"] == "feature_out_of_range"
+    other = SaeFactory(recording=RecordingFactory(model=LanguageModelFactory(project=world.project)))
+    answer = editor.post(URL, asked(world, saes=[str(world.sae.pk), str(other.pk)]))
+    assert (error(answer)["code"], error(answer)["attr"]) == ("another_model", "saes")
+
+
+def test_a_clone_explains_what_was_changed_and_says_what_cannot_be(world, editor) -> None:
+    first = editor.post(URL, asked(world)).json()
+    clone = f"/api/v1/jobs/{first['job']['id']}/clone"
+    answer = editor.post(clone, {"name": "why else", "params": {"feature": 5, "hops": 4}}, format="json")
+    assert answer.status_code in (200, 201, 202), answer.content
+    graph = Graph.objects.get(name="why else")
+    assert graph.target["index"] == 5
+    assert prepared(str(graph.job_id)).hops == 4
+    for params in ({"layer": 1}, {"site": "mlp_out"}, {"direction_layer": 3}):
+        refused = editor.post(clone, {"name": "no", "params": params}, format="json")
+        assert (error(refused)["code"], error(refused)["attr"]) == ("bad_target", "params"), params
+    two = editor.post(clone, {"name": "no", "params": {"token": " a"}}, format="json")
+    assert error(two)["code"] in ("two_targets", "bad_target")
+
+
+# --- kept from a live session, brought in, given out --------------------------------------------------
+
+
+def test_a_graph_of_a_live_session_is_kept_with_figures_made_anew(world, editor) -> None:
+    claimed = g.Summary(depth=7, verified=9, measured=9, seconds=3.0)
+    document = document_for(world.model, world.sae, summary=claimed)
+    body = {"model": str(world.model.pk), "name": "seen", "document": plain(document)}
+    answer = editor.post(f"{URL}/save", body, format="json", headers={"Idempotency-Key": "k"})
+    assert answer.status_code == 201, answer.content
+    shown = answer.json()
+    assert (shown["source"], shown["state"], shown["depth"], shown["verified"]) == ("live", "ready", 1, 1)
+    kept = editor.get(f"{URL}/{shown['id']}/document").json()
+    assert (kept["summary"]["depth"], kept["summary"]["seconds"]) == (1, 3.0)
+    again = editor.post(f"{URL}/save", body, format="json", headers={"Idempotency-Key": "k"})
+    assert again.json()["id"] == shown["id"]
+    taken = editor.post(f"{URL}/save", body, format="json")
+    assert error(taken)["code"] == "name_taken"
+
+
+def test_what_was_refused_leaves_no_file(world, editor, files) -> None:
+    GraphFactory(model=world.model, name="taken")
+    body = {"model": str(world.model.pk), "name": "taken", "document": plain(document_for(world.model))}
+    folder = files / "artifacts" / "graph"
+    before = {path for path in folder.rglob("*") if path.is_file()}
+    assert error(editor.post(f"{URL}/save", body, format="json"))["code"] == "name_taken"
+    assert {path for path in folder.rglob("*") if path.is_file()} == before
+    assert Artifact.objects.filter(kind="graph").count() == Graph.objects.count()
+
+
+def test_an_unsound_graph_is_refused_with_what_is_wrong(world, editor) -> None:
+    sound = plain(document_for(world.model, world.sae))
+    nowhere = {**sound, "edges": [{**sound["edges"][0], "to": "nobody"}]}
+    circle = {
+        **sound,
+        "edges": [*sound["edges"], {**sound["edges"][0], "from": "target", "to": sound["nodes"][1]["id"]}],
+    }
+    for document, code in ((nowhere, "graph_node_missing"), (circle, "graph_cycle")):
+        body = {"project": str(world.project.pk), "name": "bad", "document": document}
+        answer = editor.post(f"{URL}/import", body, format="json")
+        assert answer.status_code in (400, 422), answer.content
+        assert error(answer)["code"] == code
+    wrong = editor.post(
+        f"{URL}/save", {"model": str(world.model.pk), "name": "bad", "document": {"nodes": 3}}, format="json"
+    )
+    assert (wrong.status_code, error(wrong)["code"]) == (400, "invalid")
+    assert not Graph.objects.filter(name="bad").exists()
+
+
+def test_a_graph_of_other_weights_is_not_taken_for_the_models(world, editor) -> None:
+    world.model.fingerprint = "a" * 32
+    world.model.save()
+    document = plain(document_for(world.model, model_fingerprint="b" * 32))
+    answer = editor.post(
+        f"{URL}/save", {"model": str(world.model.pk), "name": "n", "document": document}, format="json"
+    )
+    assert (error(answer)["code"], error(answer)["attr"]) == ("another_model", "model")
+
+
+def test_a_file_comes_in_as_it_went_out(world, editor) -> None:
+    out = editor.get(f"{URL}/{world.graph.pk}/export?format=microscope")
+    assert out["Content-Disposition"].startswith("attachment")
+    body = {"project": str(world.project.pk), "name": "again", "document": json.loads(out.content)}
+    answer = editor.post(f"{URL}/import", body, format="json")
+    assert answer.status_code == 201, answer.content
+    shown = answer.json()
+    assert (shown["source"], shown["model"], shown["prompt"]) == ("file", None, "one two")
+    again = editor.get(f"{URL}/{shown['id']}/export").content
+    assert json.loads(again)["edges"] == json.loads(out.content)["edges"]
+    unknown = editor.get(f"{URL}/{shown['id']}/export?format=svg")
+    assert error(unknown)["code"] == "unknown_format"
+
+
+# --- arranged, talked about, deleted ------------------------------------------------------------------
+
+
+def test_what_is_arranged_on_the_page_is_kept_and_bounded(world, editor, client_of) -> None:
+    view = {
+        "pins": ["target"],
+        "groups": [{"name": "names", "nodes": ["resid_post.2:3@0"]}],
+        "threshold": 0.2,
+    }
+    url = f"{URL}/{world.graph.pk}"
+    events = AuditEvent.objects.count()
+    answer = editor.patch(url, {"view": view}, format="json", headers={"If-Match": editor.get(url)["ETag"]})
+    assert answer.status_code == 200, answer.content
+    assert AuditEvent.objects.count() == events, "moving a slider is no news"
+    assert client_of("viewer").get(url).json()["view"] == view
+    assert "view" not in editor.get(URL).json()["results"][0]
+    large = editor.patch(url, {"view": {"pins": ["x" * 1000] * 300}}, format="json")
+    assert (large.status_code, error(large)["code"]) == (422, "view_too_large")
+    assert editor.get(url).json()["view"] == view
+
+
+def test_comments(world, editor, client_of) -> None:
+    url = f"{URL}/{world.graph.pk}/comments"
+    made = editor.post(url, {"text": "And this?"})
+    assert made.status_code == 201, made.content
+    said = client_of("viewer").get(url).json()
+    assert [(row["text"], row["author"]) for row in said] == [
+        ("Look at this", world.people["owner"].username),
+        ("And this?", world.people["editor"].username),
+    ]
+    [shown] = [row for row in editor.get(URL).json()["results"] if row["id"] == str(world.graph.pk)]
+    assert shown["comments"] == 2
+    assert editor.post(url, {"text": ""}).status_code == 400
+    other = GraphFactory(model=world.model)
+    elsewhere = editor.delete(f"{URL}/{other.pk}/comments/{made.json()['id']}")
+    assert elsewhere.status_code == 404, "a comment is found below its own graph only"
+    assert editor.delete(f"{url}/{made.json()['id']}").status_code == 204
+    assert AuditEvent.objects.filter(action="graph.comment_deleted").get().data["text"] == "And this?"
+
+
+def test_a_deleted_graph_takes_its_file_and_comments_along(
+    world, editor, django_capture_on_commit_callbacks
+) -> None:
+    folder = world.graph.artifact.local_path
+    with django_capture_on_commit_callbacks(execute=True):
+        assert editor.delete(f"{URL}/{world.graph.pk}").status_code == 204
+    assert not folder.exists()
+    assert not GraphComment.objects.filter(pk=world.comment.pk).exists()
+    assert not Artifact.objects.filter(kind="graph").exists()
+
+
+def test_a_graph_at_work_is_not_deleted_and_its_model_neither(world, editor) -> None:
+    graph = editor.post(URL, asked(world)).json()["graph"]
+    refused = editor.delete(f"{URL}/{graph['id']}")
+    assert (refused.status_code, error(refused)["code"]) == (409, "job_active")
+    lonely = LanguageModelFactory(project=world.project)
+    GraphFactory(model=lonely)
+    in_use = editor.delete(f"/api/v1/models/{lonely.pk}")
+    assert (in_use.status_code, error(in_use)["code"]) == (409, "in_use")
+    assert "graph" in error(in_use)["detail"]
+
+
+def test_a_graph_outlives_its_sae_but_is_not_computed_again_without_it(world, editor) -> None:
+    answer = editor.post(URL, asked(world)).json()
+    world.sae.delete()
+    assert editor.get(f"{URL}/{world.graph.pk}/document").status_code == 200
+    with pytest.raises(Exception) as caught:
+        prepared(answer["job"]["id"])
+    assert caught.value.code == "unknown_sae"
+
+
+def test_graphs_are_found_by_what_they_explain(world, editor) -> None:
+    graph = editor.post(URL, asked(world)).json()["graph"]
+    query = {"sae": world.sae.fingerprint, "index": 3}
+    assert [row["id"] for row in editor.get(URL, query).json()["results"]] == [graph["id"]]
+    assert editor.get(URL, {**query, "index": 4}).json()["count"] == 0
+    assert editor.get(URL, {"source": "live"}).json()["count"] == 1
