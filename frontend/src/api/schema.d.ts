@@ -1907,11 +1907,12 @@ export interface components {
         };
         /**
          * Component
-         * @description One exact component of the target: the embedding, a head by the position it read, an MLP, biases.
+         * @description One exact component of the target: the embedding, a head by the position it read, an MLP, biases; ``other`` sums
+         *     those that are too small to be listed.
          */
         Component: {
             /** @enum {unknown} */
-            kind: "attention" | "bias" | "block" | "embedding" | "head" | "mlp";
+            kind: "attention" | "bias" | "block" | "embedding" | "head" | "mlp" | "other";
             attribution: number;
             /** @default null */
             layer: number | null;
@@ -2542,10 +2543,10 @@ export interface components {
             /** @default float32 */
             runs_in: string;
             /**
-             * @default secant
+             * @default gates
              * @enum {unknown}
              */
-            mlp: "gradient" | "secant";
+            mlp: "gates" | "gradient";
             /** @default [] */
             nodes: components["schemas"]["Node"][];
             /** @default [] */
@@ -3029,7 +3030,7 @@ export interface components {
             /** Format: uuid */
             id: string;
             /** @enum {unknown} */
-            type: "adapter" | "analysis" | "corpus" | "evaluation" | "export" | "model" | "patch" | "recording" | "sae";
+            type: "adapter" | "analysis" | "corpus" | "evaluation" | "export" | "graph" | "model" | "patch" | "recording" | "sae";
             name: string;
             state: string;
             numbers: {
@@ -3221,6 +3222,7 @@ export interface components {
          *         hop: how many SAEs lie between it and the target, plus one; 0 for the target.
          *         activation: of a feature, in the SAE's units.
          *         value: what its own attributions explain: the pre-activation of a feature, the target's value.
+         *         probability: of a token's logit: what the softmax makes of it.
          */
         Node: {
             id: string;
@@ -3241,6 +3243,8 @@ export interface components {
             activation: number | null;
             /** @default null */
             value: number | null;
+            /** @default null */
+            probability: number | null;
             /** @default  */
             text: string;
         };

@@ -104,14 +104,15 @@ export interface components {
         };
         /**
          * Component
-         * @description One exact component of the target: the embedding, a head by the position it read, an MLP, biases.
+         * @description One exact component of the target: the embedding, a head by the position it read, an MLP, biases; ``other`` sums
+         *     those that are too small to be listed.
          */
         Component: {
             attribution: number;
             /** @default null */
             head: number | null;
             /** @enum {unknown} */
-            kind: "attention" | "bias" | "block" | "embedding" | "head" | "mlp";
+            kind: "attention" | "bias" | "block" | "embedding" | "head" | "mlp" | "other";
             /** @default null */
             layer: number | null;
             /** @default null */
@@ -406,10 +407,10 @@ export interface components {
              */
             format: "microscope-graph";
             /**
-             * @default secant
+             * @default gates
              * @enum {unknown}
              */
-            mlp: "gradient" | "secant";
+            mlp: "gates" | "gradient";
             model: string;
             model_fingerprint: string;
             n_layers: number;

@@ -32,6 +32,8 @@ function numbersOf({ type, numbers: n }: LineageNode): Numbers {
       return [["features", integer(num("features"))], ["dead", integer(num("dead"))], ["tokens", compact(num("tokens"))]];
     case "adapter":
       return [["rank", integer(num("rank"))], ["parameters", compact(num("parameters"))]];
+    case "graph":
+      return [["hops", integer(num("depth"))], ["verified", `${integer(num("verified"))} of ${integer(num("edges"))}`]];
     case "patch":
       return [["edits", integer(num("edits"))], ["version", integer(num("version"))]];
     case "export":
@@ -47,6 +49,7 @@ const KINDS: Record<LineageNode["type"], string> = {
   evaluation: "evaluation",
   analysis: "features",
   adapter: "adapter",
+  graph: "graph",
   patch: "patch",
   export: "export",
 };
@@ -117,6 +120,8 @@ function Name({ node, project, lineage }: { node: LineageNode; project: string; 
       return <TextLink to="/projects/$project/saes/$sae/features" params={{ project, sae: saeOf(node, lineage) }}>of {node.name}</TextLink>;
     case "patch":
       return <TextLink to="/projects/$project/lab" params={params} search={{ patch: node.id }}>{node.name}</TextLink>;
+    case "graph":
+      return <>{node.name}</>;
     case "adapter":
       return <TextLink to="/projects/$project/patches" params={params}>{node.name}</TextLink>;
     case "export":

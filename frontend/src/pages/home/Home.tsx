@@ -17,7 +17,7 @@ const TITLES: Record<Stage, string> = {
   models: "Models and text",
   recordings: "Recordings",
   saes: "SAEs and adapters",
-  measured: "Evaluations and features",
+  measured: "Evaluations, features and graphs",
   patches: "Patches",
   exports: "Exports",
 };

@@ -13,6 +13,7 @@ const STAGE_OF: Record<LineageNode["type"], Stage> = {
   adapter: "saes",
   evaluation: "measured",
   analysis: "measured",
+  graph: "measured",
   patch: "patches",
   export: "exports",
 };
