@@ -112,13 +112,18 @@ def _boxes(project: Project) -> Iterator[tuple[LineageNode, Iterable[UUID]]]:
         numbers = {"edits": len(plan.edits), "enabled": patch.enabled, "version": patch.version}
         state = "ready" if patch.enabled else "off"
         yield _node(patch, "patch", patch.name, state, numbers), sorted(used) or (patch.model_id,)
-    columns = ("name", "state", "model", "saes", "depth", "verified", "edges")
-    for graph in Graph.objects.filter(project=project).only(*columns):
-        used = {made_of[name] for name in graph.saes if name in made_of}
-        numbers = {"depth": graph.depth, "verified": graph.verified, "edges": graph.edges}
-        parents = sorted(used) or [pk for pk in (graph.model_id,) if pk is not None]
-        yield _node(graph, "graph", graph.name, graph.state, numbers), parents
+    yield from _graphs(project, made_of)
     yield from _exports(project)
+
+
+def _graphs(project: Project, made_of: dict[str, UUID]) -> Iterator[tuple[LineageNode, Iterable[UUID]]]:
+    """Graphs below the SAEs whose features they name."""
+    shown = ("name", "state", "model", "saes", "depth", "verified", "edges")
+    for graph in Graph.objects.filter(project=project).only(*shown):
+        used = {made_of[name] for name in graph.saes if name in made_of}
+        numbers: Numbers = {"depth": graph.depth, "verified": graph.verified, "edges": graph.edges}
+        of_model = [graph.model_id] if graph.model_id is not None else []
+        yield _node(graph, "graph", graph.name, graph.state, numbers), sorted(used) or of_model
 
 
 def _exports(project: Project) -> Iterator[tuple[LineageNode, Iterable[UUID]]]:

@@ -14,6 +14,7 @@ from microscope.cli.bundle import bundle
 from microscope.cli.files import corpus, recording
 from microscope.cli.options import ManyCommand, job_options
 from microscope.cli.patch import patch
+from microscope.cli.provenance import provenance
 from microscope.cli.remote_files import remote
 from microscope.cli.running import run_job, shared_options
 from microscope.cli.ui import ui
@@ -43,6 +44,7 @@ def main() -> None:
 
 
 main.add_command(patch)
+main.add_command(provenance)
 main.add_command(corpus)
 main.add_command(recording)
 main.add_command(bundle)

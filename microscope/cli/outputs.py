@@ -9,11 +9,11 @@ from pathlib import Path
 
 from microscope.errors import MicroscopeError
 from microscope.outputs import check_output_folder
-from microscope.params import JobParams, PatchCreateParams
+from microscope.params import JobParams, PatchCreateParams, ProvenanceParams
 from microscope.staging import make_folder, unmake
 
 # Commands whose output is one file.
-_FILES: tuple[type[JobParams], ...] = (PatchCreateParams,)
+_FILES: tuple[type[JobParams], ...] = (PatchCreateParams, ProvenanceParams)
 
 
 def check_outputs(params: JobParams) -> None:

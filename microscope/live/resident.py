@@ -126,15 +126,7 @@ class ResidentModel:
         Raises:
             MicroscopeError: ``empty_prompt``, ``no_such_token``, ``prompt_too_long`` or ``session_too_big``.
         """
-        ids = self.loaded.encode(prompt, "The prompt")
-        if not ids:
-            raise MicroscopeError("empty_prompt", "The prompt has no tokens.", "Type some text.")
-        if len(ids) > self.max_context:
-            raise MicroscopeError(
-                "prompt_too_long",
-                f"The prompt has {len(ids)} tokens; the model takes at most {self.max_context}.",
-                "Shorten it.",
-            )
+        ids = self.loaded.encode_prompt(prompt)
         need = 2 * self.sessions.run_bytes(len(ids))
         self.sessions.admit(session, need, f"The prompt of {len(ids)} tokens")
         device = self.loaded.device

@@ -126,6 +126,23 @@ class LoadedModel:
         check_tokens(ids, self.vocab_size, self.tokenizer, where)
         return ids
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a prompt that the model can be asked about.
+
+        Raises:
+            MicroscopeError: ``empty_prompt``, ``prompt_too_long`` or ``no_such_token``.
+        """
+        ids = self.encode(text, "The prompt")
+        if not ids:
+            raise MicroscopeError("empty_prompt", "The prompt has no tokens.", "Type some text.")
+        if len(ids) > self.max_context:
+            raise MicroscopeError(
+                "prompt_too_long",
+                f"The prompt has {len(ids)} tokens; the model takes at most {self.max_context}.",
+                "Shorten it.",
+            )
+        return ids
+
     @property
     def spread(self) -> bool:
         """Whether its blocks are on several devices."""

@@ -18,6 +18,21 @@ DEFAULT_HOPS, DEFAULT_PARENTS, DEFAULT_SHOWN = 2, 8, 40
 _ATTENTION = re.compile(r"(\d{1,6})\.(\d{1,6}):(-?\d{1,9}):(-?\d{1,9})", re.ASCII)
 
 
+def upstream_layers(layer: int, *, has_own: bool) -> tuple[int, ...]:
+    """Blocks to record and train on so that a target at ``layer`` has something below it, evenly spread.
+
+    Args:
+        layer: block behind which the target is read.
+        has_own: whether there is an SAE at that block already; without one it is among the blocks.
+
+    Returns:
+        Up to three blocks, lowest first; none where nothing lies below.
+    """
+    parts = 4 if has_own else 3
+    below = {layer * part // parts for part in range(1, parts)} - {layer}
+    return tuple(sorted(below | (set() if has_own else {layer})))
+
+
 class AttentionScore(NamedTuple):
     """One head's score between two positions; negative ones count from the end."""
 

@@ -1,0 +1,148 @@
+"""``microscope provenance``: where a feature, a token or an attention score comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from microscope.cli.options import ManyCommand, job_options
+from microscope.cli.running import run_command, shared_options
+from microscope.graphs import Component, Graph, Node, Part
+from microscope.params import ProvenanceParams
+
+if TYPE_CHECKING:
+    from microscope.progress import Progress
+
+# Lines of a table on a terminal; everything is in the file.
+_MOST_LINES = 25
+_VERDICTS = {"causal": "[blue]causal", "weak": "weak", "not shown": "[bold]not shown"}
+
+
+@click.command(cls=ManyCommand)
+@shared_options
+@job_options(ProvenanceParams)
+def provenance(**values: Any) -> None:
+    """Explain where a feature, a token or an attention score comes from, and measure every edge.
+
+    microscope provenance --model Qwen/Qwen3-0.6B --sae-path saes/layer_4 saes/layer_8 saes/layer_12 \\
+    --prompt "The capital of France is" --feature 42 --out graph.json
+
+    The feature is of the topmost SAE. Also --token " Paris", with --against " Rome" for their difference, and
+    --attention 5.3:11:4 for the score of head 3 of block 5 from position 11 to position 4.
+    """
+
+    def work(params: ProvenanceParams, progress: Progress) -> dict[str, Any]:
+        from microscope.provenance.run import as_json, explain_target
+
+        return as_json(explain_target(params, progress))
+
+    run_command(ProvenanceParams, values, work, _show)
+
+
+def _show(_options: dict[str, Any], result: dict[str, Any], console: Console) -> None:
+    import msgspec
+
+    graph = msgspec.convert(result, type=Graph)
+    _show_target(graph, console)
+    _show_components(graph.components, graph, console)
+    _show_edges(graph, console)
+    for note in graph.notes:
+        console.print(note, style="yellow", markup=False, highlight=False)
+
+
+def _show_target(graph: Graph, console: Console) -> None:
+    summary, target = graph.summary, graph.nodes[0]
+    facts = Table(show_header=False, box=None)
+    facts.add_row("[bold]target", _plain(f"{node_words(target, graph)}, {_number(target.value)}"))
+    facts.add_row("[bold]completeness", _number(graph.completeness))
+    facts.add_row("[bold]depth", f"{summary.depth} hops")
+    if summary.measured:
+        facts.add_row("[bold]verified", f"{summary.verified} of {summary.measured} measured edges")
+        facts.add_row("[bold]spearman", _number(summary.spearman))
+        facts.add_row("[bold]same sign", _number(summary.sign_agreement))
+    if summary.error_share is not None:
+        facts.add_row("[bold]error nodes", f"{summary.error_share:.0%} of all attributions")
+    facts.add_row("[bold]seconds", _number(summary.seconds))
+    console.print(facts, highlight=False)
+
+
+def _show_components(components: Iterable[Component], graph: Graph, console: Console) -> None:
+    table = Table("Component", "Reads", "Attribution")
+    ranked = sorted(components, key=lambda one: -abs(one.attribution))
+    for one in ranked[:_MOST_LINES]:
+        reads = "" if one.position is None else _token(one.position, graph)
+        side = f"{one.side}: " if one.side else ""
+        table.add_row(side + _module_words(one), _plain(reads), _number(one.attribution))
+    console.print(table)
+    if len(ranked) > _MOST_LINES:
+        console.print(f"… and {len(ranked) - _MOST_LINES} smaller ones")
+
+
+def _show_edges(graph: Graph, console: Console) -> None:
+    if not graph.edges:
+        return
+    table = Table("From", "To", "Attribution", "Measured", "Verdict", "Mostly through")
+    nodes = {node.id: node for node in graph.nodes}
+    ranked = sorted(graph.edges, key=lambda edge: (edge.hop, -abs(edge.attribution)))
+    for edge in ranked[:_MOST_LINES]:
+        ends = (node_words(nodes[name], graph) for name in (edge.parent, edge.child))
+        verdict = "" if edge.verdict is None else _VERDICTS[edge.verdict]
+        through = max(edge.parts, key=lambda part: abs(part.attribution), default=None)
+        table.add_row(
+            *map(_plain, ends),
+            _number(edge.attribution),
+            _number(edge.measured),
+            f"{verdict}[/] (carried)" if edge.carry and verdict else "carried" if edge.carry else verdict,
+            "" if through is None else _module_words(through),
+        )
+    console.print(table)
+    if len(ranked) > _MOST_LINES:
+        console.print(f"… and {len(ranked) - _MOST_LINES} more; --out keeps them all")
+
+
+def node_words(node: Node, graph: Graph) -> str:
+    """A node in a few words."""
+    at = "" if node.position is None else f" at {_token(node.position, graph)}"
+    if node.kind == "target":
+        return f"{_target_words(graph)}{at}"
+    if node.kind == "feature":
+        return f"{node.site} feature {node.index}{at}"
+    what = {"error": "what the SAE leaves over", "bias": "constant of the SAE"}.get(node.kind, node.kind)
+    return f"{node.site} {what}{at}".strip()
+
+
+def _target_words(graph: Graph) -> str:
+    target = graph.target
+    match target.kind:
+        case "feature":
+            return f"feature {target.index} of {graph.nodes[0].site}"
+        case "token":
+            return f"logit of token {target.token}"
+        case "difference":
+            return f"logit of token {target.token} less that of {target.against}"
+        case "attention":
+            key = "" if target.key is None else _token(target.key, graph)
+            return f"attention score of head {target.layer}.{target.head} to {key}"
+    return f"direction behind block {target.layer}"
+
+
+def _module_words(one: Component | Part) -> str:
+    if one.kind == "head":
+        return f"head {one.layer}.{one.head}"
+    return one.kind if one.layer is None else f"{one.kind} {one.layer}"
+
+
+def _token(position: int, graph: Graph) -> str:
+    return f"{position} {graph.tokens[position].text!r}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
