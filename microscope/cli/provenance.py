@@ -28,8 +28,7 @@ _VERDICTS = {"causal": "[blue]causal", "weak": "weak", "not shown": "[bold]not s
 def provenance(**values: Any) -> None:
     """Explain where a feature, a token or an attention score comes from, and measure every edge.
 
-    microscope provenance --model Qwen/Qwen3-0.6B --sae-path saes/layer_4 saes/layer_8 saes/layer_12 \\
-    --prompt "The capital of France is" --feature 42 --out graph.json
+    microscope provenance --model Qwen/Qwen3-0.6B --sae-path saes/4 saes/8 saes/12 --prompt TEXT --feature 42
 
     The feature is of the topmost SAE. Also --token " Paris", with --against " Rome" for their difference, and
     --attention 5.3:11:4 for the score of head 3 of block 5 from position 11 to position 4.
@@ -57,7 +56,7 @@ def _show(_options: dict[str, Any], result: dict[str, Any], console: Console) ->
 def _show_target(graph: Graph, console: Console) -> None:
     summary, target = graph.summary, graph.nodes[0]
     facts = Table(show_header=False, box=None)
-    facts.add_row("[bold]target", _plain(f"{node_words(target, graph)}, {_number(target.value)}"))
+    facts.add_row("[bold]target", _plain(f"{_target_words(graph)}, {_number(target.value)}"))
     facts.add_row("[bold]completeness", _number(graph.completeness))
     facts.add_row("[bold]depth", f"{summary.depth} hops")
     if summary.measured:
@@ -85,7 +84,7 @@ def _show_components(components: Iterable[Component], graph: Graph, console: Con
 def _show_edges(graph: Graph, console: Console) -> None:
     if not graph.edges:
         return
-    table = Table("From", "To", "Attribution", "Measured", "Verdict", "Mostly through")
+    table = Table("From", "To", "Attribution", "Measured", "Verdict", "Through")
     nodes = {node.id: node for node in graph.nodes}
     ranked = sorted(graph.edges, key=lambda edge: (edge.hop, -abs(edge.attribution)))
     for edge in ranked[:_MOST_LINES]:
@@ -105,29 +104,29 @@ def _show_edges(graph: Graph, console: Console) -> None:
 
 
 def node_words(node: Node, graph: Graph) -> str:
-    """A node in a few words."""
+    """A node in a few words: an SAE's latent as its site and number."""
     at = "" if node.position is None else f" at {_token(node.position, graph)}"
     if node.kind == "target":
-        return f"{_target_words(graph)}{at}"
+        return "target"
     if node.kind == "feature":
-        return f"{node.site} feature {node.index}{at}"
-    what = {"error": "what the SAE leaves over", "bias": "constant of the SAE"}.get(node.kind, node.kind)
-    return f"{node.site} {what}{at}".strip()
+        return f"{node.site}:{node.index}{at}"
+    return f"{node.site} {node.kind}{at}".strip()
 
 
 def _target_words(graph: Graph) -> str:
     target = graph.target
+    at = f"at {_token(target.position, graph)}"
     match target.kind:
         case "feature":
-            return f"feature {target.index} of {graph.nodes[0].site}"
+            return f"feature {target.index} of {graph.nodes[0].site} {at}"
         case "token":
-            return f"logit of token {target.token}"
+            return f"logit of token {target.token} {at}"
         case "difference":
-            return f"logit of token {target.token} less that of {target.against}"
+            return f"logit of token {target.token} less that of {target.against} {at}"
         case "attention":
             key = "" if target.key is None else _token(target.key, graph)
-            return f"attention score of head {target.layer}.{target.head} to {key}"
-    return f"direction behind block {target.layer}"
+            return f"attention score of head {target.layer}.{target.head} {at} to {key}"
+    return f"direction behind block {target.layer} {at}"
 
 
 def _module_words(one: Component | Part) -> str:

@@ -144,7 +144,7 @@ def _places(graph: Graph) -> None:
         _position(where, component.position, tokens)
     for edge in graph.edges:
         for part in edge.parts:
-            if part.kind == "direct":
+            if part.kind in ("direct", "other"):
                 continue
             where = f"a part ({part.kind}) of the edge {_short(edge.parent)} → {_short(edge.child)}"
             _block(where, -1 if part.layer is None else part.layer, 0, graph.n_layers - 1)

@@ -105,7 +105,12 @@ def explain(
     special = torch.tensor([token in wrapped for token in tokens], device=loaded.device)
     target, numbers, node = resolve(held, target, saes, special)
     upstream = Upstream(held, saes, numbers[0].site, special, limits.hops)
-    graph, influence = _first(held, target, numbers, node, upstream, limits, prompt, names or {})
+    listed = {cut.name: cut.sae for cut in upstream.cuts}
+    if target.kind == "feature":
+        listed[target.sae] = saes[target.sae]
+    described = tuple(_described(name, sae, names or {}) for name, sae in listed.items())
+    graph, influence = _first(held, target, numbers, node, upstream, limits, prompt)
+    graph = replace(graph, saes=described)
     graph = _timed(graph, started)
     yield graph
     known = [n for n in graph.nodes if n.hop == 1]
@@ -138,7 +143,6 @@ def _first(
     upstream: Upstream,
     limits: Limits,
     prompt: str,
-    names: Mapping[str, str],
 ) -> tuple[Graph, _Influence]:
     """The first picture: components and direct parents."""
     loaded = held.loaded
@@ -155,7 +159,6 @@ def _first(
         tokens=tuple(GraphToken(token=t, text=loaded.texts(t)) for t in held.tokens),
         target=target,
         n_layers=loaded.n_layers,
-        saes=tuple(_described(cut.name, cut.sae, names) for cut in upstream.cuts),
         runs_in=runs_in,
         mlp=held.mlp,
         nodes=(node, *_unique(hop.nodes)),

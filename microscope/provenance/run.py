@@ -58,11 +58,11 @@ def explain_target(params: ProvenanceParams, progress: Progress = SILENT) -> Gra
     check(graph)
     for note in graph.notes:
         progress.log(note, "warning")
-    used = {sae.fingerprint for sae in graph.saes} | {graph.target.sae}
+    used = {sae.fingerprint for sae in graph.saes}
     for name, sae in saes.items():
         if name not in used:
             progress.log(f"The SAE at {sae.config.site} is not below the target: it was left out.", "warning")
-    if not graph.saes:
+    if not used - {graph.target.sae}:
         for line in how_to_train(params, graph, saes):
             progress.log(line)
     if params.out is not None:

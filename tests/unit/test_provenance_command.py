@@ -86,14 +86,14 @@ def test_a_feature_is_explained_by_the_features_below_it(rig: Rig, tmp_path: Pat
     check(graph)
     assert {node.site for node in graph.nodes if node.hop == 1} >= {"resid_post.1"}
     assert {edge.hop for edge in graph.edges} == {1, 2}
-    assert [sae.site for sae in graph.saes] == ["resid_post.0", "resid_post.1"]
+    assert [sae.site for sae in graph.saes] == [f"resid_post.{layer}" for layer in LAYERS]
     assert graph.target.sae == load_sae(rig.folders[2]).content_fingerprint()
 
 
 def test_a_person_reads_it_as_tables(rig: Rig) -> None:
     shown = rig.call("--feature", rig.firing(rig.saes[2]), "--no-verify", "--parents", 2)
     assert shown.exit_code == 0, shown.output
-    for words in ("completeness", "depth", "Component", "Mostly through", "resid_post.1 feature"):
+    for words in ("completeness", "depth", "Component", "Through", "resid_post.1:"):
         assert words in " ".join(shown.output.split()), words
 
 
@@ -108,7 +108,7 @@ def test_an_sae_above_the_target_is_left_out_and_that_is_said(rig: Rig) -> None:
     index = rig.firing(rig.saes[1])
     done = rig.call("--feature", index, "--layer", 1, "--no-verify", "--json")
     assert done.exit_code == 0, done.output
-    assert [sae["site"] for sae in json.loads(done.stdout)["saes"]] == ["resid_post.0"]
+    assert [sae["site"] for sae in json.loads(done.stdout)["saes"]] == ["resid_post.0", "resid_post.1"]
     assert "The SAE at resid_post.2 is not below the target: it was left out." in " ".join(
         done.stderr.split()
     )
@@ -141,7 +141,7 @@ def test_without_saes_below_the_commands_that_make_them_are_told(rig: Rig) -> No
     done = rig.call("--token-id", 3, "--json", saes=())
     assert done.exit_code == 0, done.output
     found, said = json.loads(done.stdout), " ".join(done.stderr.split())
-    assert (found["depth"], found["edges"]) == (0, [])
+    assert (found["depth"], found["saes"]) == (0, [])
     assert found["completeness"] == pytest.approx(1, abs=1e-4), "what is exact is told all the same"
     top = rig.loaded.n_layers - 1
     blocks = " ".join(map(str, upstream_layers(top, has_own=False)))
