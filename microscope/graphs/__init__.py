@@ -3,6 +3,7 @@
 The portal imports this, too: no torch.
 """
 
+from microscope.graphs.attribution_graph import write_attribution_graph
 from microscope.graphs.checks import MAX_EDGES, MAX_NODES, check, target_first
 from microscope.graphs.contraction import Fold, Folded, contract, depth, is_hop
 from microscope.graphs.document import (
@@ -24,6 +25,7 @@ from microscope.graphs.document import (
     Summary,
     updated,
 )
+from microscope.graphs.files import GraphFile, read_graph_file
 from microscope.graphs.pinned import pinned_completeness
 from microscope.graphs.summary import error_share, spearman, summarise
 
@@ -39,6 +41,7 @@ __all__ = [
     "Fold",
     "Folded",
     "Graph",
+    "GraphFile",
     "GraphSae",
     "GraphTarget",
     "GraphToken",
@@ -54,8 +57,10 @@ __all__ = [
     "error_share",
     "is_hop",
     "pinned_completeness",
+    "read_graph_file",
     "spearman",
     "summarise",
     "target_first",
     "updated",
+    "write_attribution_graph",
 ]

@@ -13,6 +13,8 @@ MAX_NODES = 50_000
 MAX_EDGES = 200_000
 MAX_PARTS = 1_000_000
 """Parts of all edges together, and components."""
+MAX_TOKENS = 100_000
+MAX_BLOCKS = 10_000
 
 PARTS_TOLERANCE = 1e-5
 """How far the sum of parts may be from their edge: of its size, or of the sum of the parts' sizes if larger."""
@@ -71,6 +73,8 @@ def _sizes(graph: Graph) -> None:
         ("edges", len(graph.edges), MAX_EDGES),
         ("parts of edges", parts, MAX_PARTS),
         ("components", len(graph.components), MAX_PARTS),
+        ("tokens", len(graph.tokens), MAX_TOKENS),
+        ("blocks", graph.n_layers, MAX_BLOCKS),
     ):
         if found > most:
             raise too_large(found, what, most)

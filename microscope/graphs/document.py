@@ -6,7 +6,7 @@ attention score before the softmax.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -206,7 +206,8 @@ class Graph(msgspec.Struct, kw_only=True, frozen=True):
 
     ``completeness`` is that of the exact components of the target. ``precision`` is what attributions were
     computed in, ``runs_in`` what the model runs in. ``notes`` are sentences a reader should see: SAEs that are
-    missing, what was left out.
+    missing, what was left out. ``foreign`` is what the file of another program held that has no place here, given
+    back when the graph is exported in that format.
     """
 
     format: Literal["microscope-graph"] = "microscope-graph"
@@ -228,6 +229,7 @@ class Graph(msgspec.Struct, kw_only=True, frozen=True):
     accounts: tuple[Account, ...] = ()
     summary: Summary = Summary()
     notes: tuple[str, ...] = ()
+    foreign: dict[str, Any] = {}
 
     def node(self, name: str) -> Node:
         """The node of an id; raises :class:`KeyError`."""
