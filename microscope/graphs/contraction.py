@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from microscope.graphs.checks import PARTS_TOLERANCE, target_first
+from microscope.graphs.checks import target_first
 from microscope.graphs.document import Edge, Graph
 
 MEDIATED = 0.25
 """Which share of an effect has to go through the child for an edge of hop 2 or more to count."""
+COMPUTED = 0.05
+"""Which share of the sizes of an edge's parts heads, MLPs and blocks have to hold for the edge to be a hop."""
 
 
 class Fold(msgspec.Struct, kw_only=True, frozen=True):
@@ -70,8 +72,8 @@ def contract(graph: Graph) -> Folded:
 def depth(graph: Graph) -> int:
     """Hops on the longest path that ends at a target and whose every edge was verified.
 
-    An edge is a hop when it is no carry, was verified on the running model, and passes a head, an MLP or a block
-    on the way; one of hop 2 or more counts only when ``mediated`` is at least 0.25. A path may use carries that
+    An edge is a hop when it is no carry, was verified on the running model, and heads, MLPs and blocks on the way
+    hold at least 5 % of it; one of hop 2 or more counts only when ``mediated`` is at least 0.25. A path may use carries that
     were not refuted; they add nothing. It may not enter a fold at one member and leave it at a lower one, since
     nothing flows down.
 
@@ -100,10 +102,10 @@ def is_hop(edge: Edge) -> bool:
 
 
 def computed(edge: Edge) -> bool:
-    """Whether a head, MLP or block has a part in an edge beyond rounding: 1e-5 of the sizes of all parts."""
+    """Whether heads, MLPs and blocks hold at least 5 % of an edge: of the sizes of all parts, small ones included."""
     sizes = sum(abs(part.attribution) for part in edge.parts)
-    passed = sum(abs(part.attribution) for part in edge.parts if part.kind != "direct")
-    return passed > PARTS_TOLERANCE * sizes
+    passed = sum(abs(part.attribution) for part in edge.parts if part.kind in ("head", "mlp", "block"))
+    return passed > 0 and passed >= COMPUTED * sizes
 
 
 def _joins(edge: Edge) -> bool:

@@ -1736,7 +1736,7 @@ export interface components {
          * @description How far the attributions of one node add up.
          *
          *     ``value − constant`` is what is to be explained: ``constant`` holds what no parent could change (the encoder's
-         *     bias). ``features``, ``errors`` and ``biases`` sum over *all* parents, shown or not; ``modules`` are biases of
+         *     bias). ``features`` holds embeddings, too, where those are the parents; ``features``, ``errors`` and ``biases`` sum over *all* parents, shown or not; ``modules`` are biases of
          *     the blocks in between. ``shown`` sums the edges of the graph, ``absolute`` the sizes of all attributions,
          *     ``absolute_errors`` the sizes of those of error nodes; None where that is not known.
          */
@@ -2517,7 +2517,8 @@ export interface components {
          *
          *     ``completeness`` is that of the exact components of the target. ``precision`` is what attributions were
          *     computed in, ``runs_in`` what the model runs in. ``notes`` are sentences a reader should see: SAEs that are
-         *     missing, what was left out.
+         *     missing, what was left out. ``foreign`` is what the file of another program held that has no place here, given
+         *     back when the graph is exported in that format.
          */
         Graph: {
             /**
@@ -2572,6 +2573,8 @@ export interface components {
             summary: components["schemas"]["Summary"];
             /** @default [] */
             notes: string[];
+            /** @default {} */
+            foreign: Record<string, never>;
         };
         /** @description What somebody said about a graph. */
         GraphComment: {
@@ -3215,7 +3218,8 @@ export interface components {
          * @description Something that contributes.
          *
          *     ``target`` is what is explained. ``feature``, ``error`` and ``bias`` belong to an SAE's ``site``: one latent,
-         *     what the SAE leaves over, and its own constant. ``error`` and ``feature`` nodes have a ``position``.
+         *     what the SAE leaves over, and its own constant. ``embedding`` is a token itself, below all SAEs. All but ``bias``
+         *     have a ``position``.
          *     ``layer`` is the block behind which the node is read; a token's logit has the number of blocks.
          *
          *     Args:
@@ -3547,10 +3551,12 @@ export interface components {
         /**
          * Part
          * @description The share of an edge that first passes through one head or MLP behind its parent; ``direct`` passes none.
+         *
+         *     ``other`` sums the small ones.
          */
         Part: {
             /** @enum {unknown} */
-            kind: "block" | "direct" | "head" | "mlp";
+            kind: "block" | "direct" | "head" | "mlp" | "other";
             attribution: number;
             /** @default null */
             layer: number | null;
