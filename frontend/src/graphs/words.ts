@@ -104,6 +104,7 @@ const KINDS: Record<Component["kind"] | Contributor["kind"] | Part["kind"], stri
   feature: "feature",
   error: "error",
   direct: "direct",
+  other: "smaller ones",
 };
 
 type Module = Pick<Part, "layer" | "head"> & { kind: keyof typeof KINDS; index?: number | null; position?: number | null };
