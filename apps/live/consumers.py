@@ -105,6 +105,12 @@ class LiveConsumer(Socket):
                 self.session.generate(message)
             case p.StopGeneration():
                 self.session.stop_generation()
+            case p.ReadProvenance():
+                self.session.graphs.read(message)
+            case p.StopProvenance():
+                self.session.graphs.stop()
+            case p.ReadAttended():
+                self.session.read_attended(message)
 
     async def leave(self) -> None:
         """End the session."""

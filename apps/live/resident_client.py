@@ -18,6 +18,9 @@ from microscope import protocol as p
 log = structlog.get_logger(__name__)
 
 R = TypeVar("R", bound=p.Message)
+E = TypeVar("E", bound=p.Message)
+# Answers after which more come to the same request.
+_PIECES = (p.Generated, p.GraphBegun, p.GraphProgress)
 OnQueued = Callable[[p.Queued], None]
 CONNECT_SECONDS = 10.0  # the machine may be busy
 
@@ -150,23 +153,44 @@ class ResidentClient:
             ResidentLost: the worker died.
             ResidentError: the worker refused, or gave up.
         """
+        return self._stream(request, session, p.GenerationEnded, p.Generated)
+
+    def explain(
+        self, request: p.ReadProvenance, session: str
+    ) -> AsyncIterator[p.GraphBegun | p.GraphProgress | p.GraphEnded]:
+        """Send now; yields the first picture of a graph, every update, and at last the end.
+
+        Raises:
+            ResidentLost: the worker died.
+            ResidentError: the worker refused, or gave up.
+        """
+        return self._stream(request, session, p.GraphEnded, p.GraphBegun, p.GraphProgress)
+
+    def _stream(
+        self, request: p.ResidentRequest, session: str, end: type[E], *pieces: type[R]
+    ) -> AsyncIterator[R | E]:
         number = self._send(request, session)
         answers: asyncio.Queue[p.ResidentReply | ResidentLost] = asyncio.Queue()
         self._streams[number] = answers
-        return self._tokens(number, answers)
+        return self._pieces(number, answers, end, pieces)
 
-    async def _tokens(
-        self, number: int, answers: asyncio.Queue[p.ResidentReply | ResidentLost]
-    ) -> AsyncIterator[p.Generated | p.GenerationEnded]:
+    async def _pieces(
+        self,
+        number: int,
+        answers: asyncio.Queue[p.ResidentReply | ResidentLost],
+        end: type[E],
+        pieces: tuple[type[R], ...],
+    ) -> AsyncIterator[R | E]:
         try:
             while True:
                 reply = await answers.get()
                 if isinstance(reply, ResidentLost):
                     raise reply
-                if isinstance(reply, p.GenerationEnded):
+                if isinstance(reply, end):
                     yield reply
                     return
-                yield checked(reply, p.Generated)
+                expect = type(reply) if isinstance(reply, pieces) else pieces[0]
+                yield checked(reply, expect)
         finally:
             self._streams.pop(number, None)
 
@@ -203,7 +227,7 @@ class ResidentClient:
                 stream = self._streams.get(number)
                 if stream is not None:
                     stream.put_nowait(reply)
-                    if not isinstance(reply, p.Generated):  # the end, even if nobody iterates any more
+                    if not isinstance(reply, _PIECES):  # the end, even if nobody iterates any more
                         del self._streams[number]
                     continue
                 future = self._waiting.get(number)

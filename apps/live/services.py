@@ -37,10 +37,11 @@ ATTACH_SECONDS = 2.0
 
 
 class SaePath(NamedTuple):
-    """The folder of an SAE, and how many features edits of it may name."""
+    """The folder of an SAE, how many features edits of it may name, and what people call it."""
 
     path: str
     width: int
+    name: str
 
 
 class Paths(NamedTuple):
@@ -148,7 +149,7 @@ def resident_of(model: LanguageModel) -> Resident:
 def live_paths(model: LanguageModel) -> Paths:
     """What a live session of the model may use."""
     saes = {
-        fingerprint: SaePath(str(sae.artifact.checkout()), sae.width)
+        fingerprint: SaePath(str(sae.artifact.checkout()), sae.width, sae.name)
         for fingerprint, sae in sae_map(model).items()
         if sae.artifact is not None
     }

@@ -17,6 +17,7 @@ from apps.live.resident_client import ClientPool, ResidentClient, ResidentLost, 
 from apps.live.resident_link import ResidentLink, Say, Spawn
 from apps.live.services import Paths, Resident
 from apps.live.session_files import SessionFiles
+from apps.live.session_graphs import SessionGraphs
 from microscope import protocol as p
 from microscope.params import EditPlan, validate_plan
 
@@ -60,6 +61,14 @@ class LiveSession:
         self._opener: asyncio.Task[None] | None = None
         self._generation = 0
         self._waiting = 0
+        self.graphs = SessionGraphs(
+            files=self._files,
+            say=say,
+            ready=self._ready,
+            current=lambda: self._session,
+            ask=self._ask,
+            say_failure=self._say_failure,
+        )
 
     # --- the worker -----------------------------------------------------------------------------------
 
@@ -230,19 +239,30 @@ class LiveSession:
         self,
         client: ResidentClient,
         session: str,
-        request: p.ReadPositions | p.ReadFeatures,
+        request: p.ReadPositions | p.ReadFeatures | p.ReadAttended,
         expect: type[p.Message],
     ) -> None:
         try:
             if isinstance(request, p.ReadPositions):
                 await self._files.attach(client, request.plan)
             else:
-                await self._files.attach_sae(client, request.sae)
+                for name in request.saes if isinstance(request, p.ReadAttended) else (request.sae,):
+                    await self._files.attach_sae(client, name)
             await self._say(await client.request(request, expect, session))
         except ResidentLost:
             return
         except MicroscopeError as error:
             await self._say_failure(session, error)
+
+    def read_attended(self, request: p.ReadAttended) -> None:
+        """Ask why a head attends somewhere; the answer comes by itself.
+
+        Raises:
+            MicroscopeError: there is no session, or too much was asked for.
+        """
+        request.check()
+        client, session = self._ready()
+        self._ask(self._read(client, session, request, p.AttentionExplained))
 
     def generate(self, request: p.Generate) -> None:
         """Continue the prompt; tokens come by themselves, and then the end.

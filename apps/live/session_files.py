@@ -65,6 +65,11 @@ class SessionFiles:
             )
         return found
 
+    def name_of(self, fingerprint: str) -> str:
+        """What people call an SAE that was looked up; its fingerprint where they do not any more."""
+        found = self._paths.saes.get(fingerprint)
+        return fingerprint if found is None else found.name
+
     async def _adapter(self, fingerprint: str) -> str:
         if fingerprint not in self._paths.adapters:
             await self.refresh()

@@ -28,10 +28,10 @@ _VERDICTS = {"causal": "[blue]causal", "weak": "weak", "not shown": "[bold]not s
 def provenance(**values: Any) -> None:
     """Explain where a feature, a token or an attention score comes from, and measure every edge.
 
-    microscope provenance --model Qwen/Qwen3-0.6B --sae-path saes/4 saes/8 saes/12 --prompt TEXT --feature 42
+    microscope provenance --model Qwen/Qwen3-0.6B --sae-path sae/ --prompt "the state of" --token " union"
 
-    The feature is of the topmost SAE. Also --token " Paris", with --against " Rome" for their difference, and
-    --attention 5.3:11:4 for the score of head 3 of block 5 from position 11 to position 4.
+    With --feature 42 a feature of the topmost SAE is explained, with --against the difference of two tokens, and
+    with --attention 5.3:11:4 the score of head 3 of block 5 from position 11 to position 4.
     """
 
     def work(params: ProvenanceParams, progress: Progress) -> dict[str, Any]:

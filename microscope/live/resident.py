@@ -131,7 +131,7 @@ class ResidentModel:
         self.sessions.admit(session, need, f"The prompt of {len(ids)} tokens")
         device = self.loaded.device
         special = torch.tensor([i in self.special_tokens for i in ids], device=device)
-        baseline = self.sessions.add(session, Session(torch.tensor(ids, device=device), special))
+        baseline = self.sessions.add(session, Session(torch.tensor(ids, device=device), special, prompt))
         return self._view(baseline), compare(baseline.logits, baseline.logits, top=top)
 
     def close(self, session: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from microscope.errors import MicroscopeError
+from microscope.graphs import Graph, GraphUpdate
 from microscope.heap import trim_heap
 from microscope.live.generate import Generation
 from microscope.live.run import PromptRun, bytes_held, run_baseline, states_bytes
@@ -38,7 +39,7 @@ class Outcome:
 
 @dataclass
 class Session:
-    """A prompt ``[positions]`` and what was computed for it.
+    """A prompt, its tokens ``[positions]``, and what was computed for it.
 
     ``unpatched`` is the run without a plan, None while it is evicted: it is made again when next needed.
     ``outcomes`` are answers and ``runs`` whole runs, both by fingerprint of the plan.
@@ -46,11 +47,14 @@ class Session:
 
     tokens: Tensor
     special: Tensor
+    prompt: str = ""
     unpatched: PromptRun | None = None
     outcomes: OrderedDict[str, Outcome] = field(default_factory=OrderedDict)
     runs: OrderedDict[str, PromptRun] = field(default_factory=OrderedDict)
     generation: Generation | None = None
     reserved: int = 0  # what it may come to hold while a text is being written
+    graph: Iterator[Graph | GraphUpdate] | None = None  # the pieces still to come
+    graph_bytes: int = 0  # what it holds while it is being made
     _nbytes: int | None = None  # its memory, while nothing changes it
 
     @property
@@ -84,8 +88,14 @@ class Session:
 
     @property
     def claimed(self) -> int:
-        """Memory held, or kept free for the text that is being written, whichever is more."""
-        return self.nbytes if self.generation is None else max(self.nbytes, self.reserved)
+        """Memory held, or kept free for the text that is being written, whichever is more, and for a graph."""
+        text = self.nbytes if self.generation is None else max(self.nbytes, self.reserved)
+        return text if self.graph is None else text + self.graph_bytes
+
+    @property
+    def busy(self) -> bool:
+        """Whether a text or a graph is being made, which cannot be made again from where it is."""
+        return self.generation is not None or self.graph is not None
 
     def measure(self) -> int:
         """Count the memory held."""
@@ -148,7 +158,7 @@ class SessionCache:
         if session is not None:
             nbytes = session.nbytes
             session.evict_runs()
-            session.unpatched = session.generation = None
+            session.unpatched = session.generation = session.graph = None
             self._freed(nbytes)
 
     def __len__(self) -> int:
@@ -170,13 +180,11 @@ class SessionCache:
             MicroscopeError: ``session_too_big``; it cannot be held, whatever other sessions give up.
         """
         pinned = sum(
-            session.claimed
-            for other, session in self.by_name.items()
-            if session.generation is not None and other != name
+            session.claimed for other, session in self.by_name.items() if session.busy and other != name
         )
         free = min(self.limit, bytes_free(self._loaded.device) + self.nbytes) - pinned
         if need > free:
-            beside = " beside the texts that are being written" if pinned else ""
+            beside = " beside the texts and graphs that are being made" if pinned else ""
             raise MicroscopeError(
                 "session_too_big",
                 f"{what} needs {need / 1e9:.1f} GB while it is open; "

@@ -194,6 +194,12 @@ def _token(loaded: LoadedModel, text: str | None, number: int | None) -> int | N
             f"{text[:80]!r} is {len(ids)} tokens for this model ({pieces[:200]}); one is needed.",
             "Mind the space in front of a word, or give the number with --token-id.",
         )
+    if ids[0] == loaded.tokenizer.unk_token_id and text.strip() != loaded.tokenizer.unk_token:
+        raise MicroscopeError(
+            "not_one_token",
+            f"{text[:80]!r} is nothing that this model's tokenizer knows.",
+            "Choose another token, or give its number with --token-id.",
+        )
     return ids[0]
 
 

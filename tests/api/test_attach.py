@@ -120,7 +120,7 @@ class Listener:
 def test_a_large_sae_is_attached_after_the_answer(world, client_of, worker) -> None:
     sae, viewer = world.sae, client_of("viewer")
     folder = str(sae.artifact.checkout())
-    here = Listener(worker, Paths({sae.fingerprint: SaePath(folder, sae.width)}, {}))
+    here = Listener(worker, Paths({sae.fingerprint: SaePath(folder, sae.width, sae.name)}, {}))
     elsewhere = Listener(worker, Paths({}, {}))  # another project's, on the same worker
     for _ in range(2):
         answer = viewer.post(f"/api/v1/saes/{sae.pk}/attach")
@@ -146,7 +146,7 @@ def test_a_large_sae_that_is_damaged_is_told_and_told_again(world, client_of, wo
     folder = sae.artifact.checkout()
     for file in folder.glob("*.safetensors"):
         file.write_bytes(b"\0" * 100)
-    here = Listener(worker, Paths({sae.fingerprint: SaePath(str(folder), sae.width)}, {}))
+    here = Listener(worker, Paths({sae.fingerprint: SaePath(str(folder), sae.width, sae.name)}, {}))
     assert viewer.post(f"/api/v1/saes/{sae.pk}/attach").status_code == 202
     worker.may_read.set()
     wait_for(lambda: here.attached, 10, "for the announcement")

@@ -104,6 +104,9 @@ def things(
     steps = [
         trace(QWEN, 10, "activations.parquet"),
         train("activations.parquet", 10, "sae"),
+        ["trace", "--model", QWEN, "--layers", "6", "14", "--text", "corpus", *_RECORD, "--out", "around"],
+        train("around", 6, "saes/6"),
+        train("around", 14, "saes/14"),
         trace(GPT2, 8, "activations@gpt2"),
         train("activations@gpt2", 8, "sae@gpt2"),
         trace(SMOL, 15, "activations@smol"),
@@ -138,7 +141,7 @@ def things(
     ]
     for step, ran in zip(steps, run_all([(folder, step) for step in steps]), strict=True):
         assert ran["status"] == 0, (step, ran["err"])
-    for copy in ("sae_checkpoints", "one", "other", "ours", "theirs"):
+    for copy in ("sae_checkpoints", "one", "other", "ours", "theirs", "saes/10"):
         shutil.copytree(folder / "sae", folder / copy)
     _write_adapter(folder / "their_adapter@gpt2", hub)
     return {path.name: path for path in folder.iterdir()} | {

@@ -112,6 +112,11 @@ PROMISES: dict[str, Look] = {
     "microscope export --sae-path sae/ --format saelens --out for_saelens/": (
         holds("for_saelens/cfg.json", "for_saelens/sae_weights.safetensors")
     ),
+    'microscope provenance --model Qwen/Qwen3-0.6B --sae-path sae/ --prompt "the state of" --token " union"': says(
+        "completeness", "depth", "resid_post.10:"
+    ),
+    "microscope provenance --model Qwen/Qwen3-0.6B --sae-path saes/6 saes/10 saes/14"
+    ' --prompt "the state of the union is" --token " strong" --out graph.json': holds("graph.json"),
     "microscope patch export --help": says("--target", "peft", "merged", "bundle"),
     "microscope patch create --sae-path sae/ --feature 42 --kind ablate --out patch.json": holds(
         "patch.json"

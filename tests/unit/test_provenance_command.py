@@ -173,6 +173,7 @@ def test_blocks_below_a_target_are_spread(layer: int, has_own: bool, blocks: tup
         (("--feature", 64), "64"),
         (("--feature", 1, "--layer", 3), "No SAE was at block 3"),
         (("--token", "strong house"), "is 2 tokens for this model"),
+        (("--token", "é"), "is nothing that this model's tokenizer knows"),
         (("--token-id", 10**6), "is not in the vocabulary"),
         (("--attention", "9.0:1:0"), "Layer 9 does not exist"),
         (("--direction", "/nowhere/v.json", "--direction-layer", 1), "holds no direction"),

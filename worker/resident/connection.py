@@ -7,14 +7,16 @@ import functools
 import logging
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from microscope import protocol as p
+from microscope.errors import MicroscopeError
 from worker.resident import answers
 from worker.resident.fair_queue import Superseded, Work
+from worker.resident.graphs import Graphs
+from worker.resident.running import Running
 
 if TYPE_CHECKING:
     from worker.resident.server import ResidentServer
@@ -27,18 +29,6 @@ HELLO_SECONDS, STALL_SECONDS = 20.0, 120.0
 MAX_PENDING, MAX_UNSENT = 4096, 64 * 2**20
 
 
-@dataclass
-class Generating:
-    """A generation under way, from its queued beginning; ``ended`` says why it is no longer."""
-
-    start: Work
-    ended: str = ""
-
-    def over(self) -> bool:
-        """Whether no further token is wanted."""
-        return self.ended != ""
-
-
 class Connection:
     """Reads requests until the peer leaves. The names of its sessions are its own, and they end with it."""
 
@@ -48,7 +38,8 @@ class Connection:
         self._welcome = False
         self._sessions: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._generating: dict[str, Generating] = {}
+        self._generating: dict[str, Running] = {}
+        self._graphs = Graphs(server, self._send)
         self._sending = asyncio.Lock()
         self._unsent = 0
         self._ended = False
@@ -95,6 +86,8 @@ class Connection:
             case p.Generate():
                 running = self._begin(session, request)
                 self._spawn(self._generate(number, session, frame.session, request, running))
+            case p.ReadProvenance():
+                await self._begin_graph(number, session, frame.session, request)
             case p.AttachSae() | p.AttachAdapter():
                 self._spawn(self._attach(number, request))
             case _:
@@ -130,6 +123,7 @@ class Connection:
         match frame.message:
             case p.Open() as request:
                 self._halt(session, "stopped")
+                self._graphs.halt(session, "stopped")
                 self._sessions.add(session)
                 return submit(session, functools.partial(self._open, session, frame.session, request))
             case p.Apply() as request:
@@ -147,8 +141,12 @@ class Connection:
             case p.StopGeneration():
                 self._halt(session, "stopped")
                 return submit(session, functools.partial(self._resident.stop_generation, session))
+            case p.StopProvenance():
+                self._graphs.halt(session, "stopped")
+                return submit(session, functools.partial(self._graphs.stop, session))
             case p.CloseSession():
                 self._halt(session, "stopped")
+                self._graphs.halt(session, "stopped")
                 self._sessions.discard(session)
                 self._server.end_session(session)
         return None
@@ -187,7 +185,7 @@ class Connection:
         if running is not None and not running.over():
             running.ended = reason
 
-    def _begin(self, session: str, request: p.Generate) -> Generating:
+    def _begin(self, session: str, request: p.Generate) -> Running:
         """Take over from a generation that may run; from here on it asks for no further token.
 
         The beginning is queued now: a plan that arrives next must be applied next.
@@ -201,11 +199,11 @@ class Connection:
             temperature=request.temperature,
             max_tokens=request.max_tokens,
         )
-        running = self._generating[session] = Generating(self._server.submit(session, begin))
+        running = self._generating[session] = Running(self._server.submit(session, begin))
         return running
 
     async def _generate(
-        self, number: int, session: str, name: str, request: p.Generate, running: Generating
+        self, number: int, session: str, name: str, request: p.Generate, running: Running
     ) -> None:
         """Send one token per turn, so that others' turns come in between, until told to end."""
         next_tokens = functools.partial(self._resident.next_tokens, session)
@@ -227,6 +225,16 @@ class Connection:
         finally:
             if self._generating.get(session) is running:
                 del self._generating[session]
+
+    # --- graphs ---------------------------------------------------------------------------------------
+
+    async def _begin_graph(self, number: int, session: str, name: str, request: p.ReadProvenance) -> None:
+        try:
+            running = self._graphs.begin(session, request)
+        except MicroscopeError as error:
+            await self._send(number, answers.failure(error))
+            return
+        self._spawn(self._graphs.stream(number, session, name, request, running))
 
     # --- replies --------------------------------------------------------------------------------------
 

@@ -1,0 +1,77 @@
+"""Graphs in live sessions: one piece at a time, so that others' turns come in between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from microscope.errors import MicroscopeError
+from microscope.graphs import Graph, GraphTarget, GraphUpdate
+from microscope.live.resident import ResidentModel
+from microscope.provenance import Limits, explain
+
+
+def start_graph(
+    resident: ResidentModel,
+    session: str,
+    target: GraphTarget,
+    saes: Sequence[str],
+    *,
+    limits: Limits | None = None,
+    verify: bool = True,
+) -> None:
+    """Begin to explain a target on a session's prompt, unpatched; ends a graph that is being made there.
+
+    Nothing is computed yet: :func:`next_piece` does that.
+
+    Args:
+        session: whose prompt.
+        target: what to explain.
+        saes: fingerprints of attached SAEs whose latents are nodes.
+        limits: how much to make.
+        verify: whether to measure edges on the running model.
+
+    Raises:
+        MicroscopeError: ``no_session`` or ``sae_not_attached``.
+    """
+    state = resident.sessions.get(session)
+    stop_graph(resident, session)
+    # Held here: an SAE that is let go of meanwhile stays with the graph that names it.
+    chosen = {name: resident.attached.sae(name) for name in saes}
+    if target.kind == "feature":
+        chosen.setdefault(target.sae, resident.attached.sae(target.sae))
+    state.graph = explain(
+        resident.loaded,
+        state.tokens.tolist(),
+        target,
+        chosen,
+        prompt=state.prompt,
+        limits=limits,
+        verify=verify,
+        runner=resident.runner,
+    )
+
+
+def next_piece(resident: ResidentModel, session: str) -> Graph | GraphUpdate | None:
+    """The next piece of a session's graph: the first picture, then updates; None when it is done.
+
+    Raises:
+        MicroscopeError: ``no_session``, ``no_graph``, or what :func:`explain` raises, which ends it.
+    """
+    state = resident.sessions.get(session)
+    if state.graph is None:
+        raise MicroscopeError("no_graph", "No graph is being made.", "Ask for one first.")
+    try:
+        piece = next(state.graph, None)
+    except BaseException:
+        stop_graph(resident, session)
+        raise
+    if piece is None:
+        stop_graph(resident, session)
+    return piece
+
+
+def stop_graph(resident: ResidentModel, session: str) -> None:
+    """End a graph; it is fine if there is none."""
+    state = resident.sessions.by_name.get(session)
+    if state is not None:
+        state.graph, state.graph_bytes = None, 0

@@ -1,0 +1,211 @@
+"""Graphs on the resident worker: streamed piece by piece, ended, and never mixed between people."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from microscope import protocol as p
+from microscope.graphs import Graph, GraphTarget, GraphUpdate, Summary, updated
+from microscope.live import ResidentModel
+from microscope.models import LoadedModel
+from microscope.params import EditPlan
+from microscope.provenance import Limits, explain
+from microscope.sae import SparseAutoencoder, load_sae, save_sae
+from tests.live_rig import random_sae
+from tests.resident_talk import Client
+from worker.resident.server import ResidentServer
+
+PROMPTS = {"a": "the state of union is strong", "b": "people ask congress the state of"}
+Pieces = list[p.GraphBegun | p.GraphProgress]
+
+
+@pytest.fixture(scope="module")
+def saes(llama: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, SparseAutoencoder]:
+    """SAEs of three blocks, lowest first."""
+    folder = tmp_path_factory.mktemp("saes")
+    places = [folder / str(layer) for layer in range(3)]
+    for layer, place in enumerate(places):
+        save_sae(random_sae(llama.d_model, layer, layer), place)
+    return {place: load_sae(place) for place in places}
+
+
+@pytest.fixture
+async def server(llama: LoadedModel, tmp_path: Path) -> AsyncIterator[tuple[ResidentServer, str]]:
+    server = ResidentServer(ResidentModel(llama))
+    listener, _ = await server.listen(f"unix:{tmp_path}/r.sock")
+    async with listener:
+        yield server, f"{tmp_path}/r.sock"
+        for connection in tuple(server.connections):
+            connection.end()
+        # Others use the same model in their own thread next.
+        await server.submit("last", lambda: None).done
+
+
+async def opened(address: str, saes: dict[Path, SparseAutoencoder], *sessions: str) -> Client:
+    client = await Client.connect(address)
+    for folder, sae in saes.items():
+        await client.attach(sae, folder)
+    for name in sessions:
+        assert isinstance(await client.ask(p.Open(prompt=PROMPTS[name]), name), p.Opened)
+    return client
+
+
+def asked(saes: dict[Path, SparseAutoencoder], target: GraphTarget, run: int = 1) -> p.ReadProvenance:
+    names = tuple(sae.config.fingerprint for sae in saes.values())
+    return p.ReadProvenance(run=run, target=target, saes=names, hops=3, parents=3, shown=6, verify=False)
+
+
+def assembled(pieces: Pieces) -> Graph:
+    first = pieces[0]
+    assert isinstance(first, p.GraphBegun)
+    graph = first.graph
+    for piece in pieces[1:]:
+        assert isinstance(piece, p.GraphProgress)
+        graph = updated(graph, piece.update)
+    return msgspec.structs.replace(graph, summary=Summary())  # times differ
+
+
+def alone(llama: LoadedModel, saes: dict[Path, SparseAutoencoder], name: str, target: GraphTarget) -> Graph:
+    """What the library makes of the same, with nobody else about."""
+    known = {sae.config.fingerprint: sae for sae in saes.values()}
+    graph: Graph | None = None
+    tokens = llama.encode(PROMPTS[name])
+    for piece in explain(
+        llama, tokens, target, known, prompt=PROMPTS[name], limits=Limits(3, 3, 6), verify=False
+    ):
+        if isinstance(piece, GraphUpdate):
+            assert graph is not None
+            graph = updated(graph, piece)
+        else:
+            graph = piece
+    assert graph is not None
+    return msgspec.structs.replace(graph, summary=Summary())
+
+
+async def test_two_peoples_graphs_take_turns_and_each_is_as_if_alone(server, llama, saes) -> None:
+    _, address = server
+    targets = {"a": GraphTarget(kind="token", token=5), "b": GraphTarget(kind="token", token=9, position=3)}
+    client = await opened(address, saes, "a", "b")
+    first = client.send_at_once(*((asked(saes, targets[name]), name) for name in targets))
+    of = {first: "a", first + 1: "b"}
+    pieces: dict[str, Pieces] = {"a": [], "b": []}
+    order, ended = [], 0
+    while ended < 2:
+        frame = await client.frame()
+        if isinstance(frame.message, p.GraphEnded):
+            assert frame.message == p.GraphEnded(run=1, reason="done")
+            ended += 1
+            continue
+        assert frame.message.session == of[frame.id]
+        order.append(of[frame.id])
+        pieces[of[frame.id]].append(frame.message)
+    assert order[:4] in (["a", "b", "a", "b"], ["b", "a", "b", "a"]), order
+    for name, target in targets.items():
+        found, wanted = assembled(pieces[name]), alone(llama, saes, name, target)
+        assert found == wanted
+        assert found.edges, "something was explained"
+    assert torch.is_grad_enabled()
+
+
+async def test_others_toggle_between_the_pieces(server, saes) -> None:
+    """A toggle waits for one piece, not for the graph."""
+    _, address = server
+    client = await opened(address, saes, "a", "b")
+    graph = client.send_at_once(
+        (asked(saes, GraphTarget(kind="token", token=5)), "a"), (p.Apply(rev=1, plan=EditPlan()), "b")
+    )
+    before = 0
+    while True:
+        frame = await client.frame()
+        if isinstance(frame.message, p.Computed):
+            break
+        before += frame.id == graph
+    assert before <= 1
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [
+        (p.ReadProvenance(run=2, target=GraphTarget(kind="token", token=1), verify=False), "replaced"),
+        (p.StopProvenance(), "stopped"),
+        (p.Open(prompt="people"), "stopped"),
+        (p.CloseSession(), "stopped"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, p.Request) else "",
+)
+async def test_a_graph_is_ended(server, saes, ending, reason) -> None:
+    resident = server[0].resident
+    client = await opened(server[1], saes, "a")
+    asks = asked(saes, GraphTarget(kind="token", token=5))
+    started = client.send_at_once((asks, "a"), (ending, "a"))
+    said: dict[int, list[p.ResidentReply]] = {started: [], started + 1: []}
+    while not (said[started + 1] and said[started] and isinstance(said[started][-1], p.GraphEnded)):
+        frame = await client.frame()
+        said[frame.id].append(frame.message)
+    *pieces, end = said[started]
+    assert end == p.GraphEnded(run=1, reason=reason)
+    assert len(pieces) <= 1
+    if not isinstance(ending, p.ReadProvenance):
+        assert all(state.graph is None for state in resident.sessions.by_name.values())
+
+
+async def test_a_graph_ends_with_its_connection(server, saes) -> None:
+    held, address = server
+    client = await opened(address, saes, "a")
+    client.send(asked(saes, GraphTarget(kind="token", token=5)), "a")
+    client.writer.close()
+    other = await Client.connect(address)
+    async with asyncio.timeout(20):
+        while (await other.ask(p.ReadStatus())).sessions:
+            await asyncio.sleep(0.02)
+    assert not held.resident.sessions.by_name
+
+
+async def test_what_cannot_be_explained_is_an_answer_and_the_session_goes_on(server, saes) -> None:
+    _, address = server
+    client = await opened(address, saes, "a")
+    top = list(saes.values())[-1].config.fingerprint
+    for request, code in (
+        (asked(saes, GraphTarget(kind="token", token=10**6)), "no_such_token"),
+        (asked(saes, GraphTarget(kind="token", token=1, position=99)), "no_such_position"),
+        (asked(saes, GraphTarget(kind="feature", sae=top, index=64)), "no_such_feature"),
+        (asked(saes, GraphTarget(kind="feature", sae="0" * 32, index=1)), "sae_not_attached"),
+        (
+            p.ReadProvenance(run=1, target=GraphTarget(kind="token", token=1), saes=("0" * 32,)),
+            "sae_not_attached",
+        ),
+        (p.ReadProvenance(run=1, target=GraphTarget(kind="token", token=1), hops=99), "bad_graph_size"),
+    ):
+        reply = await client.ask(request, "a")
+        assert isinstance(reply, p.Failure), (code, reply)
+        assert reply.code == code
+    reply = await client.ask(asked(saes, GraphTarget(kind="token", token=1)), "nobody")
+    assert isinstance(reply, p.Failure)
+    assert reply.code == "no_session"
+    assert isinstance(await client.ask(p.Apply(rev=1, plan=EditPlan()), "a"), p.Computed)
+
+
+async def test_status_answers_while_a_piece_is_computed(server, saes, monkeypatch) -> None:
+    _, address = server
+    client = await opened(address, saes, "a")
+    go = threading.Event()
+
+    def slowly(*_args: object, **_more: object):
+        go.wait(20)
+        yield from ()
+
+    monkeypatch.setattr("microscope.live.graphs.explain", slowly)
+    number = client.send(asked(saes, GraphTarget(kind="token", token=5)), "a")
+    try:
+        status = await client.answer(client.send(p.ReadStatus(), ""))
+        assert isinstance(status, p.Status)
+    finally:
+        go.set()
+    assert await client.answer(number) == p.GraphEnded(run=1, reason="done")
