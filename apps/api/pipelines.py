@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from apps.features.services import start_analysis
 from apps.jobs import services as jobs
 from apps.jobs.models import Pipeline
 from apps.jobs.serializers import PipelineSerializer
+from apps.projects.models import Project
 from apps.projects.policies import Action, require
 from apps.registry.models import Corpus, LanguageModel, Recording
 from apps.registry.services import start_recording
@@ -92,9 +94,44 @@ def start_pipeline(
     """
     project = model.project if model is not None else recording.project if recording is not None else None
     assert project is not None
+
+    def make(pipeline: Pipeline) -> None:
+        source, before = recording, None
+        if source is None:
+            assert model is not None
+            assert corpus is not None
+            source, before = start_recording(
+                actor=actor,
+                model=model,
+                parts=[(corpus, 1.0)],
+                name=name,
+                params=trace or {},
+                pipeline=pipeline,
+            )
+        sae, trained = start_training(
+            actor=actor, recording=source, name=name, params=train, after=before, pipeline=pipeline
+        )
+        if evaluate is not None:
+            start_evaluation(actor=actor, sae=sae, params=evaluate, after=trained, pipeline=pipeline)
+        if analyse is not None:
+            start_analysis(actor=actor, sae=sae, params=analyse, after=trained, pipeline=pipeline)
+
+    return _started(
+        pipeline_once(actor=actor, project=project, name=name, idempotency_key=idempotency_key, make=make)
+    )
+
+
+def pipeline_once(
+    *, actor: Any, project: Project, name: str, idempotency_key: str, make: Callable[[Pipeline], None]
+) -> Pipeline:
+    """A pipeline with the jobs that ``make`` submits, or none of them when one is refused; once per key.
+
+    Raises:
+        Refused, MicroscopeError: what ``make`` raises, or ``idempotency_key_reused``.
+    """
     require(actor, Action.RUN_JOBS, project)
 
-    def earlier() -> Started | None:
+    def earlier() -> Pipeline | None:
         if not idempotency_key:
             return None
         found = Pipeline.objects.filter(created_by=actor, idempotency_key=idempotency_key).first()
@@ -103,7 +140,7 @@ def start_pipeline(
         replayed(found, actor)
         if found.project_id != project.pk:
             raise reused()
-        return _started(found)
+        return found
 
     known = earlier()
     if known is not None:
@@ -113,32 +150,14 @@ def start_pipeline(
             pipeline = Pipeline.objects.create(
                 project=project, created_by=actor, name=name, idempotency_key=idempotency_key or None
             )
-            before = None
-            if recording is None:
-                assert model is not None
-                assert corpus is not None
-                recording, before = start_recording(
-                    actor=actor,
-                    model=model,
-                    parts=[(corpus, 1.0)],
-                    name=name,
-                    params=trace or {},
-                    pipeline=pipeline,
-                )
-            sae, trained = start_training(
-                actor=actor, recording=recording, name=name, params=train, after=before, pipeline=pipeline
-            )
-            if evaluate is not None:
-                start_evaluation(actor=actor, sae=sae, params=evaluate, after=trained, pipeline=pipeline)
-            if analyse is not None:
-                start_analysis(actor=actor, sae=sae, params=analyse, after=trained, pipeline=pipeline)
+            make(pipeline)
             audit.record(actor=actor, action="pipeline.started", target=pipeline, project_id=project.pk)
     except (IntegrityError, Refused):
         known = earlier()  # the same request arrived twice at once and the other one was faster
         if known is None:
             raise
         return known
-    return Started(Pipeline.objects.for_display().get(pk=pipeline.pk), recording.pk, sae.pk)
+    return pipeline
 
 
 def _started(pipeline: Pipeline) -> Started:

@@ -10,6 +10,7 @@ from django.utils.module_loading import module_has_submodule
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 
 from apps.api.pipelines import PipelineViewSet
+from apps.api.upstream import UpstreamView
 from apps.api.views import HealthView, LineageView
 from apps.core.extensions import extensions
 from apps.core.views import Routes
@@ -33,6 +34,7 @@ routes.register("pipelines", PipelineViewSet, basename="pipeline")
 urlpatterns = [
     path("healthz", HealthView.as_view(), name="healthz"),
     path("projects/<uuid:pk>/lineage", LineageView.as_view(), name="project-lineage"),
+    path("graphs/upstream", UpstreamView.as_view(), name="graph-upstream"),
     path("schema/", SpectacularAPIView.as_view(), name="schema"),
     path(
         "docs/",

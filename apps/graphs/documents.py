@@ -14,7 +14,7 @@ from apps.artifacts.models import Artifact
 from apps.core.errors import NotVisible, Refused
 from apps.core.ids import uuid7
 from apps.graphs import models
-from microscope.graphs import Graph, check, summarise
+from microscope.graphs import Graph, check, summarise, write_attribution_graph
 
 DOCUMENT = "graph.json"
 KIND = Artifact.Kind.GRAPH
@@ -95,23 +95,16 @@ class Draft:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def read_foreign(document: dict[str, Any]) -> Graph:
-    """The graph in the JSON of a file.
-
-    Raises:
-        Refused: ``bad_graph``.
-    """
-    try:
-        return msgspec.convert(document, type=Graph)
-    except msgspec.ValidationError as error:
-        raise Refused("bad_graph", f"The file holds no graph: {error}.", attr="document") from error
-
-
 def exported(graph: models.Graph, layout: str) -> bytes:
-    """The file of a graph in one of the formats it is given out in.
+    """The file of a graph in one of the formats it is given out in, with what is arranged on its page if that has a place.
 
     Raises:
         Refused: ``graph_not_ready``.
         NotVisible: its file is gone.
     """
-    return stored_bytes(graph)
+    document = stored_bytes(graph)
+    if layout == "microscope":
+        return document
+    return write_attribution_graph(
+        msgspec.json.decode(document, type=Graph), view=graph.view, name=graph.name
+    )

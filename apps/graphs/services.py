@@ -13,7 +13,7 @@ from apps.audit import services as audit
 from apps.core.errors import Refused, refuse_taken_name, unknown_reference
 from apps.core.etags import lock_unchanged
 from apps.graphs import models
-from apps.graphs.documents import Draft, columns_of, read_foreign
+from apps.graphs.documents import Draft, columns_of
 from apps.graphs.targets import check_target, target_params
 from apps.jobs import services as jobs
 from apps.jobs.models import Job
@@ -23,7 +23,7 @@ from apps.projects.quotas import lock_holders, require_room
 from apps.registry.models import LanguageModel, ResultState
 from apps.registry.readiness import model_not_ready
 from apps.saes.models import Sae
-from microscope.graphs import Graph, GraphTarget, check, summarise
+from microscope.graphs import Graph, GraphTarget, check, read_graph_file, summarise
 
 MAX_VIEW_BYTES = 256 * 1024
 MAX_COMMENTS = 1000
@@ -99,6 +99,7 @@ def keep_graph(
     name: str,
     document: Graph,
     source: models.Graph.Source,
+    view: dict[str, Any] | None = None,
 ) -> models.Graph:
     """Keep a document: one made in a live session, or one of a file. Its headline figures are made anew.
 
@@ -130,6 +131,7 @@ def keep_graph(
             source=source,
             state=ResultState.READY,
             created_by=actor,
+            view=view or {},
             artifact=draft.keep(project.pk),
             **columns_of(document),
         )
@@ -159,14 +161,7 @@ def update_graph(
         Refused: ``name_taken`` or ``view_too_large``.
     """
     require(actor, Action.EDIT, graph.project_id)
-    size = len(msgspec.json.encode(changes.get("view")))
-    if size > MAX_VIEW_BYTES:
-        raise Refused(
-            "view_too_large",
-            f"The view has {size} bytes; {MAX_VIEW_BYTES} are the limit.",
-            "Pin or group fewer nodes.",
-            attr="view",
-        )
+    _check_view(changes.get("view", {}))
     graph = lock_unchanged(graph, made_from)
     for field, value in changes.items():
         setattr(graph, field, value)
@@ -181,6 +176,17 @@ def update_graph(
             data={"fields": sorted(changes)},
         )
     return graph
+
+
+def _check_view(view: dict[str, Any]) -> None:
+    size = len(msgspec.json.encode(view))
+    if size > MAX_VIEW_BYTES:
+        raise Refused(
+            "view_too_large",
+            f"The view has {size} bytes; {MAX_VIEW_BYTES} are the limit.",
+            "Pin or group fewer nodes.",
+            attr="view",
+        )
 
 
 @transaction.atomic
@@ -240,18 +246,21 @@ def delete_comment(*, actor: Any, comment: models.GraphComment) -> None:
 def import_graph(
     *, actor: Any, project: Project, model: LanguageModel | None, name: str, document: dict[str, Any]
 ) -> models.Graph:
-    """Bring in the graph of a file.
+    """Bring in the graph of a file with what was arranged in it: our own, or an attribution graph of others.
 
     Raises:
-        Refused: what :func:`keep_graph` raises.
-        MicroscopeError: what :func:`read_foreign` raises.
+        Refused: what :func:`keep_graph` raises, or ``view_too_large``.
+        MicroscopeError: what :func:`microscope.graphs.read_graph_file` raises.
     """
     require(actor, Action.EDIT, project)
+    file = read_graph_file(document)
+    _check_view(file.view)
     return keep_graph(
         actor=actor,
         project=project,
         model=model,
         name=name,
-        document=read_foreign(document),
+        document=file.graph,
         source=models.Graph.Source.FILE,
+        view=file.view,
     )

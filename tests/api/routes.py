@@ -332,6 +332,9 @@ ROUTES: dict[tuple[str, str], Call] = {
         },
         hidden=400,
     ),
+    ("graph-upstream", "post"): Call(
+        Action.RUN_JOBS, body=lambda w: {"sae": str(w.sae.pk), "corpus": str(w.corpus.pk)}, hidden=400
+    ),
     ("graph-detail", "get"): Call(Action.VIEW, _of("graph")),
     ("graph-detail", "patch"): Call(Action.EDIT, _of("graph"), lambda w: {"note": "look"}),
     ("graph-detail", "delete"): Call(Action.DELETE, _of("graph")),

@@ -238,6 +238,111 @@ def test_a_file_comes_in_as_it_went_out(world, editor) -> None:
     assert error(unknown)["code"] == "unknown_format"
 
 
+def test_an_attribution_graph_of_others_comes_in_with_its_pins_and_goes_out_again(world, editor) -> None:
+    foreign = {
+        "metadata": {"slug": "s", "scan": "gemma-2-2b", "prompt": "a b", "prompt_tokens": ["a", " b"]},
+        "qParams": {"pinnedIds": ["27_5_1"], "supernodes": [["capital", "1_7_1"]]},
+        "nodes": [
+            {
+                "node_id": "27_5_1",
+                "feature": 5,
+                "layer": "27",
+                "ctx_idx": 1,
+                "clerp": "x",
+                "feature_type": "logit",
+                "token_prob": 0.5,
+                "is_target_logit": True,
+            },
+            {
+                "node_id": "1_7_1",
+                "feature": 7,
+                "layer": "1",
+                "ctx_idx": 1,
+                "activation": 2.0,
+                "feature_type": "cross layer transcoder",
+            },
+        ],
+        "links": [{"source": "1_7_1", "target": "27_5_1", "weight": 0.25}],
+    }
+    body = {"project": str(world.project.pk), "name": "theirs", "document": foreign}
+    answer = editor.post(f"{URL}/import", body, format="json")
+    assert answer.status_code == 201, answer.content
+    shown = answer.json()
+    assert (shown["source"], shown["nodes"], shown["edges"], shown["verified"]) == ("file", 2, 1, 0)
+    assert shown["view"]["pins"] == ["27_5_1"]
+    out = json.loads(editor.get(f"{URL}/{shown['id']}/export?format=attribution_graph").content)
+    assert out["qParams"]["pinnedIds"] == ["27_5_1"]
+    assert [(link["source"], link["weight"]) for link in out["links"]] == [("1_7_1", 0.25)]
+    assert out["metadata"]["scan"] == "gemma-2-2b"
+    circle = {
+        **foreign,
+        "links": [*foreign["links"], {**foreign["links"][0], "source": "1_7_1", "target": "1_7_1"}],
+    }
+    lost = {**foreign, "links": [{"source": "nobody", "target": "27_5_1", "weight": 1.0}]}
+    none = {"hello": 1}
+    many = {**foreign, "nodes": [{}] * 50_001}
+    for document, code in (
+        (circle, "graph_cycle"),
+        (lost, "graph_node_missing"),
+        (none, "graph_file_malformed"),
+        (many, "graph_too_large"),
+    ):
+        refused = editor.post(f"{URL}/import", {**body, "name": "bad", "document": document}, format="json")
+        assert refused.status_code in (400, 422), refused.content
+        assert error(refused)["code"] == code
+    assert not Graph.objects.filter(name="bad").exists()
+
+
+# --- SAEs below ---------------------------------------------------------------------------------------
+
+
+def test_saes_below_are_one_request(world, editor) -> None:
+    """Two blocks below an SAE at block 2: recorded in one pass from the same text, trained like the SAE."""
+    world.sae.params = {"arch": "topk", "width": [128], "k": [8], "tokens": 5000, "layer": 2}
+    world.sae.save()
+    body = {"sae": str(world.sae.pk), "trace": {"tokens": 700}}
+    answer = editor.post(f"{URL}/upstream", body, format="json", headers={"Idempotency-Key": "k"})
+    assert answer.status_code == 202, answer.content
+    started = answer.json()
+    assert started["layers"] == [0, 1]
+    kinds = [job["kind"] for job in started["pipeline"]["jobs"]]
+    assert sorted(kinds) == ["analyse", "analyse", "trace", "train", "train"]
+    trace = Job.objects.get(pipeline_id=started["pipeline"]["id"], kind="trace")
+    assert (trace.params["layers"], trace.params["tokens"], str(trace.subject_id)) == (
+        [0, 1],
+        700,
+        started["recording"],
+    )
+    trained = Job.objects.filter(pipeline_id=started["pipeline"]["id"], kind="train").order_by("pk")
+    assert [job.params["layer"] for job in trained] == [0, 1]
+    assert all((job.params["width"], job.params["k"]) == ([128], [8]) for job in trained)
+    assert {job.state for job in trained} == {"waiting"}
+    assert [str(job.subject_id) for job in trained] == started["saes"]
+    again = editor.post(f"{URL}/upstream", body, format="json", headers={"Idempotency-Key": "k"})
+    assert again.json()["pipeline"]["id"] == started["pipeline"]["id"]
+
+
+def test_where_nothing_is_known_it_is_asked_for(world, editor) -> None:
+    bare = LanguageModelFactory(project=world.project)
+    upstream = f"{URL}/upstream"
+    for body, code in (
+        ({}, "invalid"),
+        ({"model": str(bare.pk)}, "required"),
+        ({"model": str(bare.pk), "sae": str(world.sae.pk), "layer": 1}, "invalid"),
+        ({"model": str(bare.pk), "layer": 2}, "no_text"),
+    ):
+        refused = editor.post(upstream, body, format="json")
+        assert refused.status_code in (400, 422), refused.content
+        assert error(refused)["code"] == code, body
+    named = {"model": str(bare.pk), "layer": 99, "corpus": str(world.corpus.pk), "trace": {"tokens": 700}}
+    answer = editor.post(upstream, {**named, "train": {"width": 64, "k": 4}}, format="json")
+    assert answer.status_code == 202, answer.content
+    assert answer.json()["layers"] == [1, 2, 3], "a target above the last block is read behind it"
+    lowest = SaeFactory(recording=world.recording, layer=0)
+    refused = editor.post(upstream, {"sae": str(lowest.pk)}, format="json")
+    assert error(refused)["code"] == "nothing_below"
+
+
 # --- arranged, talked about, deleted ------------------------------------------------------------------
 
 

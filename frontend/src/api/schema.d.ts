@@ -542,6 +542,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/graphs/upstream": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** @description Record up to three blocks below a target in one pass, and train and analyse an SAE on each. */
+        post: operations["graphs_upstream"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/healthz": {
         parameters: {
             query?: never;
@@ -4263,6 +4280,38 @@ export interface components {
             /** @description Checked when all of it is there. */
             sha256?: string;
         };
+        /**
+         * @description Where the target is: at an ``sae``, or behind block ``layer`` of a ``model``.
+         *
+         *     What is not given is taken from the SAE and its recording, or from the newest recording of the model.
+         */
+        UpstreamRequest: {
+            /** Format: uuid */
+            sae?: string;
+            /** Format: uuid */
+            model?: string;
+            layer?: number;
+            /** Format: uuid */
+            corpus?: string | null;
+            /** @default  */
+            name: string;
+            /** @description Parameters of recording. */
+            trace?: {
+                [key: string]: unknown;
+            };
+            /** @description Parameters of training. */
+            train?: {
+                [key: string]: unknown;
+            };
+        };
+        /** @description The pipeline, the blocks, the recording of all of them, and the SAEs to come, lowest first. */
+        UpstreamStarted: {
+            pipeline: components["schemas"]["PipelineSummary"];
+            layers: number[];
+            /** Format: uuid */
+            recording: string;
+            saes: string[];
+        };
         /** @description What a project uses of a resource; limits of 0 are none. ``own_`` is the reader's, over all projects. */
         Usage: {
             /**
@@ -7445,6 +7494,96 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["GraphDetail"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorResponse"];
+                };
+            };
+        };
+    };
+    graphs_upstream: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key again gets the answer of the first request instead of a second job. */
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["UpstreamRequest"];
+            };
+        };
+        responses: {
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UpstreamStarted"];
                 };
             };
             400: {
