@@ -181,6 +181,8 @@ class Lab:
             return not active
 
         wait_for(ended, 300, "for the jobs to end")
+        for graph in list(self.alice.each("/graphs", project=project)):
+            self.alice.delete(f"/graphs/{graph['id']}")
         for kind, kept in (("saes", self.sae), ("recordings", self.recording), ("models", self.model)):
             for row in list(self.alice.each(f"/{kind}", project=project)):
                 if row["id"] != kept["id"]:
