@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from microscope import graphs as g
 from microscope.params import ProvenanceParams, decode_params
 from tests.factories import GraphFactory, LanguageModelFactory, RecordingFactory, SaeFactory, document_for
 
+FOREIGN = Path(__file__).parents[1] / "unit/attribution_graph.json"
 URL = "/api/v1/graphs"
 
 
@@ -341,6 +343,40 @@ def test_where_nothing_is_known_it_is_asked_for(world, editor) -> None:
     lowest = SaeFactory(recording=world.recording, layer=0)
     refused = editor.post(upstream, {"sae": str(lowest.pk)}, format="json")
     assert error(refused)["code"] == "nothing_below"
+
+
+def test_a_graph_of_circuit_tracer_comes_in_and_goes_out_again(world, editor) -> None:
+    was = json.loads(FOREIGN.read_bytes())
+    body = {"project": str(world.project.pk), "name": "austin", "document": was}
+    answer = editor.post(f"{URL}/import", body, format="json")
+    assert answer.status_code == 201, answer.content
+    shown = answer.json()
+    assert (shown["nodes"], shown["edges"], shown["verified"], shown["depth"]) == (15, 15, 0, 0)
+    assert shown["view"]["pins"] == ["3_16001_4", "5_902_6", "7_9432_6"]
+    assert [group["name"] for group in shown["view"]["groups"]] == ["Texas", "Texas (2)"]
+    url = f"{URL}/{shown['id']}"
+    assert any("gemma-2-2b" in note for note in editor.get(f"{url}/document").json()["notes"])
+    editor.patch(url, {"view": {"pins": ["5_902_6"]}}, format="json")
+    back = json.loads(editor.get(f"{url}/export?format=attribution_graph").content)
+    assert {**back, "qParams": None} == {**was, "qParams": None}
+    assert (back["qParams"]["pinnedIds"], back["qParams"]["supernodes"]) == (["5_902_6"], [])
+    was["links"].append({"source": "5_902_6", "target": "0_17_1", "weight": 1.0})
+    refused = editor.post(f"{URL}/import", {**body, "name": "circle", "document": was}, format="json")
+    assert error(refused)["code"] == "graph_cycle"
+    other = editor.post(f"{URL}/import", {**body, "name": "other", "document": {"nodes": []}}, format="json")
+    assert error(other)["code"] == "graph_file_malformed"
+    assert not Graph.objects.filter(name__in=("circle", "other")).exists()
+
+
+def test_ours_goes_out_for_other_viewers_and_comes_back_whole(world, editor) -> None:
+    kept = json.loads(editor.get(f"{URL}/{world.graph.pk}/document").content)
+    out = editor.get(f"{URL}/{world.graph.pk}/export?format=attribution_graph")
+    assert {"metadata", "qParams", "nodes", "links"} == set(out.json())
+    body = {"project": str(world.project.pk), "name": "back", "document": out.json()}
+    answer = editor.post(f"{URL}/import", body, format="json")
+    assert answer.status_code == 201, answer.content
+    again = json.loads(editor.get(f"{URL}/{answer.json()['id']}/document").content)
+    assert {**again, "summary": None} == {**kept, "summary": None}
 
 
 # --- arranged, talked about, deleted ------------------------------------------------------------------
