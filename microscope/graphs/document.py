@@ -176,8 +176,13 @@ class Account(_Value, frozen=True):
     def completeness(self) -> float:
         """(features + errors + biases + modules) / (value − constant); 1 where nothing is to be explained."""
         wanted = self.value - self.constant
+        return (wanted - self.missing) / wanted if wanted else 1.0
+
+    @property
+    def missing(self) -> float:
+        """What the attributions do not explain of ``value − constant``."""
         found = self.features + self.errors + self.biases + self.modules
-        return found / wanted if wanted else 1.0
+        return self.value - self.constant - found
 
 
 class Summary(_Value, frozen=True):

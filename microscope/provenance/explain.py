@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from msgspec.structs import replace
 
-from microscope.graphs import Graph, GraphSae, GraphTarget, GraphToken, GraphUpdate, Node, updated
+from microscope.graphs import Account, Graph, GraphSae, GraphTarget, GraphToken, GraphUpdate, Node, updated
 from microscope.models import BlockRunner, LoadedModel
 from microscope.models.precision import dtype_name
 from microscope.provenance.components import components
@@ -20,6 +20,8 @@ from microscope.provenance.passes import PromptPass
 from microscope.provenance.targets import TARGET, resolve
 from microscope.sae import SparseAutoencoder
 
+# What is missing of a sum, relative to the sizes of its parts, when something was not held constant.
+_UNHELD = 1e-3
 # Of parents further up, this part of ``shown`` is shown of each.
 _FURTHER, _FEWEST = 4, 4
 
@@ -129,6 +131,7 @@ def explain(
             nodes=_new(graph, hop.nodes),
             edges=tuple(hop.edges),
             accounts=tuple(hop.accounts),
+            notes=tuple(_unheld(held, hop.accounts)),
         )
         graph = updated(graph, update)
         yield update
@@ -166,7 +169,7 @@ def _first(
         components=tuple(c for listed, _ in found for c in listed),
         completeness=max((ratio for _, ratio in found), key=lambda ratio: abs(ratio - 1)),
         accounts=tuple(hop.accounts),
-        notes=tuple(_notes(loaded, upstream, numbers)),
+        notes=(*_notes(loaded, upstream, numbers), *_unheld(held, hop.accounts)),
     )
     return graph, influence
 
@@ -194,6 +197,16 @@ def _notes(loaded: LoadedModel, upstream: Upstream, numbers: Sequence[Explained]
         )
     elif loaded.dtype != torch.float32:
         yield f"The model runs in {dtype_name(loaded.dtype)}; attributions are computed in float32."
+
+
+def _unheld(held: PromptPass, accounts: Sequence[Account]) -> Iterator[str]:
+    """Whether blocks hold nonlinear parts that the freeze does not know: then sums miss what they should be."""
+    off = max((abs(a.missing) / a.absolute for a in accounts if a.absolute), default=0.0)
+    if held.mlp == "gates" and off > _UNHELD and held.loaded.quantisation is None:
+        yield (
+            "Blocks of this model hold nonlinear parts besides attention, norms and gates. Through them attributions "
+            f"are gradients and miss up to {off:.1%} of what they sum over: see the completeness of each node."
+        )
 
 
 def _unique(nodes: Sequence[Node]) -> list[Node]:

@@ -29,10 +29,12 @@ from torch.overrides import TorchFunctionMode
 MlpRule = Literal["gates", "gradient"]
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
-_RSQRT = {torch.rsqrt, Tensor.rsqrt}
+_ROOTS = {torch.rsqrt, Tensor.rsqrt, torch.sqrt, Tensor.sqrt}
 _ATTENTION = {F.scaled_dot_product_attention}
 _MATMUL = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
 _PRODUCT = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, Tensor.multiply}
+# Of an activation they are another activation, as in a squared ReLU.
+_POWERS: set[Callable[..., Any]] = {torch.square, Tensor.square, torch.pow, Tensor.pow, Tensor.__pow__}
 # What leaves a tensor's meaning as it is.
 _SAME = {F.dropout, Tensor.to, Tensor.type_as, Tensor.float, Tensor.contiguous, Tensor.__getitem__}
 _SAME |= {Tensor.__add__, Tensor.__radd__, Tensor.add, torch.add}  # of a gate and a number
@@ -108,8 +110,10 @@ class Freeze(TorchFunctionMode):
             return self._fused(*args, **kwargs)
         if func in _SOFTMAX:
             return self._softmax(func, args, kwargs)
-        if func in _RSQRT:
+        if func in _ROOTS or (func in _POWERS and isinstance(args[-1], float) and args[-1] == -0.5):
             return func(*args, **kwargs).detach()
+        if func is F.normalize:
+            return _normalize(*args, **kwargs)
         if func is F.layer_norm:
             return _layer_norm(*args, **kwargs)
         if func is F.rms_norm or func is getattr(torch, "rms_norm", None):
@@ -121,6 +125,8 @@ class Freeze(TorchFunctionMode):
                 return self._activation(func, args, kwargs)
             if func in _PRODUCT and len(args) == 2:
                 return self._product(func, args)
+            if func in _POWERS and id(args[0]) in self._seen.gates and args[0].requires_grad:
+                return self._activation(func, args, kwargs)
         out = func(*args, **kwargs)
         if func in _SAME and isinstance(out, Tensor) and args:
             self._pass_on(args[0], out)
@@ -246,6 +252,11 @@ def _layer_norm(
     out = centred * torch.rsqrt(centred.detach().pow(2).mean(dims, keepdim=True) + eps)
     out = out if weight is None else out * weight
     return out if bias is None else out + bias
+
+
+def _normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
+    """``normalize`` with its norm held constant."""
+    return x / x.detach().norm(p, dim, keepdim=True).clamp_min(eps)
 
 
 def _rms_norm(

@@ -250,7 +250,14 @@ class Upstream:
 
 def _check(held: PromptPass, cut: Cut) -> None:
     """Whether an SAE can be a place where gradients end."""
+    n_layers = held.loaded.n_layers
     for site in (cut.reads, cut.writes):
+        if not 0 <= site.layer < n_layers:
+            raise MicroscopeError(
+                "layer_out_of_range",
+                f"An SAE is for {site}, and the model has {n_layers} layers.",
+                "It belongs to another model.",
+            )
         held.loaded.family.tap(site)  # raises where the model has no such site
     inside = cut.reads == cut.writes or (
         cut.writes.kind == "mlp_out"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from microscope.errors import MicroscopeError
 from microscope.models import LoadedModel
 from microscope.models.activation import activation_in, with_activation
 from microscope.models.families import Tap
@@ -23,6 +24,8 @@ from microscope.provenance.freeze import Attention, Freeze, MlpRule
 
 # Sites that parts of an edge are told apart by.
 _WATCHED: tuple[SiteKind, ...] = ("resid_mid", "attn_out", "mlp_out")
+# How far a block run by itself may be from the model's own pass, relative: in float32, and where the model rounds more.
+_SAME_EXACT, _SAME_HALF = 1e-3, 0.25
 # From an activation ``[1, positions, width]``, and those of the block's sites so far, to what passes on instead.
 Replace = Callable[[Tensor, Mapping[Site, Tensor]], Tensor]
 
@@ -77,6 +80,9 @@ class PromptPass:
     Attributes:
         embedded: input of block 0 ``[positions, d]``, float32.
         exact: whether the model itself computes in float32.
+
+    Raises:
+        MicroscopeError: ``not_reproduced``, when a block that is run by itself gives other numbers than in the model.
     """
 
     def __init__(self, loaded: LoadedModel, tokens: Sequence[int], mlp: MlpRule = "gates") -> None:
@@ -84,13 +90,15 @@ class PromptPass:
         blocks: Any = loaded.model.get_submodule(loaded.family.blocks)
         self._own = OwnBlocks(loaded.model, blocks)
         ids = torch.tensor([list(tokens)], device=loaded.device)
-        calls, _, _ = self._own.trace(ids)
+        calls, outputs, _ = self._own.trace(ids)
         # As the blocks were called; the streams are made anew, in float32.
         self._calls = [_in_float32(call) for call in calls]
         self.exact = calls[0].x.dtype == torch.float32
         self._inputs: dict[int, Tensor] = {0: calls[0].x[0].float()}
+        # Outputs of all blocks in the model's own pass ``[positions, d]``, in what the model runs in.
+        self._outputs = [call.x[0] for call in calls[1:]] + [first_tensor(outputs[-1])[0]]
         if self.exact:
-            self._inputs = {call.layer: call.x[0] for call in calls}
+            self._inputs |= {layer + 1: out for layer, out in enumerate(self._outputs)}
 
     @property
     def embedded(self) -> Tensor:
@@ -155,9 +163,22 @@ class PromptPass:
                 stack.callback(handle.remove)
             freeze = stack.enter_context(Freeze(self.mlp))
             out = first_tensor(self._own.run(self._calls[layer], x, weights=weights))
+        self._check(layer, out)
         attentions = [a for a in freeze.attentions if a.out.dim() == 4 and a.out.shape[2] == x.shape[1]]
         attention = attentions[0] if len(attentions) == 1 else None
         return BlockPass(layer, x, out, seen, attention, biases)
+
+    def _check(self, layer: int, out: Tensor) -> None:
+        """Whether a block, run by itself, does what it did in the model's pass."""
+        wanted = self._outputs[layer].float()
+        off = float((out.detach()[0] - wanted).norm() / wanted.norm().clamp_min(1e-12))
+        if not off <= (_SAME_EXACT if self.exact else _SAME_HALF):
+            raise MicroscopeError(
+                "not_reproduced",
+                f"Block {layer} of this model, run by itself, gives other numbers than in the model (off by {off:.2g} "
+                "of their size): it depends on more than the residual stream.",
+                "Provenance is not possible for this family of models.",
+            )
 
     def _taps(self, layer: int) -> dict[SiteKind, Tap]:
         """Sites inside a block, by modules of the block."""
