@@ -45,7 +45,6 @@ class WrittenOut:
 
     def __init__(self, model: Any, ids: Tensor) -> None:
         self.model = copy.deepcopy(model).double().requires_grad_(False)
-        # A copy of what the product has touched still runs the model's own code.
         self.held = Held()
         self.ids = ids
         self.llama = hasattr(self.model, "model")
@@ -57,7 +56,9 @@ class WrittenOut:
         if self.llama:
             self._rotary = inner.rotary_emb(self.embedded[None], places[None])
 
-    def run(self, x: Tensor, first: int, last: int, at: At | None = None, reads: Reads | None = None) -> Tensor:
+    def run(
+        self, x: Tensor, first: int, last: int, at: At | None = None, reads: Reads | None = None
+    ) -> Tensor:
         """Output of block ``last`` for an input of block ``first``, ``[positions, d]`` both."""
         for layer in range(first, last + 1):
             x = self._block(layer, x, at or (lambda _site, y, _sites: y), reads or {})
@@ -87,7 +88,9 @@ class WrittenOut:
         z = torch.stack(
             [
                 pattern[h]
-                @ (self.projected(layer, x + reads[layer, h])[2] if (layer, h) in reads else value)[h // shared]
+                @ (self.projected(layer, x + reads[layer, h])[2] if (layer, h) in reads else value)[
+                    h // shared
+                ]
                 for h in range(self.heads)
             ],
             1,
@@ -151,7 +154,7 @@ def split(sae: SparseAutoencoder, x: Tensor, y: Tensor, kept: Tensor) -> Split:
     """What an SAE makes of what it reads ``x`` and of what it writes ``y``, for the rows that are kept."""
     config, weights = sae.config, {k: v.double() for k, v in sae.state_dict().items()}
     scale, out = config.scale, config.scale_out if config.scale_out is not None else config.scale
-    u, centre, spread = _normalised(config.input_norm, x)
+    _, centre, spread = _normalised(config.input_norm, x)
     codes = _codes(sae, weights, pre_activations(sae, x)) * kept[:, None]
     undone = config.site_out is None and config.input_norm != "none"
     gain = (spread if undone else torch.ones_like(spread)) / out
@@ -246,14 +249,31 @@ class Tape(TorchFunctionMode):
         if func is F.layer_norm:
             return self._layer_norm(*args, **kwargs)
         if name in ("silu", "gelu", "relu", "tanh", "sigmoid"):
-            return self._activation(name, lambda: func(*args, **{k: v for k, v in kwargs.items() if k != "inplace"}), args[0])
+            return self._activation(
+                name, lambda: func(*args, **{k: v for k, v in kwargs.items() if k != "inplace"}), args[0]
+            )
         if name in ("square", "pow") and id(args[0]) in self.gates:
             return self._activation(name, lambda: func(*args, **kwargs), args[0])
-        if name in ("mul", "__mul__", "__rmul__") and len(args) == 2 and all(isinstance(a, Tensor) for a in args):
+        if (
+            name in ("mul", "__mul__", "__rmul__")
+            and len(args) == 2
+            and all(isinstance(a, Tensor) for a in args)
+        ):
             return self._product(func, *args)
         out = func(*args, **kwargs)
         gated = [a for a in args if isinstance(a, Tensor) and id(a) in self.gates]
-        if gated and name in ("add", "__add__", "__radd__", "dropout", "to", "view", "reshape", "__getitem__", "float", "type_as"):
+        if gated and name in (
+            "add",
+            "__add__",
+            "__radd__",
+            "dropout",
+            "to",
+            "view",
+            "reshape",
+            "__getitem__",
+            "float",
+            "type_as",
+        ):
             self.gates[id(out)] = out, self._held(lambda: out)
         return out
 
@@ -311,12 +331,21 @@ class Tape(TorchFunctionMode):
         if is_causal:
             scores = scores + torch.full(scores.shape[-2:], -torch.inf).triu(1)
         if attn_mask is not None:
-            scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+            scores = (
+                scores.masked_fill(~attn_mask, -torch.inf)
+                if attn_mask.dtype == torch.bool
+                else scores + attn_mask
+            )
         exps = (scores - scores.amax(-1, keepdim=True)).exp()
         return self._held(lambda: exps / exps.sum(-1, keepdim=True)) @ value
 
     def _layer_norm(
-        self, x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+        self,
+        x: Tensor,
+        shape: Sequence[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
     ) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
         out = centred / self._held(lambda: (centred.square().mean(-1, keepdim=True) + eps).sqrt())
@@ -325,7 +354,9 @@ class Tape(TorchFunctionMode):
 
 
 @contextmanager
-def outputs_changed(blocks: Sequence[Any], change: Mapping[int, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def outputs_changed(
+    blocks: Sequence[Any], change: Mapping[int, Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
     """Blocks whose output stream ``[positions, d]`` passes through a function."""
 
     def hook(make: Callable[[Tensor], Tensor]) -> Any:

@@ -20,7 +20,6 @@ from microscope.provenance import Limits, explain
 from microscope.sae import SaeConfig, SparseAutoencoder, TokenFilter, architecture
 from tests.families.tiny import make_any
 from tests.frozen_oracle import Split, Tape, WrittenOut, outputs_changed, pre_activations, split
-from tests.live_rig import PROMPT
 from tests.tiny_models import WORDS, make_model
 
 # Relative to the sizes of what is summed: activations and logits of float32.
@@ -146,7 +145,8 @@ class Formulas:
 
     def _score(self, target: GraphTarget, side: str) -> tuple[str, Callable[[Tensor], Tensor]]:
         layer, head, model = target.layer, target.head, self.model
-        assert layer is not None and head is not None
+        assert layer is not None
+        assert head is not None
         site = f"resid_post.{layer - 1}"
         query, key, _ = model.projected(layer, self.sites[site])
         shared = len(query) // len(key)
@@ -276,9 +276,13 @@ def sums_of(formulas: Formulas, gradients: Mapping[str, Tensor]) -> dict[str, fl
     for site, g in gradients.items():
         known = formulas.splits.get(site)
         if known is None:
-            sums["features" if site == "resid_post.-1" else "errors"] += float((g * formulas.sites[site]).sum())
+            sums["features" if site == "resid_post.-1" else "errors"] += float(
+                (g * formulas.sites[site]).sum()
+            )
             continue
-        sums["features"] += float((g * (known.codes * known.gain @ formulas.by_site[site].W_dec.double())).sum())
+        sums["features"] += float(
+            (g * (known.codes * known.gain @ formulas.by_site[site].W_dec.double())).sum()
+        )
         sums["errors"] += float((g * known.error).sum())
         sums["biases"] += float((g * known.constant).sum())
     return sums
@@ -293,17 +297,15 @@ def parts_agree(
     near: float,
 ) -> None:
     """A part is what changes when only one head or MLP reads the parent, and nothing else does."""
-    site, added = contribution(formulas, edge.parent)
+    _, added = contribution(formulas, edge.parent)
     base = formulas.base(cuts)
     value = formulas.value(read, number, cuts, base)
     assert sum(p.attribution for p in edge.parts) == pytest.approx(edge.attribution, abs=near)
-    listed = 0.0
     for part in edge.parts:
         if part.kind in ("head", "mlp"):
             name = (part.layer, part.head if part.kind == "head" else "mlp")
             measured = float(formulas.value(read, number, cuts, base, {name: added}) - value)
             assert part.attribution == pytest.approx(measured, abs=near), (part, edge)
-            listed += measured
     assert {p.kind for p in edge.parts} <= {"head", "mlp", "direct", "other"}
 
 
@@ -337,7 +339,9 @@ def some_saes(rng: random.Random) -> list[SparseAutoencoder]:
     return found[: rng.randint(2, len(found))]
 
 
-def a_target(kind: str, rng: random.Random, saes: Sequence[SparseAutoencoder], formulas: Formulas) -> GraphTarget:
+def a_target(
+    kind: str, rng: random.Random, saes: Sequence[SparseAutoencoder], formulas: Formulas
+) -> GraphTarget:
     """A random one of a kind."""
     length = len(formulas.model.ids)
     position = rng.randrange(length // 2, length)
@@ -371,7 +375,9 @@ def test_a_graph_is_what_formulas_say(loaded: LoadedModel, kind: str) -> None:
         assert graph.completeness == pytest.approx(1.0, abs=1e-4)
         used = {sae.fingerprint for sae in graph.saes}
         formulas = Formulas(
-            formulas.model, {n: s for n, s in fingerprints(saes).items() if n in used or n == target.sae}, hops
+            formulas.model,
+            {n: s for n, s in fingerprints(saes).items() if n in used or n == target.sae},
+            hops,
         )
         for name in set(formulas.saes) - used:  # the target's own is read, and ends nothing
             formulas.by_site.pop(formulas.writes[name])
@@ -410,7 +416,9 @@ def test_predicted_is_measured_in_every_family(family: str, tmp_path: Path) -> N
     ids = prompt_of(loaded, 1)
     low, high = make_sae("topk", "resid_post.0", 1), make_sae("jumprelu", "resid_post.2", 2)
     saes = fingerprints([high, low])
-    graph = whole(loaded, ids, GraphTarget(kind="token", token=40), saes, limits=Limits(hops=2, parents=3, shown=8))
+    graph = whole(
+        loaded, ids, GraphTarget(kind="token", token=40), saes, limits=Limits(hops=2, parents=3, shown=8)
+    )
     assert graph.completeness == pytest.approx(1.0, abs=1e-4)
     assert not any("nonlinear" in note for note in graph.notes)
     blocks = loaded.model.get_submodule(loaded.family.blocks)
@@ -480,7 +488,9 @@ def test_what_cannot_be_held_is_said(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    return load_model(str(make_model("llama", tmp_path_factory.mktemp("plain"))), dtype="float32", device="cpu")
+    return load_model(
+        str(make_model("llama", tmp_path_factory.mktemp("plain"))), dtype="float32", device="cpu"
+    )
 
 
 def test_a_model_in_bfloat16_is_explained_in_float32(tmp_path: Path) -> None:
@@ -514,7 +524,9 @@ def test_the_order_in_which_saes_are_given_does_not_matter(plain: LoadedModel) -
     assert replace(first, summary=second.summary) == second
 
 
-def refused(loaded: LoadedModel, target: GraphTarget, saes: Mapping[str, SparseAutoencoder], code: str) -> MicroscopeError:
+def refused(
+    loaded: LoadedModel, target: GraphTarget, saes: Mapping[str, SparseAutoencoder], code: str
+) -> MicroscopeError:
     """The refusal of a target; nothing has been handed out before it."""
     with pytest.raises(MicroscopeError) as refusal:
         next(explain(loaded, prompt_of(loaded, 4), target, saes, verify=False))
@@ -529,7 +541,9 @@ def test_targets_that_are_none(plain: LoadedModel) -> None:
     codes = sae.encode(rows.run(rows.embedded, 0, 2).float())
     at_three = set(codes.indices[3][codes.values[3] > 0].tolist())
     silent = next(i for i in range(LATENTS) if i not in at_three)
-    error = refused(plain, GraphTarget(kind="feature", sae=name, index=silent, position=3), saes, "does_not_fire")
+    error = refused(
+        plain, GraphTarget(kind="feature", sae=name, index=silent, position=3), saes, "does_not_fire"
+    )
     assert any(str(index) in error.message for index in at_three)
     refused(plain, GraphTarget(kind="feature", sae=name, index=LATENTS), saes, "no_such_feature")
     refused(plain, GraphTarget(kind="feature", sae=name), saes, "bad_target")
@@ -557,7 +571,12 @@ def test_saes_that_do_not_belong_here(plain: LoadedModel) -> None:
         return architecture("topk")(config).requires_grad_(False)
 
     refused(plain, target, fingerprints([other_width("resid_post.1")]), "wrong_width")
-    refused(plain, target, fingerprints([make_sae("topk", "resid_post.1", s) for s in (1, 2)]), "two_saes_at_a_site")
+    refused(
+        plain,
+        target,
+        fingerprints([make_sae("topk", "resid_post.1", s) for s in (1, 2)]),
+        "two_saes_at_a_site",
+    )
     refused(plain, target, fingerprints([make_sae("topk", "resid_post.9", 1)]), "layer_out_of_range")
     refused(plain, target, fingerprints([make_sae("topk", "resid_mid.1", 1)]), "bad_sae_site")
     across = make_sae("topk", "resid_mid.1", 1, site_out="mlp_out.2")
@@ -570,7 +589,9 @@ def test_rows_that_the_token_filter_leaves_out_have_no_features(plain: LoadedMod
     norms = rows.run(rows.embedded, 0, 1).norm(dim=1)
     limit = float(norms.median())
     sae = make_sae("topk", "resid_post.1", 1, token_filter=TokenFilter(max_norm=limit))
-    graph = whole(plain, ids, GraphTarget(kind="token", token=3), fingerprints([sae]), limits=Limits(hops=1, shown=200))
+    graph = whole(
+        plain, ids, GraphTarget(kind="token", token=3), fingerprints([sae]), limits=Limits(hops=1, shown=200)
+    )
     positions = {n.position for n in graph.nodes if n.kind == "feature"}
     assert positions
     assert positions <= {i for i, norm in enumerate(norms.tolist()) if norm <= limit}
