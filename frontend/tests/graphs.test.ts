@@ -229,6 +229,30 @@ describe("groups by attribution profile", () => {
   });
 });
 
+describe("groups of features with one child", () => {
+  const through = (id: string, size: number, ...heads: number[]) =>
+    edge(id, "target", size, { parts: heads.map((head) => ({ kind: "head" as const, attribution: size / heads.length, layer: 2, head })) });
+
+  it("follow the heads that they pass, not the size of the edge", () => {
+    const graph = graphOf(
+      ["target", "a1", "a2", "b1", "b2", "c"].map((id) => node(id)),
+      [through("a1", 5, 0), through("a2", 0.1, 0), through("b1", 5, 1), through("b2", 4, 1), through("c", 5, 3, 4)],
+    );
+    expect(automaticGroups(graph, new Map()).map(({ nodes }) => nodes)).toEqual([["a1", "a2"], ["b1", "b2"]]);
+  });
+
+  it("see both what they contribute to and what contributes to them, whatever the units", () => {
+    const graph = graphOf(
+      ["target", "a1", "a2", "b", "p", "q"].map((id) => node(id)),
+      [
+        through("a1", 1, 0), through("a2", 1, 0), through("b", 1, 1),
+        edge("p", "a1", 100), edge("p", "a2", 100), edge("p", "b", 100), edge("q", "b", -100),
+      ],
+    );
+    expect(automaticGroups(graph, new Map()).map(({ nodes }) => nodes)).toEqual([["a1", "a2"]]);
+  });
+});
+
 describe("what a person set", () => {
   it("goes into the address and comes back; what is malformed is left out", () => {
     const view = withGroup(togglePin({ ...PLAIN, least: 0.1, most: 5, node: "a" }, ["a", "b"]), { name: "g", nodes: ["a"], closed: true });

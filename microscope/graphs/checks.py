@@ -18,8 +18,10 @@ MAX_BLOCKS = 10_000
 
 PARTS_TOLERANCE = 1e-5
 """How far the sum of parts may be from their edge: of its size, or of the sum of the parts' sizes if larger."""
+ROUNDING = 1e-6
+"""What float32 may lose in an edge, of the sizes of all attributions to its child."""
 PARTS_FLOOR = 1e-9
-"""The same in absolute terms, for edges near 0."""
+"""The same in absolute terms, where a graph tells no sizes."""
 
 
 def check(graph: Graph) -> None:
@@ -33,8 +35,9 @@ def check(graph: Graph) -> None:
     _names(graph)
     _places(graph)
     _numbers(graph)
+    sizes = {(account.node, account.side): account.absolute for account in graph.accounts}
     for edge in graph.edges:
-        _edge(edge)
+        _edge(edge, sizes.get((edge.child, edge.side), 0.0))
     target_first(graph)
 
 
@@ -217,7 +220,7 @@ def _finite(where: str, numbers: Sequence[float | None]) -> None:
             )
 
 
-def _edge(edge: Edge) -> None:
+def _edge(edge: Edge, absolute: float) -> None:
     where = f"The edge {_short(edge.parent)} → {_short(edge.child)}"
     _finite(
         where, (edge.attribution, edge.measured, edge.control, edge.mediated, *edge.strengths, *edge.effects)
@@ -239,7 +242,7 @@ def _edge(edge: Edge) -> None:
         _finite(where, sizes)
         total = math.fsum(sizes)
         scale = max(abs(edge.attribution), math.fsum(map(abs, sizes)))
-        if abs(total - edge.attribution) > PARTS_TOLERANCE * scale + PARTS_FLOOR:
+        if abs(total - edge.attribution) > PARTS_TOLERANCE * scale + ROUNDING * absolute + PARTS_FLOOR:
             raise MicroscopeError(
                 "graph_parts",
                 f"{where} is {edge.attribution:.7g}, and its parts sum to {total:.7g}.",

@@ -146,6 +146,15 @@ def test_parts_that_cancel_are_judged_by_their_own_size() -> None:
         check(with_edge(sound(), attribution=1.1, parts=parts))
 
 
+def test_a_small_edge_is_judged_by_what_float32_can_tell_beside_large_ones() -> None:
+    account = replace(sound().accounts[0], absolute=1000.0)
+    parts = (Part(kind="direct", attribution=0.01), Part(kind="mlp", attribution=0.0005, layer=3))
+    among_large = replace(with_edge(sound(), attribution=0.01, parts=parts), accounts=(account,))
+    check(among_large)
+    with pytest.raises(MicroscopeError, match="sum to"):
+        check(replace(among_large, accounts=(replace(account, absolute=100.0),)))
+
+
 def test_more_than_can_be_kept_is_refused_with_the_numbers() -> None:
     many = tuple(Node(id=str(number), kind="block", layer=0) for number in range(MAX_NODES + 1))
     with pytest.raises(MicroscopeError, match="50,001 nodes; at most 50,000") as refusal:

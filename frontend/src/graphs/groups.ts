@@ -11,17 +11,35 @@ const MOST = 400;
 /** A sparse vector of length 1. */
 type Profile = Map<string, number>;
 
+/** Half a profile brought to a given length: the two halves are in different units, and neither may drown the other. */
+function scaled(half: Profile, length: number): [string, number][] {
+  const norm = Math.sqrt([...half.values()].reduce((sum, value) => sum + value * value, 0));
+  return norm === 0 ? [] : [...half].map(([key, value]) => [key, (value / norm) * length]);
+}
+
+/**
+ * What each feature contributes to, by the heads and MLPs it passes, and what contributes to it. Most features have one
+ * child, the target: by its parts two of them can still differ.
+ */
 function profiles(graph: Graph): Map<string, Profile> {
-  const found = new Map<string, Profile>();
-  for (const node of graph.nodes) if (node.kind === "feature") found.set(node.id, new Map());
-  for (const { from, to, attribution, side } of graph.edges) {
-    found.get(from)?.set(`to ${to} ${side}`, attribution);
-    found.get(to)?.set(`from ${from} ${side}`, attribution);
+  const out = new Map<string, Profile>();
+  const into = new Map<string, Profile>();
+  for (const { id, kind } of graph.nodes) {
+    if (kind !== "feature") continue;
+    out.set(id, new Map());
+    into.set(id, new Map());
   }
-  for (const [id, profile] of found) {
-    const length = Math.sqrt([...profile.values()].reduce((sum, value) => sum + value * value, 0));
-    if (length === 0) found.delete(id);
-    else for (const [key, value] of profile) profile.set(key, value / length);
+  for (const { from, to, attribution, side, parts } of graph.edges) {
+    into.get(to)?.set(`from ${from} ${side}`, attribution);
+    const passed = parts.length > 0 ? parts : [{ kind: "whole", layer: null, head: null, attribution }];
+    for (const part of passed) out.get(from)?.set(`to ${to} ${side} ${part.kind} ${part.layer} ${part.head}`, part.attribution);
+  }
+  const found = new Map<string, Profile>();
+  for (const [id, contributed] of out) {
+    const received = into.get(id)!;
+    const length = contributed.size > 0 && received.size > 0 ? Math.SQRT1_2 : 1;
+    const profile = new Map([...scaled(contributed, length), ...scaled(received, length)]);
+    if (profile.size > 0) found.set(id, profile);
   }
   return found;
 }
