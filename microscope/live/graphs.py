@@ -8,6 +8,7 @@ from microscope.errors import MicroscopeError
 from microscope.graphs import Graph, GraphTarget, GraphUpdate
 from microscope.live.resident import ResidentModel
 from microscope.provenance import Limits, explain
+from microscope.provenance.needs import bytes_needed, require_memory
 
 
 def start_graph(
@@ -31,7 +32,7 @@ def start_graph(
         verify: whether to measure edges on the running model.
 
     Raises:
-        MicroscopeError: ``no_session`` or ``sae_not_attached``.
+        MicroscopeError: ``no_session``, ``sae_not_attached`` or ``graph_needs_memory``.
     """
     state = resident.sessions.get(session)
     stop_graph(resident, session)
@@ -39,9 +40,14 @@ def start_graph(
     chosen = {name: resident.attached.sae(name) for name in saes}
     if target.kind == "feature":
         chosen.setdefault(target.sae, resident.attached.sae(target.sae))
+    tokens = state.tokens.tolist()
+    need = bytes_needed(resident.loaded, len(tokens), target, chosen, limits)
+    others = sum(other.graph_bytes for other in resident.sessions.by_name.values())
+    require_memory(need, len(tokens), resident.loaded.device, promised=others)
+    state.graph_bytes = need
     state.graph = explain(
         resident.loaded,
-        state.tokens.tolist(),
+        tokens,
         target,
         chosen,
         prompt=state.prompt,

@@ -54,7 +54,7 @@ class Session:
     generation: Generation | None = None
     reserved: int = 0  # what it may come to hold while a text is being written
     graph: Iterator[Graph | GraphUpdate] | None = None  # the pieces still to come
-    graph_bytes: int = 0  # what it holds while it is being made
+    graph_bytes: int = 0  # what that takes, apart from what sessions may keep
     _nbytes: int | None = None  # its memory, while nothing changes it
 
     @property
@@ -88,14 +88,8 @@ class Session:
 
     @property
     def claimed(self) -> int:
-        """Memory held, or kept free for the text that is being written, whichever is more, and for a graph."""
-        text = self.nbytes if self.generation is None else max(self.nbytes, self.reserved)
-        return text if self.graph is None else text + self.graph_bytes
-
-    @property
-    def busy(self) -> bool:
-        """Whether a text or a graph is being made, which cannot be made again from where it is."""
-        return self.generation is not None or self.graph is not None
+        """Memory held, or kept free for the text that is being written, whichever is more."""
+        return self.nbytes if self.generation is None else max(self.nbytes, self.reserved)
 
     def measure(self) -> int:
         """Count the memory held."""
@@ -180,11 +174,13 @@ class SessionCache:
             MicroscopeError: ``session_too_big``; it cannot be held, whatever other sessions give up.
         """
         pinned = sum(
-            session.claimed for other, session in self.by_name.items() if session.busy and other != name
+            session.claimed
+            for other, session in self.by_name.items()
+            if session.generation is not None and other != name
         )
         free = min(self.limit, bytes_free(self._loaded.device) + self.nbytes) - pinned
         if need > free:
-            beside = " beside the texts and graphs that are being made" if pinned else ""
+            beside = " beside the texts that are being written" if pinned else ""
             raise MicroscopeError(
                 "session_too_big",
                 f"{what} needs {need / 1e9:.1f} GB while it is open; "

@@ -21,6 +21,7 @@ from microscope.params import ProvenanceParams, Site
 from microscope.params.provenance import upstream_layers
 from microscope.progress import SILENT, Progress
 from microscope.provenance.explain import Limits, explain
+from microscope.provenance.needs import bytes_needed, require_memory
 from microscope.sae import SparseAutoencoder, load_sae
 
 _MOST_DIRECTION_BYTES = 64 * 2**20
@@ -34,7 +35,7 @@ def explain_target(params: ProvenanceParams, progress: Progress = SILENT) -> Gra
 
     Raises:
         MicroscopeError: ``bad_target``, ``empty_prompt``, ``prompt_too_long``, ``not_one_token``, ``bad_direction``,
-            ``no_sae_at_layer``, ``sae_given_twice``, ``wrong_model``, ``wrong_width``, or what loading the model and
+            ``no_sae_at_layer``, ``sae_given_twice``, ``wrong_model``, ``wrong_width``, ``graph_needs_memory``, or what loading the model and
             the SAEs and :func:`explain` raise.
     """
     params.require_target()
@@ -44,13 +45,17 @@ def explain_target(params: ProvenanceParams, progress: Progress = SILENT) -> Gra
     tokens = loaded.encode_prompt(params.prompt)
     saes = load_saes(params.sae_path, loaded)
     target = target_of(params, loaded, saes)
+    limits = Limits(params.hops, params.parents, params.shown)
+    need = bytes_needed(loaded, len(tokens), target, saes, limits)
+    allowed = None if params.memory_mb is None else params.memory_mb * 10**6
+    require_memory(need, len(tokens), loaded.device, allowed=allowed)
     pieces = explain(
         loaded,
         tokens,
         target,
         saes,
         prompt=params.prompt,
-        limits=Limits(params.hops, params.parents, params.shown),
+        limits=limits,
         verify=params.verify,
     )
     graph = _gathered(pieces, progress)

@@ -95,7 +95,7 @@ def test_texts_that_are_being_written_keep_their_room(llama):
         with pytest.raises(MicroscopeError) as caught:
             ask()
         assert caught.value.code == "session_too_big"
-        assert "beside the texts and graphs that are being made" in caught.value.message
+        assert "beside the texts that are being written" in caught.value.message
     while not resident.next_tokens("a").ended:
         assert resident.sessions.nbytes <= resident.sessions.limit
     resident.start_generation("b", EditPlan(), max_tokens=40)

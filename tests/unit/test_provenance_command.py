@@ -13,9 +13,11 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from microscope.cli import main
-from microscope.graphs import Graph, check
+from microscope.graphs import Graph, GraphTarget, check
 from microscope.models import load_model
 from microscope.params.provenance import upstream_layers
+from microscope.provenance import Limits
+from microscope.provenance.needs import bytes_needed
 from microscope.sae import SparseAutoencoder, load_sae, save_sae
 from tests.live_rig import random_sae
 
@@ -207,6 +209,30 @@ def test_saes_given_twice_and_of_another_model_are_refused(rig: Rig, tmp_path: P
     wide = random_sae(rig.loaded.d_model + 1, 1, 9)
     save_sae(wide, tmp_path / "wide")
     assert "wrong_width" in rig.refused("--token-id", 1, "--sae-path", tmp_path / "wide")
+
+
+def test_a_prompt_too_long_for_memory_is_refused_with_the_numbers(rig: Rig) -> None:
+    said = rig.refused("--token-id", 1, "--memory-mb", 1)
+    assert "graph_needs_memory" in said
+    assert f"A graph of {len(rig.tokens)} tokens needs about 0.03 GB" in said
+    assert "0.00 GB are allowed" in said
+
+
+def test_what_a_graph_needs_grows_with_what_it_holds(rig: Rig) -> None:
+    saes = {str(number): sae for number, sae in enumerate(rig.saes)}
+    target = GraphTarget(kind="token", token=1)
+
+    def need(n_tokens: int, hops: int = 2, chosen: tuple[int, ...] = (0, 1, 2), parents: int = 8) -> int:
+        given = {name: saes[name] for name in map(str, chosen)}
+        return bytes_needed(rig.loaded, n_tokens, target, given, Limits(hops, parents, 40))
+
+    assert need(40) < need(80) < need(160)
+    assert need(160) - need(120) > need(80) - need(40), "attention patterns grow with the square"
+    assert need(80, chosen=(2,), hops=1) < need(80, chosen=(0,), hops=1) <= need(80, hops=1)
+    assert need(80, parents=1) < need(80, parents=16)
+    assert need(80, chosen=(2,), hops=1) < need(80, chosen=(2,), hops=2), (
+        "down to the tokens, all blocks are held"
+    )
 
 
 def test_a_place_that_cannot_be_written_to_is_refused_first(rig: Rig, tmp_path: Path) -> None:

@@ -192,6 +192,26 @@ async def test_what_cannot_be_explained_is_an_answer_and_the_session_goes_on(ser
     assert isinstance(await client.ask(p.Apply(rev=1, plan=EditPlan()), "a"), p.Computed)
 
 
+async def test_graphs_share_the_memory_that_is_free(server, saes, monkeypatch) -> None:
+    """The second is refused with the numbers while the first may come to take what is left."""
+    _, address = server
+    client = await opened(address, saes, "a", "b")
+    monkeypatch.setattr("microscope.provenance.needs.bytes_free", lambda device: 50 * 2**20)
+    asks = asked(saes, GraphTarget(kind="token", token=5))
+    first = client.send_at_once((asks, "a"), (asks, "b"))
+    replies: dict[int, list[p.ResidentReply]] = {first: [], first + 1: []}
+    while not (replies[first + 1] and replies[first] and isinstance(replies[first][-1], p.GraphEnded)):
+        frame = await client.frame()
+        replies[frame.id].append(frame.message)
+    [refused] = replies[first + 1]
+    assert isinstance(refused, p.Failure)
+    assert refused.code == "graph_needs_memory"
+    assert "beside other graphs" in refused.message
+    assert replies[first][-1] == p.GraphEnded(run=1, reason="done")
+    again = await client.answer(client.send(asks, "b"))
+    assert isinstance(again, p.GraphBegun), "what the first had been promised is free again"
+
+
 async def test_status_answers_while_a_piece_is_computed(server, saes, monkeypatch) -> None:
     _, address = server
     client = await opened(address, saes, "a")
