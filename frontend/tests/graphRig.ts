@@ -18,7 +18,7 @@ export const graphOf = (nodes: GraphNode[], edges: Edge[], more: Partial<Graph> 
   format: "microscope-graph", version: 1, model: "tiny", model_fingerprint: "f", prompt: "a b c", tokens: ["a", " b", " c"].map((text, token) => ({ token, text })),
   target: { kind: "token", position: -1, sae: "", index: null, token: 7, against: null, layer: null, head: null, key: null, vector: [] },
   n_layers: 4, saes: [], precision: "float32", runs_in: "float32", mlp: "gates", nodes, edges, components: [], completeness: 1, accounts: [],
-  summary: { depth: 0, spearman: null, sign_agreement: null, measured: 0, verified: 0, error_share: null, first_seconds: null, seconds: null }, notes: [], foreign: {}, ...more,
+  summary: { depth: 0, spearman: null, sign_agreement: null, measured: 0, verified: 0, error_share: null, first_seconds: null, seconds: null }, notes: [], foreign: null, ...more,
 });
 
 export const update = (more: Partial<GraphUpdate>): GraphUpdate => ({

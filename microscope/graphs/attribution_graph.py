@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from microscope.graphs.document import Edge, Graph, Node
+from microscope.graphs.document import Edge, Foreign, Graph, Node
 
 FEATURE_TYPES = {
     "target": "logit",
@@ -123,7 +123,7 @@ def write_attribution_graph(
         nodes=[_node(node, graph) for node in graph.nodes],
         links=[_link(edge, graph) for edge in graph.edges],
     )
-    return msgspec.json.encode(_with_foreign(document, graph.foreign) if graph.foreign else document)
+    return msgspec.json.encode(document if graph.foreign is None else _with_foreign(document, graph.foreign))
 
 
 def _metadata(graph: Graph, name: str) -> Metadata:
@@ -138,28 +138,27 @@ def _metadata(graph: Graph, name: str) -> Metadata:
             "0; where a target's probability is not known, token_prob is 1.",
             "generator": {"name": "InterpretabilityWorkbench"},
         },
-        microscope=None if graph.foreign else msgspec.structs.replace(graph, nodes=(), edges=()),
+        microscope=msgspec.structs.replace(graph, nodes=(), edges=()) if graph.foreign is None else None,
     )
 
 
 def _link(edge: Edge, graph: Graph) -> Link:
-    extra = None if graph.foreign else edge
+    extra = edge if graph.foreign is None else None
     return Link(source=edge.parent, target=edge.child, weight=edge.attribution, microscope=extra)
 
 
-def _with_foreign(document: AttributionGraph, foreign: Mapping[str, Any]) -> dict[str, Any]:
-    """The file with what it held before it was read here."""
+def _with_foreign(document: AttributionGraph, foreign: Foreign) -> dict[str, Any]:
+    """The file with what it held before it was read here, and nothing that it did not hold."""
     written: dict[str, Any] = msgspec.to_builtins(document)
-    rest = dict(foreign)
-    nodes = rest.pop("nodes", {})
-    for part in ("metadata", "qParams"):
-        kept = rest.pop(part, {})
-        written[part] |= kept
-        if part == "metadata" and "info" not in kept:
-            del written[part]["info"]
-    for node in written["nodes"]:
-        node |= nodes.get(node["node_id"], {})
-    return rest | written
+    metadata = written["metadata"]
+    taken = {name: metadata[name] for name in ("prompt", "prompt_tokens")}
+    written["metadata"] = {"slug": metadata["slug"], "scan": metadata["scan"], **foreign.metadata, **taken}
+    written["qParams"] |= foreign.params
+    for place, node in enumerate(written["nodes"]):
+        kept = foreign.nodes.get(node["node_id"])
+        if kept is not None:
+            written["nodes"][place] = {**kept, "node_id": node["node_id"], "ctx_idx": node["ctx_idx"]}
+    return foreign.other | written
 
 
 def _node(node: Node, graph: Graph) -> FileNode:
@@ -178,7 +177,7 @@ def _node(node: Node, graph: Graph) -> FileNode:
         token_prob=(1.0 if node.probability is None else node.probability) if target else 0.0,
         is_target_logit=node.id == main_target(graph),
         activation=node.activation,
-        microscope=None if graph.foreign else node,
+        microscope=node if graph.foreign is None else None,
     )
 
 

@@ -206,13 +206,24 @@ class Summary(_Value, frozen=True):
     seconds: float | None = None
 
 
+class Foreign(_Value, frozen=True):
+    """What an attribution graph of another program held that has no field here: given back when it is exported.
+
+    ``nodes`` are by id; ``other`` are whole parts of the file that nobody here knows.
+    """
+
+    metadata: dict[str, Any] = {}
+    params: dict[str, Any] = {}
+    nodes: dict[str, dict[str, Any]] = {}
+    other: dict[str, Any] = {}
+
+
 class Graph(msgspec.Struct, kw_only=True, frozen=True):
     """A whole graph.
 
     ``completeness`` is that of the exact components of the target. ``precision`` is what attributions were
     computed in, ``runs_in`` what the model runs in. ``notes`` are sentences a reader should see: SAEs that are
-    missing, what was left out. ``foreign`` is what the file of another program held that has no place here, given
-    back when the graph is exported in that format.
+    missing, what was left out. ``foreign`` is there where the graph came from a file of another program.
     """
 
     format: Literal["microscope-graph"] = "microscope-graph"
@@ -234,7 +245,7 @@ class Graph(msgspec.Struct, kw_only=True, frozen=True):
     accounts: tuple[Account, ...] = ()
     summary: Summary = Summary()
     notes: tuple[str, ...] = ()
-    foreign: dict[str, Any] = {}
+    foreign: Foreign | None = None
 
     def node(self, name: str) -> Node:
         """The node of an id; raises :class:`KeyError`."""

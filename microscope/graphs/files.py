@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from microscope.errors import MicroscopeError
 from microscope.graphs.attribution_graph import AttributionGraph, FileNode, Link, QParams, label_of
 from microscope.graphs.checks import MAX_EDGES, MAX_NODES, check, too_large
-from microscope.graphs.document import Account, Edge, Graph, GraphTarget, GraphToken, Node, NodeKind
+from microscope.graphs.document import Account, Edge, Foreign, Graph, GraphTarget, GraphToken, Node, NodeKind
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_PINS = 2000
@@ -171,22 +171,23 @@ def _heading(file: AttributionGraph, notes: list[str]) -> Graph:
     )
 
 
-def _leftovers(content: bytes) -> dict[str, Any]:
-    """What a file holds that neither a graph nor a view has a field for. Slugs and prompts stay with the graph."""
+def _leftovers(content: bytes) -> Foreign:
+    """What a file holds that neither a graph nor a view has a field for."""
     parts = _decode(content, dict[str, msgspec.Raw])
     rest: dict[str, Any] = {
         name: _decode(bytes(raw), object) for name, raw in parts.items() if name != "links"
     }
-    nodes = rest.pop("nodes")
-    for taken in ("prompt", "prompt_tokens"):
-        rest["metadata"].pop(taken, None)
-    for taken in ("pinnedIds", "supernodes"):
-        rest["qParams"].pop(taken, None)
-    by_id = {node["node_id"]: node for node in nodes}
-    for node in nodes:
-        for taken in ("node_id", "ctx_idx"):
-            node.pop(taken, None)
-    return rest | {"nodes": by_id}
+    metadata, params, nodes = rest.pop("metadata"), rest.pop("qParams"), rest.pop("nodes")
+    return Foreign(
+        metadata=_without(metadata, "prompt", "prompt_tokens"),
+        params=_without(params, "pinnedIds", "supernodes"),
+        nodes={node["node_id"]: _without(node, "node_id", "ctx_idx") for node in nodes},
+        other=rest,
+    )
+
+
+def _without(given: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name not in names}
 
 
 def _node(node: FileNode, file: AttributionGraph, graph: Graph, notes: list[str]) -> Node:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from microscope.graphs import (
     Summary,
     pinned_completeness,
     read_graph_file,
+    summarise,
     write_attribution_graph,
 )
 from tests.graph_documents import edge, feature, graph, random_graph
@@ -164,6 +166,12 @@ def test_it_comes_back_as_it_was() -> None:
 def test_what_other_programs_add_comes_back_too() -> None:
     content = foreign(feature_details={"neuronpedia_source_set": "x"}, node_threshold=0.5)
     content["nodes"][0]["vis_link"] = "somewhere"
+    # what a file leaves out is not made up for it
+    del (
+        content["nodes"][-1]["clerp"],
+        content["nodes"][-1]["token_prob"],
+        content["nodes"][-1]["is_target_logit"],
+    )
     content["qParams"]["gridsnap"] = "0-1-2"
     content["qk_only_nodes"] = {"a": {"node_id": "a"}}
     read = read_graph_file(content)
@@ -342,6 +350,50 @@ def test_bytes_that_are_no_graph_are_refused(content: bytes) -> None:
         read_graph_file(content)
     assert refusal.value.code == "graph_file_malformed"
     assert "circuit-tracer" in refusal.value.hint
+
+
+JUNK: list[Any] = [
+    None,
+    True,
+    -1,
+    2**70,
+    1e308,
+    -1e-320,
+    "",
+    "E",
+    "²",
+    "9" * 40,
+    [],
+    {},
+    [None],
+    "5_902_6",
+    "target",
+]
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_a_file_with_anything_anywhere_is_read_or_refused(seed: int) -> None:
+    rng = random.Random(seed)
+    ours = json.loads(write_attribution_graph(random_graph(3), {"pins": ["target"]}))
+    content: Any = rng.choice((foreign(), ours, msgspec.to_builtins(random_graph(3), str_keys=True)))
+    place = content
+    while True:
+        key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        inner = place[key]
+        if not (isinstance(inner, dict | list) and inner and rng.random() < 0.9):
+            break
+        place = inner
+    if rng.random() < 0.8:
+        place[key] = rng.choice(JUNK)
+    else:
+        del place[key]
+    try:
+        read = read_graph_file(content)
+    except MicroscopeError:
+        return
+    summarise(read.graph)
+    again = read_graph_file(write_attribution_graph(read.graph, read.view)).graph
+    assert (again.nodes, again.edges) == (read.graph.nodes, read.graph.edges)
 
 
 def test_numbers_beyond_a_browsers_are_no_latents() -> None:

@@ -2503,6 +2503,24 @@ export interface components {
             bytes: number;
             sha256: string;
         };
+        /**
+         * Foreign
+         * @description What an attribution graph of another program held that has no field here: given back when it is exported.
+         *
+         *     ``nodes`` are by id; ``other`` are whole parts of the file that nobody here knows.
+         */
+        Foreign: {
+            /** @default {} */
+            metadata: Record<string, never>;
+            /** @default {} */
+            params: Record<string, never>;
+            /** @default {} */
+            nodes: {
+                [key: string]: Record<string, never>;
+            };
+            /** @default {} */
+            other: Record<string, never>;
+        };
         /** @description A limit of a certificate, and whether it was kept (null: not measured, which does not pass). */
         Gate: {
             name: string;
@@ -2534,8 +2552,7 @@ export interface components {
          *
          *     ``completeness`` is that of the exact components of the target. ``precision`` is what attributions were
          *     computed in, ``runs_in`` what the model runs in. ``notes`` are sentences a reader should see: SAEs that are
-         *     missing, what was left out. ``foreign`` is what the file of another program held that has no place here, given
-         *     back when the graph is exported in that format.
+         *     missing, what was left out. ``foreign`` is there where the graph came from a file of another program.
          */
         Graph: {
             /**
@@ -2590,8 +2607,8 @@ export interface components {
             summary: components["schemas"]["Summary"];
             /** @default [] */
             notes: string[];
-            /** @default {} */
-            foreign: Record<string, never>;
+            /** @default null */
+            foreign: components["schemas"]["Foreign"] | null;
         };
         /** @description What somebody said about a graph. */
         GraphComment: {

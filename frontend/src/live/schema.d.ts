@@ -333,6 +333,24 @@ export interface components {
             type: "features";
         };
         /**
+         * Foreign
+         * @description What an attribution graph of another program held that has no field here: given back when it is exported.
+         *
+         *     ``nodes`` are by id; ``other`` are whole parts of the file that nobody here knows.
+         */
+        Foreign: {
+            /** @default {} */
+            metadata: Record<string, never>;
+            /** @default {} */
+            nodes: {
+                [key: string]: Record<string, never>;
+            };
+            /** @default {} */
+            other: Record<string, never>;
+            /** @default {} */
+            params: Record<string, never>;
+        };
+        /**
          * Generate
          * @description Continue the prompt, unpatched and under a plan. An ``apply`` changes the plan from the next token on.
          *
@@ -390,8 +408,7 @@ export interface components {
          *
          *     ``completeness`` is that of the exact components of the target. ``precision`` is what attributions were
          *     computed in, ``runs_in`` what the model runs in. ``notes`` are sentences a reader should see: SAEs that are
-         *     missing, what was left out. ``foreign`` is what the file of another program held that has no place here, given
-         *     back when the graph is exported in that format.
+         *     missing, what was left out. ``foreign`` is there where the graph came from a file of another program.
          */
         Graph: {
             /** @default [] */
@@ -402,8 +419,8 @@ export interface components {
             components: components["schemas"]["Component"][];
             /** @default [] */
             edges: components["schemas"]["Edge"][];
-            /** @default {} */
-            foreign: Record<string, never>;
+            /** @default null */
+            foreign: components["schemas"]["Foreign"] | null;
             /**
              * @default microscope-graph
              * @enum {unknown}
