@@ -126,7 +126,14 @@ class GraphImportSerializer(serializers.Serializer[Any]):
     project = VisibleField(Project)
     model = VisibleField(LanguageModel, required=False, default=None, allow_null=True)
     name = serializers.CharField(max_length=120)
-    document = serializers.DictField(help_text="What is in the file.")
+    document = serializers.DictField(required=False, help_text="What is in the file.")
+    upload = serializers.UUIDField(required=False, help_text="The file as a finished upload, if it is large.")
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """The one or the other."""
+        if ("document" in attrs) == ("upload" in attrs):
+            raise serializers.ValidationError({"document": "Give the document, or an upload of its file."})
+        return attrs
 
 
 class GraphUpdateSerializer(serializers.Serializer[Any]):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 import msgspec
 from django.db import transaction
 
 from apps.artifacts import services as artifacts
+from apps.artifacts import uploads
+from apps.artifacts.models import Upload
 from apps.audit import services as audit
 from apps.core.errors import Refused, refuse_taken_name, unknown_reference
 from apps.core.etags import lock_unchanged
+from apps.core.ids import uuid7
 from apps.graphs import models
 from apps.graphs.documents import Draft, columns_of
 from apps.graphs.targets import check_target, target_params
@@ -23,7 +27,7 @@ from apps.projects.quotas import lock_holders, require_room
 from apps.registry.models import LanguageModel, ResultState
 from apps.registry.readiness import model_not_ready
 from apps.saes.models import Sae
-from microscope.graphs import Graph, GraphTarget, check, read_graph_file, summarise
+from microscope.graphs import MAX_BYTES, Graph, GraphTarget, check, read_graph_file, summarise
 
 MAX_VIEW_BYTES = 256 * 1024
 MAX_COMMENTS = 1000
@@ -244,23 +248,54 @@ def delete_comment(*, actor: Any, comment: models.GraphComment) -> None:
 
 
 def import_graph(
-    *, actor: Any, project: Project, model: LanguageModel | None, name: str, document: dict[str, Any]
+    *,
+    actor: Any,
+    project: Project,
+    model: LanguageModel | None,
+    name: str,
+    document: dict[str, Any] | None = None,
+    upload: UUID | None = None,
 ) -> models.Graph:
     """Bring in the graph of a file with what was arranged in it: our own, or an attribution graph of others.
 
+    Args:
+        document: what is in the file, or None:
+        upload: the file itself; it is removed once its graph is kept.
+
     Raises:
-        Refused: what :func:`keep_graph` raises, or ``view_too_large``.
+        Refused: what :func:`keep_graph` and :func:`apps.artifacts.uploads.take` raise, or ``view_too_large``.
         MicroscopeError: what :func:`microscope.graphs.read_graph_file` raises.
     """
     require(actor, Action.EDIT, project)
-    file = read_graph_file(document)
+    file = read_graph_file(_content(actor, upload) if upload is not None else document or {})
     _check_view(file.view)
-    return keep_graph(
-        actor=actor,
-        project=project,
-        model=model,
-        name=name,
-        document=file.graph,
-        source=models.Graph.Source.FILE,
-        view=file.view,
-    )
+    with transaction.atomic():
+        taken = [] if upload is None else _take(actor, upload, project)
+        graph = keep_graph(
+            actor=actor,
+            project=project,
+            model=model,
+            name=name,
+            document=file.graph,
+            source=models.Graph.Source.FILE,
+            view=file.view,
+        )
+        uploads.discard(taken)
+    return graph
+
+
+def _take(actor: Any, upload: UUID, project: Project) -> list[Upload]:
+    return uploads.take(actor=actor, ids=[upload], project_id=project.pk, used_by=uuid7())
+
+
+def _content(actor: Any, upload: UUID) -> bytes:
+    """Bytes of a person's own upload; read before any transaction, no further than a graph may be long."""
+    mine = Upload.objects.visible_to(actor).filter(pk=upload, created_by_id=actor.pk).first()
+    if mine is None:
+        raise unknown_reference("upload")
+    uploads.require_own(actor, mine)
+    try:
+        with mine.local_path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise unknown_reference("upload") from error

@@ -26,11 +26,12 @@ from microscope.graphs.document import (
     Summary,
     updated,
 )
-from microscope.graphs.files import GraphFile, read_graph_file
+from microscope.graphs.files import MAX_BYTES, GraphFile, read_graph_file
 from microscope.graphs.pinned import pinned_completeness
 from microscope.graphs.summary import error_share, spearman, summarise
 
 __all__ = [
+    "MAX_BYTES",
     "MAX_EDGES",
     "MAX_NODES",
     "Account",

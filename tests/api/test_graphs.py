@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from apps.artifacts.models import Artifact
+from apps.artifacts.models import Artifact, Upload
 from apps.audit.models import AuditEvent
 from apps.graphs.kinds import PROVENANCE
 from apps.graphs.models import Graph, GraphComment
@@ -17,7 +17,14 @@ from apps.jobs import leases
 from apps.jobs.models import Job
 from microscope import graphs as g
 from microscope.params import ProvenanceParams, decode_params
-from tests.factories import GraphFactory, LanguageModelFactory, RecordingFactory, SaeFactory, document_for
+from tests.factories import (
+    GraphFactory,
+    LanguageModelFactory,
+    RecordingFactory,
+    SaeFactory,
+    UploadFactory,
+    document_for,
+)
 
 FOREIGN = Path(__file__).parents[1] / "unit/attribution_graph.json"
 URL = "/api/v1/graphs"
@@ -293,6 +300,38 @@ def test_an_attribution_graph_of_others_comes_in_with_its_pins_and_goes_out_agai
         assert refused.status_code in (400, 422), refused.content
         assert error(refused)["code"] == code
     assert not Graph.objects.filter(name="bad").exists()
+
+
+def test_a_large_file_comes_in_as_an_upload(world, editor, django_capture_on_commit_callbacks) -> None:
+    """Longer than a request may be read; the upload is gone afterwards, and it must be one's own."""
+    document = document_for(world.model, world.sae)
+    content = msgspec.json.encode(document)
+    mine = UploadFactory(created_by=world.people["editor"], content=content)
+    body = {"project": str(world.project.pk), "name": "large", "upload": str(mine.pk)}
+    with django_capture_on_commit_callbacks(execute=True):
+        answer = editor.post(f"{URL}/import", body, format="json")
+    assert answer.status_code == 201, answer.content
+    assert answer.json()["edges"] == 1
+    assert not Upload.objects.filter(pk=mine.pk).exists()
+    assert not mine.local_path.exists()
+    theirs = UploadFactory(created_by=world.people["owner"], content=content)
+    part = UploadFactory(created_by=world.people["editor"], content=content)
+    Upload.objects.filter(pk=part.pk).update(bytes=len(content) + 1)
+    none = UploadFactory(created_by=world.people["editor"], content=b"\x80none")
+    for upload, code in (
+        (mine, "does_not_exist"),
+        (theirs, "does_not_exist"),
+        (part, "upload_incomplete"),
+        (none, "graph_file_malformed"),
+    ):
+        refused = editor.post(
+            f"{URL}/import", {**body, "name": "no", "upload": str(upload.pk)}, format="json"
+        )
+        assert error(refused)["code"] == code, refused.content
+    assert Upload.objects.filter(pk=none.pk).exists(), "what was refused can be looked at again"
+    both = editor.post(f"{URL}/import", {**body, "document": plain(document)}, format="json")
+    assert (both.status_code, error(both)["attr"]) == (400, "document")
+    assert not Graph.objects.filter(name="no").exists()
 
 
 # --- SAEs below ---------------------------------------------------------------------------------------

@@ -2705,9 +2705,14 @@ export interface components {
             model?: string | null;
             name: string;
             /** @description What is in the file. */
-            document: {
+            document?: {
                 [key: string]: unknown;
             };
+            /**
+             * Format: uuid
+             * @description The file as a finished upload, if it is large.
+             */
+            upload?: string;
         };
         /** @description A graph and the job that computes it. */
         GraphJob: {
