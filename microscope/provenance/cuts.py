@@ -76,14 +76,15 @@ class Cut:
         x = sites[self.reads][0]
         skip = self.sae.skipped(x)
         with torch.no_grad():
-            self._fill(x.detach(), y[0].detach(), skip)
+            self.fill(x.detach(), y[0].detach())
         if skip is None:
             return y.detach().clone().requires_grad_()
         leaf = (y[0] - skip).detach().requires_grad_()
         return (leaf + skip)[None]
 
-    def _fill(self, x: Tensor, y: Tensor, skip: Tensor | None) -> None:
-        self.x = x
+    def fill(self, x: Tensor, y: Tensor) -> None:
+        """Take what the SAE reads ``[positions, d_in]`` and what passes where it writes ``[positions, d_out]``."""
+        self.x, skip = x, self.sae.skipped(x)
         kept = self.sae.config.token_filter.keep(self.special, x.norm(dim=1))
         codes = self.sae.encode(x)
         self.kept, self.codes = kept, codes._replace(values=codes.values * kept[:, None])

@@ -9,8 +9,20 @@ from dataclasses import dataclass, field
 import torch
 from msgspec.structs import replace
 
-from microscope.graphs import Account, Graph, GraphSae, GraphTarget, GraphToken, GraphUpdate, Node, updated
-from microscope.models import BlockRunner, LoadedModel
+from microscope.errors import MicroscopeError
+from microscope.graphs import (
+    Account,
+    Graph,
+    GraphSae,
+    GraphTarget,
+    GraphToken,
+    GraphUpdate,
+    Node,
+    summarise,
+    updated,
+)
+from microscope.live.run import PromptRun
+from microscope.models import BlockRunner, LoadedModel, runner_for
 from microscope.models.precision import dtype_name
 from microscope.provenance.components import components
 from microscope.provenance.cuts import Explained
@@ -18,6 +30,7 @@ from microscope.provenance.freeze import MlpRule
 from microscope.provenance.hops import Hop, Upstream
 from microscope.provenance.passes import PromptPass
 from microscope.provenance.targets import TARGET, resolve
+from microscope.provenance.verification import Verification
 from microscope.sae import SparseAutoencoder
 
 # What is missing of a sum, relative to the sizes of its parts, when something was not held constant.
@@ -76,6 +89,7 @@ def explain(
     mlp: MlpRule = "gates",
     verify: bool = True,
     runner: BlockRunner | None = None,
+    baseline: PromptRun | None = None,
 ) -> Iterator[Graph | GraphUpdate]:
     """Explain a target by the features of SAEs below it.
 
@@ -93,6 +107,7 @@ def explain(
         mlp: how MLPs are passed.
         verify: whether to ablate parents on the running model.
         runner: the running model; None takes the fastest that is proven.
+        baseline: its unpatched run of the prompt, where one is at hand.
 
     Yields:
         First a graph with the target's exact components and its parents, then what it gains.
@@ -136,6 +151,19 @@ def explain(
         graph = updated(graph, update)
         yield update
         known = [n for n in graph.nodes if n.hop == number]
+    notes: tuple[str, ...] = ()
+    if verify:
+        try:
+            running = runner or runner_for(loaded)
+        except MicroscopeError as error:
+            notes = (f"No edge was verified: {error}",)
+        else:
+            checked = Verification(held, graph, upstream, saes, running, baseline)
+            for update in checked.updates():
+                graph = updated(graph, update)
+                yield update
+    summary = summarise(graph, seconds=time.perf_counter() - started)
+    yield GraphUpdate(phase="done", done=1, total=1, summary=summary, notes=notes)
 
 
 def _first(

@@ -56,6 +56,7 @@ class Upstream:
 
     Attributes:
         cuts: the SAEs that are used, lowest first.
+        special: which tokens are special, ``[positions]``.
 
     Raises:
         MicroscopeError: ``bad_sae_site``, ``two_saes_at_a_site``, ``wrong_width`` or ``no_such_site``.
@@ -64,7 +65,7 @@ class Upstream:
     def __init__(
         self, held: PromptPass, saes: Mapping[str, SparseAutoencoder], read: Site, special: Tensor, hops: int
     ) -> None:
-        self.held = held
+        self.held, self.special = held, special
         cuts: dict[Site, Cut] = {}
         for name, sae in saes.items():
             cut = Cut(name, sae, special)

@@ -119,6 +119,11 @@ class PromptPass:
             return self.input_of(site.layer + 1)
         return self.frozen(site.layer, site.layer).at(site)[0].detach()
 
+    @torch.no_grad()
+    def again(self, layer: int, x: Tensor) -> BlockPass:
+        """One block on another stream ``[positions, d]``, in float32, without a graph."""
+        return self._run(layer, x[None], {}, {})
+
     def frozen(self, first: int, last: int, cuts: Mapping[Site, Replace] | None = None) -> Frozen:
         """Run blocks ``first … last`` frozen, and keep their graph.
 
@@ -159,7 +164,7 @@ class PromptPass:
 
         with ExitStack() as stack:
             for kind, tap in self._taps(layer).items():
-                handle = _watch(block.get_submodule(tap.path), tap, x.shape[:2], partial(take, kind))
+                handle = watch(block.get_submodule(tap.path), tap, x.shape[:2], partial(take, kind))
                 stack.callback(handle.remove)
             freeze = stack.enter_context(Freeze(self.mlp))
             out = first_tensor(self._own.run(self._calls[layer], x, weights=weights))
@@ -219,7 +224,7 @@ def order(site: Site) -> float:
     return site.layer + {"attn_out": 0.25, "resid_mid": 0.5, "mlp_out": 0.75, "resid_post": 1.0}[site.kind]
 
 
-def _watch(
+def watch(
     module: nn.Module, tap: Tap, shape: Sequence[int], take: Callable[[Tensor], Tensor | None]
 ) -> RemovableHandle:
     """Show the activation at a site to ``take``, and pass on what it returns instead, if anything."""
