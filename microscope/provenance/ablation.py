@@ -86,7 +86,9 @@ class Ablations:
         sites: Collection[Site],
     ) -> None:
         self._loaded, self._runner, self._baseline, self.last = loaded, runner, baseline, last
-        self._whole = not runner.cuttable or any(type(l.past) is not KeyValue for l in baseline.layers)
+        self._whole = not runner.cuttable or any(
+            type(state.past) is not KeyValue for state in baseline.layers
+        )
         blocks = loaded.model.get_submodule(loaded.family.blocks)
         self._weights = max(1, sum(p.numel() for p in blocks.parameters()) // runner.n_layers)
         nothing = Ablation(torch.zeros(runner.d_model, device=loaded.device))

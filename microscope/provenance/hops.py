@@ -214,6 +214,8 @@ class Upstream:
         """What no feature stands for, by position, or the embeddings of tokens: the largest."""
         embedding = site.layer < 0
         for position in shares.abs().topk(min(count, len(shares))).indices.tolist():
+            if not float(shares[position]):
+                continue
             node = Node(
                 id=f"embedding@{position}" if embedding else f"{site}:error@{position}",
                 kind="embedding" if embedding else "error",

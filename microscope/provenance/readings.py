@@ -140,7 +140,11 @@ class ScoreReading(Reading):
 
 
 def readings_of(
-    graph: Graph, held: PromptPass, runner: BlockRunner, saes: Mapping[str, SparseAutoencoder], unchanged: Seen
+    graph: Graph,
+    held: PromptPass,
+    runner: BlockRunner,
+    saes: Mapping[str, SparseAutoencoder],
+    unchanged: Seen,
 ) -> dict[tuple[str, Side], Reading]:
     """A reading for every node of a graph that edges lead to, by node and side.
 

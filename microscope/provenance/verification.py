@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +20,7 @@ from microscope.provenance.ablation import Ablation, Ablations, Hold
 from microscope.provenance.cuts import Cut
 from microscope.provenance.hops import Upstream
 from microscope.provenance.passes import PromptPass
-from microscope.provenance.readings import Reading, readings_of, sites_of
+from microscope.provenance.readings import readings_of, sites_of
 from microscope.provenance.targets import TARGET
 from microscope.sae import SparseAutoencoder
 
