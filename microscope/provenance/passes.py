@@ -122,7 +122,7 @@ class PromptPass:
     @torch.no_grad()
     def again(self, layer: int, x: Tensor) -> BlockPass:
         """One block on another stream ``[positions, d]``, in float32, without a graph."""
-        return self._run(layer, x[None], {}, {})
+        return self._run(layer, x[None], {}, {}, check=False)
 
     def frozen(self, first: int, last: int, cuts: Mapping[Site, Replace] | None = None) -> Frozen:
         """Run blocks ``first … last`` frozen, and keep their graph.
@@ -147,9 +147,15 @@ class PromptPass:
         return held
 
     def _run(
-        self, layer: int, x: Tensor, cuts: Mapping[Site, Replace], leaves: dict[Site, Tensor]
+        self,
+        layer: int,
+        x: Tensor,
+        cuts: Mapping[Site, Replace],
+        leaves: dict[Site, Tensor],
+        *,
+        check: bool = True,
     ) -> BlockPass:
-        """One block; cuts inside it take effect."""
+        """One block; cuts inside it take effect. ``check`` is whether ``x`` is its input in the model's own pass."""
         block: nn.Module = self._own.blocks[layer]
         weights, biases = self._weights(block)
         seen: dict[SiteKind, Tensor] = {}
@@ -168,7 +174,8 @@ class PromptPass:
                 stack.callback(handle.remove)
             freeze = stack.enter_context(Freeze(self.mlp))
             out = first_tensor(self._own.run(self._calls[layer], x, weights=weights))
-        self._check(layer, out)
+        if check:
+            self._check(layer, out)
         attentions = [a for a in freeze.attentions if a.out.dim() == 4 and a.out.shape[2] == x.shape[1]]
         attention = attentions[0] if len(attentions) == 1 else None
         return BlockPass(layer, x, out, seen, attention, biases)

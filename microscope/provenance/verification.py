@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -32,8 +33,8 @@ CONTROLS, PERCENTILE = 32, 0.95
 """Matched random features, and how many of them an effect has to exceed."""
 # An effect on the target below this part of its size is not divided by.
 _LEAST_SHARED = 1e-3
-# Sizes that one set of random features serves: within a factor of 2.
-_BASE = 4.0
+# One set of random features serves sizes within the root of this factor.
+_BASE = 1.5
 
 Child = tuple[str, Side]
 # A row by what was done: a parent at a strength, a parent with a feature held, a random feature of a size.
@@ -62,6 +63,17 @@ def verdict(
     return ("causal" if steady and abs(effect) >= LEAST * scale else "weak"), True
 
 
+def percentile(sizes: Sequence[float]) -> float:
+    """The 95th percentile of which some sizes are a sample: one more would exceed it with a probability of 5 %.
+
+    That is between the two largest of 32 (Weibull's plotting positions, ``0.95·(n + 1)``); the largest below 19.
+    """
+    ranked = sorted(sizes)
+    place = min(PERCENTILE * (len(ranked) + 1) - 1, len(ranked) - 1)
+    low = math.floor(place)
+    return ranked[low] + (place - low) * (ranked[min(low + 1, len(ranked) - 1)] - ranked[low])
+
+
 @dataclass
 class _Parent:
     """Something that is removed: ``taken`` ``[width]`` is what it adds, ``size`` its norm."""
@@ -76,8 +88,8 @@ class _Parent:
 
     @property
     def reference(self) -> float:
-        """The size at which its random features are measured: a power of 4 within a factor of 2."""
-        return _BASE ** round(float(torch.log(self.taken.norm())) / float(torch.log(torch.tensor(_BASE))))
+        """The size at which its random features are measured: a power of 1.5, up to 22 % off."""
+        return _BASE ** round(math.log(self.size, _BASE))
 
 
 @dataclass
@@ -98,8 +110,7 @@ class Verification:
 
     Random features of the same SAE at the same position, which are silent there, are written in the same place and
     scaled to the parent's norm; where there is no SAE, random directions are. One set of them is measured for
-    parents whose sizes are within a factor of 2 of its own, and its effects are taken to grow in proportion to the
-    size.
+    parents whose sizes are within 22 % of its own, and its effects are taken to grow in proportion to the size.
 
     An edge into a parent of the target is also measured with its child held: ``q → p`` is mediated to the share
     ``1 − held/total`` of what removing ``q`` takes from the child of ``p`` on the strongest path to the target.
@@ -261,8 +272,7 @@ class Verification:
         random = [abs(e[child]) for row, e in effects.items() if row[0] == parent.reference]
         control = 0.0
         if random:
-            at_reference = float(torch.tensor(random, dtype=torch.float64).quantile(PERCENTILE))
-            control = at_reference * parent.size / parent.reference
+            control = percentile(random) * parent.size / parent.reference
         words, verified = verdict(edge.attribution, found, self._readings[child].scale, control)
         mediated = None
         if edge.hop > 1:

@@ -15,7 +15,7 @@ from microscope.live import ResidentModel
 from microscope.models import LoadedModel, load_model, runner_for
 from microscope.params import EditPlan, Positions
 from microscope.provenance import Limits, explain
-from microscope.provenance.verification import STRENGTHS, verdict
+from microscope.provenance.verification import STRENGTHS, percentile, verdict
 from microscope.sae import SaeConfig, SparseAutoencoder, architecture
 from tests.families.oracle import removed
 from tests.families.tiny import make_any
@@ -206,7 +206,7 @@ def test_what_a_half_adds_is_removed_there(kind, half, fast, model_folders):
             taken = (below if place == block else x - sae.decode(codes))[node.position]
         after = run_with(loaded, ids, [(place, without(taken, node.position))])[-1, target.token]
         assert edge.measured == pytest.approx(float(before - after), rel=1e-3, abs=2e-5)
-    assert kinds == {"feature", "error", "bias"}
+    assert kinds >= {"feature", "error"}
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -245,7 +245,9 @@ def test_a_transcoder_is_read_in_front_of_the_mlp_and_removed_behind_it(skip, fa
         assert child.index is not None
         readings = []
         for changes in ([], [change]):
-            mid = sum(streams(loaded, ids, "model.layers.1", "model.layers.2.self_attn", changes=changes))
+            mid = torch.stack(
+                streams(loaded, ids, "model.layers.1", "model.layers.2.self_attn", changes=changes)
+            ).sum(0)
             pre = coder.pre_activations(mid)
             readings.append(float(pre[child.position, child.index]))
         assert edge.measured == pytest.approx(readings[0] - readings[1], rel=1e-3, abs=2e-5)
@@ -296,10 +298,10 @@ def test_mediation_is_what_is_missing_with_the_child_held(kind, model_folders):
 
 def test_the_score_of_a_head_is_measured_at_either_end(model_folders):
     loaded = opened(model_folders["gpt2"])
-    sae, ids, head, query, key = random_sae(32, 1, 3), loaded.encode(PROMPT), 2, 9, 4
+    sae, ids, head, query, key = random_sae(32, 0, 3), loaded.encode(PROMPT), 2, 9, 4
     target = GraphTarget(kind="attention", layer=2, head=head, position=query, key=key)
     graph = finished(explain(loaded, ids, target, named(sae), limits=FEW))
-    (x,) = streams(loaded, ids, "transformer.h.1")
+    (x,) = streams(loaded, ids, "transformer.h.0")
     codes = sae.encode(x)
 
     def ends(changes: Sequence[tuple[str, Change]]) -> tuple[Tensor, Tensor]:
@@ -323,7 +325,7 @@ def test_the_score_of_a_head_is_measured_at_either_end(model_folders):
         assert node.index is not None
         assert node.position is not None
         f = (codes.values * (codes.indices == node.index)).sum(1)[node.position]
-        q, k = ends([("transformer.h.1", without(f * sae.W_dec[node.index] / 0.8, node.position))])
+        q, k = ends([("transformer.h.0", without(f * sae.W_dec[node.index] / 0.8, node.position))])
         moved = (q0 - q) @ k0 if edge.side == "query" else (k0 - k) @ q0
         assert edge.measured == pytest.approx(float(moved) / 8**0.5, rel=1e-3, abs=1e-5)
         sides.add(edge.side)
@@ -365,6 +367,16 @@ def test_a_direction_a_difference_and_embeddings_are_measured(model_folders):
 # --- how effects are judged -------------------------------------------------------------------------------
 
 
+def test_the_percentile_is_exceeded_by_one_in_twenty():
+    assert percentile([2.0]) == 2.0
+    assert percentile(range(1, 20)) == pytest.approx(19)
+    assert percentile(range(1, 40)) == pytest.approx(38)
+    assert percentile(range(32, 0, -1)) == pytest.approx(31.35)
+    draws = torch.rand(4000, 33, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    passed = [row[32] > percentile(row[:32]) for row in draws.tolist()]
+    assert sum(passed) / len(passed) == pytest.approx(0.05, abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("attribution", "effects", "words"),
     [
@@ -386,7 +398,7 @@ def test_the_rule(attribution, effects, words):
 
 
 def test_random_features_move_in_proportion_to_their_size(model_folders, monkeypatch):
-    """One set of them is measured and scaled: measured at each parent's own size, bounds stay within a fifth."""
+    """One set of them is measured and scaled: measured at each parent's own size, bounds stay near."""
     loaded = opened(model_folders["llama"])
     sae, ids, target = random_sae(32, 1, 3), loaded.encode(PROMPT), token(loaded)
 
@@ -395,16 +407,16 @@ def test_random_features_move_in_proportion_to_their_size(model_folders, monkeyp
         return {edge.key: edge for edge in graph.edges if edge.control is not None}
 
     scaled = controls()
-    monkeypatch.setattr("microscope.provenance.verification._BASE", 1.05)
+    monkeypatch.setattr("microscope.provenance.verification._BASE", 1.02)
     exact = controls()
     assert len(scaled) >= 30
     assert any(edge.control != exact[key].control for key, edge in scaled.items())
     ratios = torch.tensor([(edge.control or 0) / (exact[key].control or 1) for key, edge in scaled.items()])
-    assert float((ratios - 1).abs().quantile(0.9)) <= 0.2
+    assert float((ratios - 1).abs().quantile(0.9)) <= 0.15
 
 
-def test_matched_random_features_would_not_be_verified(model_folders, monkeypatch):
-    """Of other random features of the same size, whatever sign was predicted, about one in forty passes."""
+def test_matched_random_features_would_not_be_verified(model_folders):
+    """Of other random features of the same size, about one in twenty moves the target as far as is asked for."""
     loaded = opened(model_folders["gpt2"])
     sae, ids, target = random_sae(32, 1, 3), loaded.encode(PROMPT), token(loaded)
     graph = finished(explain(loaded, ids, target, named(sae), limits=Limits(1, 0, 30)))
@@ -412,6 +424,8 @@ def test_matched_random_features_would_not_be_verified(model_folders, monkeypatc
     attach(resident, sae)
     resident.open("s", PROMPT)
     before = resident.sessions.get("s").baseline.logits[target.token]
+    codes = sae.encode(streams(loaded, ids, "transformer.h.1")[0])
+    firing = [set(row.tolist()) for row in codes.indices]
     passed, tried = 0, 0
     for number, edge in enumerate(graph.edges):
         node = graph.node(edge.parent)
@@ -422,14 +436,14 @@ def test_matched_random_features_would_not_be_verified(model_folders, monkeypatc
         assert node.activation is not None
         size = node.activation * float(sae.W_dec[node.index].norm()) / 0.8
         where = Positions(mode="set", indices=(node.position,), include_sinks=True)
-        for index in torch.randperm(64, generator=torch.Generator().manual_seed(number))[:12].tolist():
+        order = torch.randperm(64, generator=torch.Generator().manual_seed(number)).tolist()
+        for index in [i for i in order if i not in firing[node.position]][:12]:
             edit = make_edit(sae, index, "add", -size, positions=where, unit_value=1.0)
             after = resident.apply("s", EditPlan(edits=(edit,))).outcome.logits[target.token]
-            effect, predicted = float(before - after), 1.0 if index % 2 else -1.0
-            passed += effect * predicted > 0 and abs(effect) >= edge.control
+            passed += abs(float(before - after)) >= edge.control
             tried += 1
     assert tried >= 300
-    assert passed / tried <= 0.05
+    assert passed / tried / 2 <= 0.05  # half of them would have the sign that was predicted
 
 
 def test_edges_that_matter_most_come_first_and_all_are_counted(model_folders):
