@@ -72,19 +72,20 @@ def contract(graph: Graph) -> Folded:
 def depth(graph: Graph) -> int:
     """Hops on the longest path that ends at a target and whose every edge was verified.
 
-    An edge is a hop when it is no carry, was verified on the running model, and heads, MLPs and blocks on the way
-    hold at least 5 % of it; one of hop 2 or more counts only when ``mediated`` is at least 0.25. A path may use carries that
-    were not refuted; they add nothing. It may not enter a fold at one member and leave it at a lower one, since
-    nothing flows down.
+    An edge is a hop when its parent is a feature, it is no carry, was verified on the running model, and heads, MLPs
+    and blocks on the way hold at least 5 % of it; one of hop 2 or more counts only when ``mediated`` is at least 0.25.
+    A path may use carries that were not refuted; they add nothing. It may not enter a fold at one member and leave it
+    at a lower one, since nothing flows down.
 
     Raises:
         MicroscopeError: ``graph_node_missing``, ``graph_cycle``.
     """
+    features = {node.id for node in graph.nodes if node.kind == "feature"}
     parents: dict[str, list[tuple[str, int]]] = {}
     for edge in graph.edges:
         if _joins(edge):
             parents.setdefault(edge.child, []).append((edge.parent, 0))
-        elif is_hop(edge):
+        elif is_hop(edge) and edge.parent in features:
             parents.setdefault(edge.child, []).append((edge.parent, 1))
     longest = {node.id: 0 for node in graph.nodes if node.kind == "target"}
     for name in target_first(graph):

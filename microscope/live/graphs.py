@@ -54,6 +54,7 @@ def start_graph(
         limits=limits,
         verify=verify,
         runner=resident.runner,
+        baseline=state.baseline,
     )
 
 

@@ -83,6 +83,7 @@ def longest_by_walking(document: Graph) -> int:
             passed = sum(abs(part.attribution) for part in by_module)
             if (
                 not found.verified
+                or document.node(found.parent).kind != "feature"
                 or not by_module
                 or passed / sum(abs(part.attribution) for part in found.parts) < 0.05
             ):
