@@ -26,7 +26,8 @@ from microscope.graphs.document import (
     Summary,
     updated,
 )
-from microscope.graphs.files import MAX_BYTES, GraphFile, read_graph_file
+from microscope.graphs.files import MAX_BYTES, read_graph_file
+from microscope.graphs.foreign import GraphFile
 from microscope.graphs.pinned import pinned_completeness
 from microscope.graphs.summary import error_share, spearman, summarise
 
