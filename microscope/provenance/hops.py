@@ -12,7 +12,7 @@ from microscope.errors import MicroscopeError
 from microscope.graphs import Account, Edge, Node
 from microscope.params import Site
 from microscope.provenance.cuts import Cut, Explained
-from microscope.provenance.gradients import Gradients, gradients
+from microscope.provenance.gradients import Gradients, gradients, numbers_at_once
 from microscope.provenance.passes import Frozen, PromptPass, order
 from microscope.sae import SparseAutoencoder
 
@@ -110,7 +110,7 @@ class Upstream:
         return bool(self.cuts) and order(self.cuts[0].writes) < order(e.site)
 
     def hop(self, explained: Sequence[Explained], number: int, shown: int) -> Hop:
-        """The parents of some numbers: one backward pass.
+        """The parents of some numbers: one backward pass, or several where gradients would take too much memory.
 
         Args:
             explained: the numbers.
@@ -118,9 +118,17 @@ class Upstream:
             shown: features shown of each number.
         """
         hop = Hop()
-        for found in gradients(self.run(), [e for e in explained if self.has_parents(e)]):
-            self._parents(found, number, shown, hop)
+        chosen = [e for e in explained if self.has_parents(e)]
+        at_once = self._at_once()
+        for first in range(0, len(chosen), at_once):
+            for found in gradients(self.run(), chosen[first : first + at_once]):
+                self._parents(found, number, shown, hop)
         return hop
+
+    def _at_once(self) -> int:
+        blocks = self.run().blocks.values()
+        heads = max((b.attention.out.shape[1] for b in blocks if b.attention is not None), default=0)
+        return numbers_at_once(len(blocks), len(self.held.tokens), heads, self.held.embedded.shape[1])
 
     # --- one number -----------------------------------------------------------------------------------
 

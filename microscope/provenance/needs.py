@@ -13,12 +13,13 @@ from microscope.models import LoadedModel
 from microscope.models.memory import bytes_free
 from microscope.params import Site
 from microscope.provenance.explain import Limits
+from microscope.provenance.gradients import bytes_of_one, numbers_at_once
 from microscope.sae import SparseAutoencoder
 
 # Measured on a model of 135 million parameters, 64 to 512 tokens: what one frozen block holds per number that its
 # linear modules put out, what one entry of its attention patterns costs, and what each number that is explained adds
 # per number of the stream. In float32 the whole is 10 to 35 % above what was measured, in bfloat16 half.
-_HELD, _PATTERN, _GRADIENT = 4.0, 2.0, 9.0
+_HELD, _PATTERN = 4.0, 2.0
 _FLOAT = 4
 _ALWAYS = 32 * 2**20
 _MARGIN = 1.1
@@ -50,12 +51,14 @@ def bytes_needed(
     held = range(lowest, top + 1)
     blocks: Any = loaded.model.get_submodule(loaded.family.blocks)
     rows, width = n_tokens, loaded.d_model
+    heads = _heads(loaded)
     numbers = min(limits.parents, limits.shown) if limits.hops > 1 and below else 1
-    patterns = _heads(loaded) * rows * rows
+    numbers = min(numbers, numbers_at_once(len(held), rows, heads, width))
+    patterns = heads * rows * rows
     widths = [_outputs(blocks[layer], loaded.config) for layer in held]
     floats = _HELD * rows * sum(widths)
     floats += _PATTERN * patterns * len(held)
-    floats += numbers * (_GRADIENT * width * rows * len(held) + _PATTERN * patterns)
+    floats += numbers * (bytes_of_one(len(held), rows, heads, width) / _FLOAT + _PATTERN * patterns)
     floats += numbers * rows * max(widths, default=0)
     floats += width * rows * (loaded.n_layers + 1)
     if loaded.dtype != torch.float32:  # computed with copies of the weights, which a backward pass needs

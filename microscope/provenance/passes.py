@@ -138,6 +138,8 @@ class PromptPass:
         with torch.enable_grad():
             for layer in range(first, last + 1):
                 block = self._run(layer, x, cuts, held.leaves)
+                if block.attention is not None and last > first:
+                    block.attention.scores = None  # as large as patterns, and looked at in single blocks only
                 held.blocks[layer] = block
                 x = block.out
                 site = Site("resid_post", layer)

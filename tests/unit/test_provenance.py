@@ -16,7 +16,7 @@ from torch import Tensor
 from microscope.errors import MicroscopeError
 from microscope.graphs import Edge, Graph, GraphTarget, Node, updated
 from microscope.models import LoadedModel, load_model
-from microscope.provenance import Limits, explain
+from microscope.provenance import Limits, explain, gradients, hops
 from microscope.sae import SaeConfig, SparseAutoencoder, TokenFilter, architecture
 from tests.families.tiny import make_any
 from tests.frozen_oracle import Split, Tape, WrittenOut, outputs_changed, pre_activations, split
@@ -522,6 +522,30 @@ def test_the_order_in_which_saes_are_given_does_not_matter(plain: LoadedModel) -
         whole(plain, ids, target, dict(pairs)) for pairs in (saes.items(), reversed(list(saes.items())))
     )
     assert replace(first, summary=second.summary) == second
+
+
+def test_one_number_after_the_other_gives_the_same_graph(
+    plain: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = prompt_of(plain, 3)
+    saes = fingerprints([make_sae("topk", f"resid_post.{n}", n) for n in (0, 2)])
+    target = GraphTarget(kind="token", token=3)
+    together = whole(plain, ids, target, saes)
+    assert len([a for a in together.accounts if a.node != "target"]) > 3
+    sizes: list[int] = []
+
+    def noted(frozen: Any, explained: Sequence[Any]) -> Any:
+        sizes.append(len(explained))
+        return gradients.gradients(frozen, explained)
+
+    monkeypatch.setattr(gradients, "_MOST_BYTES", 1)
+    monkeypatch.setattr(hops, "gradients", noted)
+    alone = whole(plain, ids, target, saes)
+    assert set(sizes) == {1}
+    assert {e.key for e in alone.edges} == {e.key for e in together.edges}
+    values = {e.key: e.attribution for e in together.edges}
+    for edge in alone.edges:
+        assert edge.attribution == pytest.approx(values[edge.key], rel=CLOSE, abs=CLOSE)
 
 
 def refused(
