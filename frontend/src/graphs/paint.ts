@@ -110,42 +110,44 @@ export function paintRing(pen: Pen, { x, y, width, height }: Box, ink: Ink): voi
   pen.stroke();
 }
 
-/** Rules between the layers, and their names and the tokens, which stay in sight when the picture is scrolled. */
-export function paintGrid(pen: Pen, picture: Picture, heads: readonly string[], ink: Ink, view: Viewport): void {
-  pen.font = FONT;
-  pen.textBaseline = "middle";
+/** Rules between the layers. */
+export function paintRules(pen: Pen, picture: Picture, ink: Ink, view: Viewport): void {
   pen.strokeStyle = ink.line;
   pen.lineWidth = 1;
+  pen.globalAlpha = 0.6;
   for (const { y, height } of picture.rows) {
     const rule = Math.round(y + height / 2) + 0.5;
-    pen.globalAlpha = 0.6;
     pen.beginPath();
     pen.moveTo(view.x, rule);
     pen.lineTo(view.x + view.width, rule);
     pen.stroke();
   }
   pen.globalAlpha = 1;
+}
+
+/** The names of the layers and the tokens, which stay in sight when the picture is scrolled. */
+export function paintNames(pen: Pen, picture: Picture, heads: readonly string[], ink: Ink, view: Viewport): void {
+  pen.font = FONT;
+  pen.textBaseline = "middle";
   pen.fillStyle = ink.surface;
   pen.fillRect(view.x, view.y, view.width, HEAD - 6);
   pen.textAlign = "center";
   picture.columns.forEach((column, at) => paintHead(pen, column, heads[at] ?? "", ink, view));
   pen.fillStyle = ink.surface;
-  pen.globalAlpha = 0.88;
-  pen.fillRect(view.x, view.y, GUTTER - 6, view.height);
-  pen.globalAlpha = 1;
+  pen.fillRect(view.x, view.y, GUTTER - 4, view.height);
   pen.textAlign = "left";
   pen.fillStyle = ink.dimmed;
-  for (const row of picture.rows) pen.fillText(rowName(row), view.x + 6, row.y);
+  for (const row of picture.rows) if (row.y > view.y + HEAD - 6) pen.fillText(rowName(row), view.x + 6, row.y);
 }
 
 export const rowName = ({ target, layer }: { target: boolean; layer: number }): string =>
-  target ? "target" : layer < 0 ? "embed" : `block ${layer}`.slice(0, 9);
+  target ? "target" : layer < 0 ? "embed" : `block ${layer}`;
 
 function paintHead(pen: Pen, { x, width, gap }: Column, words: string, ink: Ink, view: Viewport): void {
   pen.fillStyle = ink.text;
   const fits = Math.max(2, Math.floor((width - 6) / 6.7));
-  pen.fillText(words.length > fits ? `${words.slice(0, fits - 1)}…` : words, x, view.y + 12);
+  pen.fillText(words.length > fits ? `${words.slice(0, fits - 1)}…` : words, x, view.y + 13);
   if (!gap) return;
   pen.fillStyle = ink.dimmed;
-  pen.fillText("⋯", x - width / 2, view.y + 12);
+  pen.fillText("⋯", x - width / 2, view.y + 13);
 }

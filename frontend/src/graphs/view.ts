@@ -6,11 +6,13 @@ import { GROUP_PREFIX, type NodeGroup } from "./fold";
 export interface GraphView extends Density {
   pins: string[];
   groups: NodeGroup[];
-  /** Id of a drawn node. */
+  /** Id of the selected node as it is drawn. */
   node: string | null;
+  /** Key of the selected edge as it is drawn; with one, no node is selected. */
+  edge: string | null;
 }
 
-export const PLAIN: GraphView = { ...EVERYTHING, pins: [], groups: [], node: null };
+export const PLAIN: GraphView = { ...EVERYTHING, pins: [], groups: [], node: null, edge: null };
 
 const MOST_NODES = 2000;
 const MOST_GROUPS = 100;
@@ -37,17 +39,21 @@ const between = (value: unknown, low: number, high: number, otherwise: number): 
 /** A view from anything: an address, or what was stored. What is malformed in it is left out. */
 export function viewOf(raw: unknown): GraphView {
   if (typeof raw !== "object" || raw === null) return PLAIN;
-  const { pins, groups, least, most, node } = raw as Record<string, unknown>;
+  const { pins, groups, least, most, node, edge } = raw as Record<string, unknown>;
   return {
     pins: texts(pins),
     groups: groupsOf(groups),
     least: between(least, 0, 1, PLAIN.least),
     most: Math.round(between(most, 0, 1000, PLAIN.most)),
     node: typeof node === "string" && node !== "" ? node : null,
+    edge: typeof edge === "string" && edge !== "" ? edge : null,
   };
 }
 
 export type ViewSearch = { [Part in keyof GraphView]?: Exclude<GraphView[Part], null> };
+
+/** What of a view is kept with a graph: not what is selected. */
+export const keptOf = ({ pins, groups, least, most }: GraphView) => ({ pins, groups, least, most });
 
 /** The view's part of an address: what differs from the stored view, so that addresses stay short. */
 export function searchOf(view: GraphView, stored: GraphView = PLAIN): ViewSearch {
@@ -57,7 +63,8 @@ export function searchOf(view: GraphView, stored: GraphView = PLAIN): ViewSearch
     groups: same("groups") ? undefined : view.groups,
     least: same("least") ? undefined : view.least,
     most: same("most") ? undefined : view.most,
-    node: same("node") ? undefined : (view.node ?? undefined),
+    node: view.node ?? undefined,
+    edge: view.edge ?? undefined,
   };
 }
 
@@ -68,7 +75,8 @@ export function viewFrom(search: ViewSearch, stored: GraphView): GraphView {
     groups: search.groups ?? stored.groups,
     least: search.least ?? stored.least,
     most: search.most ?? stored.most,
-    node: search.node ?? stored.node,
+    node: search.node ?? null,
+    edge: search.edge ?? null,
   };
 }
 
