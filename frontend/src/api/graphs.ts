@@ -28,7 +28,7 @@ export const graphQuery = (id: string) =>
 export const graphDocumentQuery = (id: string) =>
   queryOptions({
     queryKey: ["graphs", id, "document"],
-    queryFn: async () => (await body(api.GET("/api/v1/graphs/{id}/document", { params: { path: { id } } }))) as Graph,
+    queryFn: () => body<Graph>(api.GET("/api/v1/graphs/{id}/document", { params: { path: { id } } })),
     staleTime: Infinity,
   });
 

@@ -15,6 +15,7 @@ const RENAMED = {
   models: (row: Edited, name: string) => body(api.PATCH("/api/v1/models/{id}", { params: madeFrom(row), body: { name } })),
   corpora: (row: Edited, name: string) => body(api.PATCH("/api/v1/corpora/{id}", { params: madeFrom(row), body: { name } })),
   recordings: (row: Edited, name: string) => body(api.PATCH("/api/v1/recordings/{id}", { params: madeFrom(row), body: { name } })),
+  graphs: (row: Edited, name: string) => body(api.PATCH("/api/v1/graphs/{id}", { params: madeFrom(row), body: { name } })),
   saes: (row: Edited, name: string) => body(api.PATCH("/api/v1/saes/{id}", { params: madeFrom(row), body: { name } })),
 };
 

@@ -13,6 +13,7 @@ const PAGES = [
   { to: "/projects/$project/recordings", label: "Recordings" },
   { to: "/projects/$project/saes", label: "SAEs" },
   { to: "/projects/$project/lab", label: "Patch lab" },
+  { to: "/projects/$project/graphs", label: "Graphs" },
   { to: "/projects/$project/patches", label: "Patches" },
   { to: "/projects/$project/jobs", label: "Jobs" },
   { to: "/projects/$project/members", label: "Members" },

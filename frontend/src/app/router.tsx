@@ -169,6 +169,27 @@ const lab = createRoute({
   component: lazyRouteComponent(() => import("@/pages/lab/Lab"), "Lab"),
 });
 
+const graphs = createRoute({
+  getParentRoute: () => project,
+  path: "/graphs",
+  validateSearch: search.graphs,
+  component: lazyRouteComponent(() => import("@/pages/graphs/Graphs"), "Graphs"),
+});
+
+const newGraph = createRoute({
+  getParentRoute: () => project,
+  path: "/graphs/new",
+  validateSearch: search.newGraph,
+  component: lazyRouteComponent(() => import("@/pages/graphs/NewGraph"), "NewGraph"),
+});
+
+const graph = createRoute({
+  getParentRoute: () => project,
+  path: "/graphs/$graph",
+  validateSearch: search.graph,
+  component: lazyRouteComponent(() => import("@/pages/graphs/SavedGraph"), "SavedGraph"),
+});
+
 const projectJobs = createRoute({
   getParentRoute: () => project,
   path: "/jobs",
@@ -194,7 +215,7 @@ const tree = root.addChildren([
     profile,
     allJobs,
     job,
-    project.addChildren([home, models, recordings, saes, importSae, sae, compare, features, feature, patches, lab, projectJobs, members]),
+    project.addChildren([home, models, recordings, saes, importSae, sae, compare, features, feature, patches, lab, graphs, newGraph, graph, projectJobs, members]),
   ]),
 ]);
 

@@ -1,3 +1,4 @@
+import type { ReactNode } from "react";
 import { percent, points } from "@/science/format";
 import { tokenLabel } from "@/science/tokens";
 import styles from "./ProbabilityBars.module.css";
@@ -29,7 +30,7 @@ export function spokenChanges(rows: readonly TokenShift[], count = 3): string {
 }
 
 /** Next-token probabilities on one axis: base hollow above, patched filled below, change in points. */
-export function ProbabilityBars({ rows, stale = false }: { rows: readonly TokenShift[]; stale?: boolean }) {
+export function ProbabilityBars({ rows, stale = false, action }: { rows: readonly TokenShift[]; stale?: boolean; action?: (row: TokenShift) => ReactNode }) {
   const end = axisEnd(rows);
   const width = (share: number) => `${Math.min(1, share / end) * 100}%`;
   return (
@@ -49,18 +50,19 @@ export function ProbabilityBars({ rows, stale = false }: { rows: readonly TokenS
           <th scope="col" className={styles.number}><span className={`${styles.key} ${styles.keyBase}`} />base</th>
           <th scope="col" className={styles.number}><span className={`${styles.key} ${styles.keyPatched}`} />patched</th>
           <th scope="col" title="difference in percentage points">Δ pt</th>
+          {action && <th scope="col"><span className="visually-hidden">explain</span></th>}
         </tr>
       </thead>
       <tbody>
         {rows.map((row) => (
-          <Row key={row.token} row={row} width={width} />
+          <Row key={row.token} row={row} width={width} action={action?.(row)} />
         ))}
       </tbody>
     </table>
   );
 }
 
-function Row({ row, width }: { row: TokenShift; width: (share: number) => string }) {
+function Row({ row, width, action }: { row: TokenShift; width: (share: number) => string; action?: ReactNode }) {
   const change = row.patched - row.base;
   const written = points(change);
   const direction = written === "±0" ? styles.still : change > 0 ? styles.up : styles.down;
@@ -78,6 +80,7 @@ function Row({ row, width }: { row: TokenShift; width: (share: number) => string
       <td className={styles.number}>{percent(row.base)}</td>
       <td className={styles.number}>{percent(row.patched)}</td>
       <td className={direction}>{written}</td>
+      {action !== undefined && <td>{action}</td>}
     </tr>
   );
 }

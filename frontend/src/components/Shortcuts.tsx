@@ -9,6 +9,9 @@ const SHORTCUTS: readonly [keys: string[], does: string][] = [
   [["z"], "undo"],
   [["Shift", "z"], "redo"],
   [["←", "→"], "nudge the strength; with Shift ten times as far"],
+  [["←", "↑", "→", "↓"], "in a graph: the next node; Enter opens it"],
+  [["p"], "in a graph: pin the selected node"],
+  [["m"], "in a graph: mark the selected node for a group"],
   [["?"], "this list"],
 ];
 

@@ -1,6 +1,6 @@
 /** Which edges are shown: those that are large enough, and the strongest of each node. */
 
-import type { DrawnEdge } from "./fold";
+import { isTarget, type DrawnEdge, type DrawnNode } from "./fold";
 
 export interface Density {
   /** Hide edges below this share of the largest into the same node. */
@@ -39,9 +39,9 @@ export function shownEdges(edges: readonly DrawnEdge[], { least, most }: Density
   return shown.reverse();
 }
 
-/** Nodes with an edge left, the target, and those that must stay. */
-export function shownNodes(edges: readonly DrawnEdge[], stay: Iterable<string>): Set<string> {
-  const shown = new Set<string>(["target", ...stay]);
+/** Nodes with an edge left, targets, and those that must stay. */
+export function shownNodes(nodes: readonly DrawnNode[], edges: readonly DrawnEdge[], stay: Iterable<string>): DrawnNode[] {
+  const shown = new Set<string>(stay);
   for (const { from, to } of edges) shown.add(from).add(to);
-  return shown;
+  return nodes.filter((node) => isTarget(node) || shown.has(node.id));
 }

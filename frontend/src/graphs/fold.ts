@@ -43,6 +43,9 @@ export interface Drawn {
 
 export const GROUP_PREFIX = "group:";
 
+/** Whether it is what is explained; a foreign graph may have several. */
+export const isTarget = ({ members }: DrawnNode): boolean => members[0]!.kind === "target";
+
 /** Which node stands for each chain of carries: its topmost. */
 function carriers(graph: Graph): Map<string, string> {
   const parent = new Map(graph.nodes.map((node) => [node.id, node.id]));
@@ -68,11 +71,12 @@ function carriers(graph: Graph): Map<string, string> {
 export function folded(graph: Graph, groups: readonly NodeGroup[] = []): Drawn {
   const carrier = carriers(graph);
   const boxOf = new Map<string, string>();
+  const targets = new Set(graph.nodes.filter((node) => node.kind === "target").map(({ id }) => id));
   for (const group of groups) {
     if (!group.closed) continue;
     for (const id of group.nodes) {
       const top = carrier.get(id);
-      if (top !== undefined && top !== "target" && !boxOf.has(top)) boxOf.set(top, GROUP_PREFIX + group.name);
+      if (top !== undefined && !targets.has(top) && !boxOf.has(top)) boxOf.set(top, GROUP_PREFIX + group.name);
     }
   }
   const place = new Map<string, string>();

@@ -1,7 +1,7 @@
 /** Where everything of a graph is drawn: layers from bottom to top, tokens from left to right. Pure functions. */
 
 import { largestInto, shareOf, shownEdges, shownNodes, type Density } from "./filter";
-import type { Drawn, DrawnEdge, DrawnNode } from "./fold";
+import { isTarget, type Drawn, type DrawnEdge, type DrawnNode } from "./fold";
 
 /** A node's box; `x` and `y` are its middle. */
 export interface Box {
@@ -84,8 +84,7 @@ function sizesOf(count: number, words: boolean): Sizes {
 /** Lay a folded graph out. `stay` are drawn even without an edge: pinned and selected nodes. */
 export function layout(drawn: Drawn, tokens: number, density: Density, stay: Iterable<string> = [], words = false): Picture {
   const edges = shownEdges(drawn.edges, density);
-  const shown = shownNodes(edges, stay);
-  const nodes = drawn.nodes.filter((node) => shown.has(node.id));
+  const nodes = shownNodes(drawn.nodes, edges, stay);
   const sizes = sizesOf(nodes.length, words);
   const weight = weights(edges);
   const cells = cellsOf(nodes, weight);
@@ -124,7 +123,7 @@ interface Cell {
 function cellsOf(nodes: readonly DrawnNode[], weight: ReadonlyMap<string, number>): Cell[] {
   const cells = new Map<string, Cell>();
   for (const node of nodes) {
-    const target = node.id === "target";
+    const target = isTarget(node);
     const row = target ? "target" : String(node.layer);
     const key = `${row} ${node.position}`;
     const cell = cells.get(key);

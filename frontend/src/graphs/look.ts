@@ -2,7 +2,7 @@
 
 import { strokeWidth, type Box, type Curve } from "./layout";
 import { boxText, edgeState, type EdgeState } from "./words";
-import type { DrawnEdge } from "./fold";
+import { isTarget, type DrawnEdge } from "./fold";
 
 /** The colours of a picture. */
 export interface Ink {
@@ -79,7 +79,7 @@ export function boxLook({ node, width }: Box, ink: Ink, pinned: boolean, name: s
   const kind = node.members[0]!.kind;
   const left = kind === "error" || kind === "bias";
   const first = boxText(node);
-  const target = node.id === "target";
+  const target = isTarget(node);
   return {
     fill: target ? ink.text : left ? ink.grey : ink.surface,
     stroke: pinned ? ink.accent : left ? ink.line : ink.dimmed,

@@ -1,5 +1,6 @@
 /** Which node the arrow keys lead to. */
 
+import { isTarget } from "./fold";
 import type { Box, Picture } from "./layout";
 
 export type Arrow = "ArrowUp" | "ArrowDown" | "ArrowLeft" | "ArrowRight";
@@ -11,7 +12,7 @@ const nearest = (boxes: readonly Box[], away: (box: Box) => number): Box | undef
 export function stepped(picture: Picture, from: string | null, arrow: Arrow): string | null {
   const { boxes } = picture;
   const at = boxes.find((box) => box.node.id === from);
-  if (!at) return boxes.find((box) => box.node.id === "target")?.node.id ?? boxes[0]?.node.id ?? null;
+  if (!at) return boxes.find((box) => isTarget(box.node))?.node.id ?? boxes[0]?.node.id ?? null;
   if (arrow === "ArrowLeft" || arrow === "ArrowRight") {
     const sign = arrow === "ArrowRight" ? 1 : -1;
     const beside = boxes.filter((box) => box.y === at.y && (box.x - at.x) * sign > 0);

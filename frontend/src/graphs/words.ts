@@ -45,7 +45,7 @@ export function nodeWords(graph: Texts, node: GraphNode): string {
   const place = node.position === null ? "" : `, ${tokenAt(graph, node.position)}`;
   switch (node.kind) {
     case "target":
-      return `the target${place}`;
+      return `the target${node.text && `, ${tokenLabel(node.text)}`}${place}`;
     case "feature":
       return `feature ${integer(node.index)} at ${node.site}${place}`;
     case "error":
@@ -69,7 +69,7 @@ export function boxText(node: DrawnNode): string {
   const [top] = node.members as [GraphNode];
   switch (top.kind) {
     case "target":
-      return "target";
+      return top.text && top.text.length < 10 ? tokenLabel(top.text) : "target";
     case "feature":
       return String(top.index);
     case "error":

@@ -43,9 +43,9 @@ export function useJobLog(job: string): EventLog {
 const nothing = (): (() => void) => () => undefined;
 const idle = (): LiveState => IDLE;
 
-/** A live session with a model for as long as the component is there; none without a model. */
-export function useLiveSession(model: string | undefined): [LiveSession | null, LiveState] {
-  const session = useMemo(() => (model ? new LiveSession(model) : null), [model]);
+/** A live session with a model for as long as the component is there; none without a model. `top`: how many next tokens. */
+export function useLiveSession(model: string | undefined, top?: number): [LiveSession | null, LiveState] {
+  const session = useMemo(() => (model ? new LiveSession(model, top) : null), [model, top]);
   useEffect(() => session?.start(), [session]);
   const state = useSyncExternalStore(session?.store.subscribe ?? nothing, session?.store.getSnapshot ?? idle);
   return [session, state];

@@ -359,7 +359,10 @@ export class LiveSession {
   }
 
   private failed(failure: Failure): void {
+    const { graph } = this.store.value;
     this.store.set({ failure, opening: false, ahead: 0 });
+    // A graph of which nothing came was refused.
+    if (graph?.ended === null && graph.graph === null) this.store.set({ graph: { ...graph, ended: "failed" } });
     if (failure.rev !== null) this.applies.dropped(failure.rev);
     this.store.set({ stale: this.applies.stale });
   }

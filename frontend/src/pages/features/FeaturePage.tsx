@@ -6,6 +6,7 @@ import { useCallback, useState } from "react";
 import { featureAtQuery, featureQuery, percentileOf } from "@/api/features";
 import type { FeatureDetail, FeatureDetails } from "@/api/types";
 import { useProjectId, useRights } from "@/app/project";
+import type { NewGraphSearch } from "@/app/search";
 import { Facts } from "@/components/Facts";
 import { Histogram } from "@/charts/Histogram";
 import { LinkButton } from "@/components/LinkButton";
@@ -34,6 +35,7 @@ function FeatureView({ detail }: { detail: FeatureDetail }) {
     { label: sae.name, to: "/projects/$project/saes/$sae", params: { project, sae: sae.id } },
     { label: "Features", to: "/projects/$project/saes/$sae/features", params: { project, sae: sae.id } },
   ];
+  const where = provenanceOf(detail);
   const title = feature.label ? `${feature.index}: ${feature.label}` : `Feature ${feature.index}`;
 
   return (
@@ -47,6 +49,7 @@ function FeatureView({ detail }: { detail: FeatureDetail }) {
           <Neighbour project={project} sae={sae.id} index={feature.index - 1} hotkey="[" label="Previous" />
           <Neighbour project={project} sae={sae.id} index={feature.index + 1} hotkey="]" label="Next" />
           <LinkButton to="/projects/$project/lab" params={{ project }} search={{ model: sae.model, add: feature.id }} data-testid="add-to-patch">Add to patch</LinkButton>
+          {where && <LinkButton variant="default" to="/projects/$project/graphs/new" params={{ project }} search={where} title="On its strongest example" data-testid="feature-to-graph">Where does this come from?</LinkButton>}
         </>
       }
     >
@@ -57,6 +60,14 @@ function FeatureView({ detail }: { detail: FeatureDetail }) {
       <Evidence detail={detail} />
     </Page>
   );
+}
+
+/** A graph of the feature on its strongest example, which ends where it fires most: what follows plays no part. */
+function provenanceOf({ feature, sae, details }: FeatureDetail): NewGraphSearch | null {
+  const [example] = details.examples;
+  if (!example) return null;
+  const prompt = example.texts.slice(0, example.peak + 1).join("");
+  return { model: sae.model, prompt, target: { kind: "feature", sae: sae.fingerprint, index: feature.index, position: -1 } };
 }
 
 function Evidence({ detail }: { detail: FeatureDetail }) {

@@ -34,7 +34,7 @@ export function Controls({ view, onView, look, onLook, drawn, all, widest }: Con
           </div>
         )}
         <div>
-          <SegmentedControl size="xs" aria-label="Show as" data={[{ value: "picture", label: "Picture" }, { value: "table", label: "Table" }]} value={look} onChange={(value) => onLook(value as Look)} />
+          <SegmentedControl size="xs" aria-label="Show as" data={[{ value: "picture", label: "Picture" }, { value: "table", label: "Table" }]} value={look} onChange={onLook} />
           <Text size="xs" c="dimmed" component="span" ml="xs" data-testid="graph-drawn">{drawn} of {all} edges</Text>
         </div>
       </div>

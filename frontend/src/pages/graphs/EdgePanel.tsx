@@ -25,7 +25,8 @@ interface EdgePanelProps {
   graph: Graph;
   edge: DrawnEdge;
   onNode: (id: string) => void;
-  onAttended: (at: { layer: number; head: number; query: number; key: number }) => void;
+  /** Absent where no model can be asked. */
+  onAttended?: (at: { layer: number; head: number; query: number; key: number }) => void;
 }
 
 /** What one node contributes to another: how much, through which heads and MLPs, and what removing it did. */
@@ -72,7 +73,7 @@ function OneEdge({ graph, edge, parent, child, onNode, onAttended }: OneEdgeProp
             rows={parts.slice(0, FEW).map((part, place) => {
               const { kind, layer, head } = part;
               const key = parent.position;
-              const canAsk = kind === "head" && layer !== null && head !== null && key !== null;
+              const canAsk = onAttended && kind === "head" && layer !== null && head !== null && key !== null;
               return {
                 key: String(place), label: moduleWords(part), value: part.attribution,
                 action: canAsk ? { label: "why attended", title: `Why head ${layer}.${head} attends from ${tokenAt(graph, query)} to ${tokenAt(graph, key)}`, run: () => onAttended({ layer, head, query, key }) } : undefined,

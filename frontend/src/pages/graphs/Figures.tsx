@@ -9,7 +9,8 @@ const ratio = (value: number | null) => (value === null ? "–" : fixed(value, 4
 
 function facts(graph: Graph): Fact[] {
   const { summary, precision, runs_in: runsIn } = graph;
-  const account = graph.accounts.find(({ node }) => node === "target");
+  const target = graph.nodes.find((node) => node.kind === "target");
+  const account = graph.accounts.find(({ node }) => node === target?.id);
   const wanted = account ? account.value - account.constant : 0;
   const found = account ? account.features + account.errors + account.biases + account.modules : 0;
   return [
@@ -39,7 +40,7 @@ export function Figures({ graph }: { graph: Graph }) {
       )}
       {graph.saes.length > 0 && (
         <Text size="xs" c="dimmed" mt={6}>
-          {counted(graph.saes.length, "SAE")}: {graph.saes.map((sae) => `${sae.name || sae.fingerprint.slice(0, 8)} at ${sae.site}`).join(", ")}. MLPs {graph.mlp === "secant" ? "as they act on this prompt, their gates frozen" : "by their gradient"}.
+          {counted(graph.saes.length, "SAE")}: {graph.saes.map((sae) => `${sae.name || sae.fingerprint.slice(0, 8)} at ${sae.site}`).join(", ")}. MLPs {graph.mlp === "gates" ? "as they act on this prompt, their gates frozen" : "by their gradient"}.
         </Text>
       )}
     </div>

@@ -41,7 +41,7 @@ export function NodePanel({ project, model, graph, node, incoming, outgoing, nam
         <Title order={2} tabIndex={-1} id="graph-detail" style={{ overflowWrap: "anywhere" }}>{capital(drawnWords(graph, node))}</Title>
         <Group gap={6} mt={4}>
           <Button variant={pinned ? "filled" : "default"} aria-pressed={pinned} onClick={onPin} title="Pin (p)" data-testid="pin">{pinned ? "Pinned" : "Pin"}</Button>
-          {node.id !== "target" && node.group === null && <Button variant={marked ? "filled" : "default"} aria-pressed={marked} onClick={onMark} title="Mark for a group (m, or Shift and click)" data-testid="mark">{marked ? "Marked" : "Mark"}</Button>}
+          {top.kind !== "target" && node.group === null && <Button variant={marked ? "filled" : "default"} aria-pressed={marked} onClick={onMark} title="Mark for a group (m, or Shift and click)" data-testid="mark">{marked ? "Marked" : "Mark"}</Button>}
           {top.kind === "feature" && node.group === null && model && <FeatureLinks project={project} model={model} graph={graph} node={top} names={names} />}
         </Group>
       </div>

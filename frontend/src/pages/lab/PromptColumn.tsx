@@ -12,8 +12,10 @@ import type { EditCard } from "@/patches/plan";
 import styles from "./Lab.module.css";
 import { ContinuationPanel } from "./ContinuationPanel";
 import { Readings } from "./Readings";
+import { WhyToken } from "./WhyToken";
 
 interface PromptColumnProps {
+  project: string;
   model: string;
   prompt: string;
   onPrompt: (prompt: string) => void;
@@ -27,7 +29,7 @@ interface PromptColumnProps {
 }
 
 /** The prompt, where the selected feature fires in it, and the next-token probabilities. */
-export function PromptColumn({ model, prompt, onPrompt, session, live, edit, selected, scale, onHover }: PromptColumnProps) {
+export function PromptColumn({ project, model, prompt, onPrompt, session, live, edit, selected, scale, onHover }: PromptColumnProps) {
   const rows = live.result?.tokens ?? live.opened?.next ?? [];
   const [text, setText] = useState(prompt);
   // What is shown is about the prompt before, until somebody stops typing and it is answered.
@@ -44,7 +46,7 @@ export function PromptColumn({ model, prompt, onPrompt, session, live, edit, sel
         {rows.length > 0 ? (
           <>
             <Readings live={live} stale={stale} />
-            <ScrollX style={{ marginTop: "0.6rem" }}><ProbabilityBars rows={rows} stale={stale} /></ScrollX>
+            <ScrollX style={{ marginTop: "0.6rem" }}><ProbabilityBars rows={rows} stale={stale} action={(row) => <WhyToken project={project} model={model} prompt={prompt} row={row} rows={rows} />} /></ScrollX>
           </>
         ) : (
           <Text size="sm" c="dimmed">{live.opening ? "Reading the prompt…" : "The probabilities of the next token show here."}</Text>

@@ -58,7 +58,7 @@ export function Workspace({ project, model, saes, kinds, patch, search, onSearch
 
   const plan = useMemo(() => planOf(stack.cards), [stack.cards]);
   const add = useAddFeature(model.id, kinds, stack.add);
-  useAddFromAddress(search.add, add, () => onSearch({ add: undefined }));
+  useAddFromAddress(search.add, search.at, add, () => onSearch({ add: undefined, at: undefined }));
   useLabKeys(stack, () => picker.current?.focus());
 
   useEffect(() => session?.open(prompt), [session, prompt]);
@@ -106,6 +106,7 @@ export function Workspace({ project, model, saes, kinds, patch, search, onSearch
         }
       />
       <PromptColumn
+        project={project}
         model={model.id}
         prompt={prompt}
         onPrompt={(text) => onSearch({ prompt: text })}
@@ -121,33 +122,32 @@ export function Workspace({ project, model, saes, kinds, patch, search, onSearch
   );
 }
 
-/** Puts a feature on the stack, in units of its own strength. */
+/** Puts a feature on the stack, in units of its own strength; ablated at one token of the prompt if one is named. */
 function useAddFeature(model: string, kinds: readonly EditKind[], put: ReturnType<typeof useStack>["add"]) {
   const queries = useQueryClient();
   return useCallback(
-    async (id: Feature["id"]) => {
+    async (id: Feature["id"], at?: number) => {
       const detail = await queries.query(featureQuery(id));
       const { sae, feature } = detail;
       // Asked of the answer, not of a list of SAEs, which can be older than the feature.
-      const kind = kinds.find((one) => one.refers_to === "feature");
+      const kind = kinds.find((one) => one.refers_to === "feature" && (at === undefined || one.name === "ablate"));
       if (sae.model !== model || !kind) return;
-      put(
-        newCard(
-          { saeId: sae.id, sae: sae.fingerprint, index: feature.index, site: `${sae.site}.${sae.layer}`, p999: percentileOf(detail) },
-          kind,
-        ),
+      const card = newCard(
+        { saeId: sae.id, sae: sae.fingerprint, index: feature.index, site: `${sae.site}.${sae.layer}`, p999: percentileOf(detail) },
+        kind,
       );
+      put(at === undefined ? card : { ...card, positions: { mode: "set", start: 0, indices: [at], include_sinks: true } });
     },
     [queries, model, kinds, put],
   );
 }
 
 /** Adds the feature named in the address, once, and takes it out of the address. */
-function useAddFromAddress(feature: string | undefined, add: (id: string) => Promise<void>, done: () => void) {
+function useAddFromAddress(feature: string | undefined, at: number | undefined, add: (id: string, at?: number) => Promise<void>, done: () => void) {
   const added = useRef<string | undefined>(undefined);
   useEffect(() => {
     if (!feature || added.current === feature) return;
     added.current = feature;
-    void add(feature).then(done);
-  }, [feature, add, done]);
+    void add(feature, at).then(done);
+  }, [feature, at, add, done]);
 }
