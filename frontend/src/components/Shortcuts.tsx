@@ -12,6 +12,7 @@ const SHORTCUTS: readonly [keys: string[], does: string][] = [
   [["←", "↑", "→", "↓"], "in a graph: the next node; Enter opens it"],
   [["p"], "in a graph: pin the selected node"],
   [["m"], "in a graph: mark the selected node for a group"],
+  [["+", "-", "0"], "in a graph: larger, smaller, as wide as its place"],
   [["?"], "this list"],
 ];
 

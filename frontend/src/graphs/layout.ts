@@ -58,7 +58,7 @@ const FOOT = 12;
 const GAP_X = 8;
 const GAP_Y = 8;
 const ROW_PAD = 46;
-const COLUMN_PAD = 18;
+const COLUMN_PAD = 14;
 const COLUMN_LEAST = 44;
 /** Prompts up to this many tokens are drawn with all of them. */
 const ALL_TOKENS = 16;
@@ -66,8 +66,6 @@ const ALL_TOKENS = 16;
 const MOST_LABELLED = 400;
 /** With more nodes than this their boxes have no room for words. */
 const MOST_WORDS = 120;
-
-export type WordsOf = ReadonlyMap<string, string>;
 
 interface Sizes {
   width: number;
@@ -78,11 +76,20 @@ interface Sizes {
 function sizesOf(count: number, words: boolean): Sizes {
   if (count > MOST_LABELLED) return { width: 10, height: 10, perLine: (n) => Math.min(16, Math.ceil(Math.sqrt(n * 1.5))) };
   const width = words && count <= MOST_WORDS ? 104 : 54;
-  return { width, height: 22, perLine: (n) => Math.min(width > 60 ? 3 : 5, Math.max(1, Math.ceil(Math.sqrt(n)))) };
+  return { width, height: 22, perLine: (n) => (n <= 4 ? 1 : Math.min(width > 60 ? 3 : 5, Math.ceil(Math.sqrt(n / 2)))) };
 }
 
-/** Lay a folded graph out. `stay` are drawn even without an edge: pinned and selected nodes. */
-export function layout(drawn: Drawn, tokens: number, density: Density, stay: Iterable<string> = [], words = false): Picture {
+/** How much wider than its room a picture may be before its boxes give up their words. */
+const TOO_WIDE = 1.25;
+
+/** Lay a folded graph out, with words in its boxes if it then fits about into `room`. `stay` are drawn even without an edge. */
+export function layout(drawn: Drawn, tokens: number, density: Density, stay: Iterable<string> = [], room = 0): Picture {
+  const nodes = [...stay];
+  const wordy = room > 0 ? laidOut(drawn, tokens, density, nodes, true) : null;
+  return wordy && wordy.width <= room * TOO_WIDE ? wordy : laidOut(drawn, tokens, density, nodes, false);
+}
+
+function laidOut(drawn: Drawn, tokens: number, density: Density, stay: readonly string[], words: boolean): Picture {
   const edges = shownEdges(drawn.edges, density);
   const nodes = shownNodes(drawn.nodes, edges, stay);
   const sizes = sizesOf(nodes.length, words);

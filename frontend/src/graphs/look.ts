@@ -41,7 +41,7 @@ export function drawnState(edge: DrawnEdge): EdgeState {
   return states.size === 1 ? [...states][0]! : states.has("verified") ? "verified" : "open";
 }
 
-const DASHES: Record<EdgeState, number[]> = { verified: [], open: [6, 4], refuted: [1.5, 4] };
+const dashesOf = (state: EdgeState, width: number): number[] => ({ verified: [], open: [4 + 2 * width, 3 + width], refuted: [1.5, 4] })[state];
 
 /** Orange adds, blue takes away; whole lines are verified, dashed ones not measured, dotted and struck ones refuted. */
 export function lineLook(curve: Curve, ink: Ink): LineLook {
@@ -49,7 +49,7 @@ export function lineLook(curve: Curve, ink: Ink): LineLook {
   return {
     color: curve.edge.attribution < 0 ? ink.less : ink.more,
     width: state === "refuted" ? 1.2 : strokeWidth(curve.share),
-    dashes: DASHES[state],
+    dashes: dashesOf(state, strokeWidth(curve.share)),
     opacity: state === "refuted" ? 0.55 : 0.35 + 0.65 * curve.share,
     state,
   };

@@ -5,19 +5,20 @@ import { boxLook, lineLook, type Ink } from "./look";
 
 type Pen = CanvasRenderingContext2D;
 
-/** Part of a picture that is on screen. */
+/** Part of a picture that is on screen, in the picture's own units, of which `zoom` pixels make one. */
 export interface Viewport {
   x: number;
   y: number;
   width: number;
   height: number;
+  zoom: number;
 }
 
 export const FONT = '11px ui-monospace, "SF Mono", "Cascadia Code", "DejaVu Sans Mono", Menlo, Consolas, monospace';
 
 /** Make a canvas as sharp as the screen, empty it, and move its origin to the picture's. */
-export function prepared(canvas: HTMLCanvasElement, { x, y, width, height }: Viewport): Pen | null {
-  const ratio = window.devicePixelRatio || 1;
+export function prepared(canvas: HTMLCanvasElement, { x, y, width, height, zoom }: Viewport): Pen | null {
+  const ratio = (window.devicePixelRatio || 1) * zoom;
   const [w, h] = [Math.round(width * ratio), Math.round(height * ratio)];
   if (canvas.width !== w) canvas.width = w;
   if (canvas.height !== h) canvas.height = h;
@@ -130,24 +131,31 @@ export function paintNames(pen: Pen, picture: Picture, heads: readonly string[],
   pen.font = FONT;
   pen.textBaseline = "middle";
   pen.fillStyle = ink.surface;
-  pen.fillRect(view.x, view.y, view.width, HEAD - 6);
+  // In pixels of the screen: words that shrink with the picture could not be read.
+  const { x, y, zoom } = view;
+  pen.translate(x, y);
+  pen.scale(1 / zoom, 1 / zoom);
+  pen.fillRect(0, 0, view.width * zoom, HEAD - 10);
   pen.textAlign = "center";
-  picture.columns.forEach((column, at) => paintHead(pen, column, heads[at] ?? "", ink, view));
+  picture.columns.forEach((column, at) => paintHead(pen, { ...column, x: (column.x - x) * zoom, width: column.width * zoom }, heads[at] ?? "", ink));
   pen.fillStyle = ink.surface;
-  pen.fillRect(view.x, view.y, GUTTER - 4, view.height);
+  pen.fillRect(0, 0, GUTTER - 4, view.height * zoom);
   pen.textAlign = "left";
   pen.fillStyle = ink.dimmed;
-  for (const row of picture.rows) if (row.y > view.y + HEAD - 6) pen.fillText(rowName(row), view.x + 6, row.y);
+  for (const row of picture.rows) {
+    const at = (row.y - y) * zoom;
+    if (at > HEAD - 8) pen.fillText(rowName(row), 6, at);
+  }
 }
 
 export const rowName = ({ target, layer }: { target: boolean; layer: number }): string =>
   target ? "target" : layer < 0 ? "embed" : `block ${layer}`;
 
-function paintHead(pen: Pen, { x, width, gap }: Column, words: string, ink: Ink, view: Viewport): void {
+function paintHead(pen: Pen, { x, width, gap }: Column, words: string, ink: Ink): void {
   pen.fillStyle = ink.text;
   const fits = Math.max(2, Math.floor((width - 6) / 6.7));
-  pen.fillText(words.length > fits ? `${words.slice(0, fits - 1)}…` : words, x, view.y + 13);
+  pen.fillText(words.length > fits ? `${words.slice(0, fits - 1)}…` : words, x, 12);
   if (!gap) return;
   pen.fillStyle = ink.dimmed;
-  pen.fillText("⋯", x - width / 2, view.y + 13);
+  pen.fillText("⋯", x - width / 2, 12);
 }

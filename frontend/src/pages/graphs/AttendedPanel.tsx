@@ -55,7 +55,7 @@ export function AttendedPanel({ graph, at, onAt, onClose, edit, model, session, 
     <Stack gap="xs" className="panel" data-testid="attended" data-ready={fits} aria-busy={!fits && !live.failure}>
       <Group justify="space-between" wrap="nowrap">
         <Title order={2}>Why head {layer}.{head} attends</Title>
-        <Button size="compact-xs" variant="subtle" color="gray" onClick={onClose}>Close</Button>
+        <Button size="compact-sm" variant="subtle" color="gray" onClick={onClose}>Close</Button>
       </Group>
       <Group gap="xs" grow>
         <Select size="xs" label="From" data={tokens} value={String(query)} onChange={(value) => value !== null && onAt({ ...at, query: Number(value) })} />

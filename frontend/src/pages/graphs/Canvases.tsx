@@ -13,7 +13,9 @@ export interface Lit {
 interface CanvasesProps {
   /** What scrolls the picture. */
   scroll: RefObject<HTMLDivElement | null>;
+  /** In pixels of the screen. */
   size: { width: number; height: number };
+  zoom: number;
   picture: Picture;
   heads: readonly string[];
   names: ReadonlyMap<string, string>;
@@ -25,13 +27,13 @@ interface CanvasesProps {
 }
 
 /** Four layers, so that what changes often is painted alone: edges, nodes, what is lit, and the names above them. */
-export function Canvases({ scroll, size, picture, heads, names, pinned, lit, rings, ink }: CanvasesProps) {
+export function Canvases({ scroll, size, zoom, picture, heads, names, pinned, lit, rings, ink }: CanvasesProps) {
   const edges = useRef<HTMLCanvasElement>(null);
   const boxes = useRef<HTMLCanvasElement>(null);
   const front = useRef<HTMLCanvasElement>(null);
   const words = useRef<HTMLCanvasElement>(null);
 
-  const view = () => ({ x: scroll.current?.scrollLeft ?? 0, y: scroll.current?.scrollTop ?? 0, ...size });
+  const view = () => ({ x: (scroll.current?.scrollLeft ?? 0) / zoom, y: (scroll.current?.scrollTop ?? 0) / zoom, width: size.width / zoom, height: size.height / zoom, zoom });
   const on = (canvas: RefObject<HTMLCanvasElement | null>) => canvas.current && prepared(canvas.current, view());
   const paintAll = useEffectEvent(() => {
     const under = on(edges);
@@ -53,8 +55,8 @@ export function Canvases({ scroll, size, picture, heads, names, pinned, lit, rin
     }
     for (const box of rings) paintRing(pen, box, ink);
   });
-  useEffect(() => paintAll(), [picture, heads, names, pinned, ink, size]);
-  useEffect(() => paintLit(), [picture, names, pinned, ink, size, lit, rings]);
+  useEffect(() => paintAll(), [picture, heads, names, pinned, ink, size, zoom]);
+  useEffect(() => paintLit(), [picture, names, pinned, ink, size, zoom, lit, rings]);
 
   const scrolled = useEffectEvent(() => {
     paintAll();

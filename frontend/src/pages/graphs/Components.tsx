@@ -34,7 +34,7 @@ export function Components({ graph, onAttended }: ComponentsProps) {
       <Title order={3}>Exact parts of the target</Title>
       <Text size="xs" c="dimmed">What the embedding, every head by the token it reads, and every MLP add to it, patterns and norms frozen.</Text>
       <SignedBars rows={rows} label="Exact parts of the target, the largest first" />
-      {sorted.length > FEW && <Button variant="subtle" size="compact-xs" mt={4} onClick={() => setAll(!all)}>{all ? "Only the largest" : `All ${sorted.length}`}</Button>}
+      {sorted.length > FEW && <Button variant="subtle" size="compact-sm" mt={4} onClick={() => setAll(!all)}>{all ? "Only the largest" : `All ${sorted.length}`}</Button>}
     </section>
   );
 }

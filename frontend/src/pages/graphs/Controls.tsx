@@ -24,7 +24,7 @@ export function Controls({ view, onView, look, onLook, drawn, all, widest }: Con
     <div className="panel">
       <div className={styles.controls}>
         <div>
-          <Text size="xs" component="label" id="graph-least">Hide edges below {percent(view.least)} of the largest into the same node</Text>
+          <Text size="xs" component="label" id="graph-least">{view.least > 0 ? `Hide edges below ${percent(view.least)} of the largest into the same node` : "Hide no edge for being small"}</Text>
           <Slider aria-labelledby="graph-least" thumbProps={{ "aria-labelledby": "graph-least" }} size="sm" min={0} max={1} step={0.01} label={null} value={view.least} onChange={(least) => onView({ ...view, least })} />
         </div>
         {widest > 1 && (

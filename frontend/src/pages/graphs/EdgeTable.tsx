@@ -59,7 +59,7 @@ export function EdgeTable({ label, edges, ends, wordsOf, onNode, onEdge, rows = 
           })}
         </tbody>
       </table>
-      {edges.length > shown && <Button size="compact-xs" variant="subtle" onClick={() => setShown(shown + 100)}>{edges.length - shown} more</Button>}
+      {edges.length > shown && <Button size="compact-sm" variant="subtle" onClick={() => setShown(shown + 100)}>{edges.length - shown} more</Button>}
     </ScrollX>
   );
 }

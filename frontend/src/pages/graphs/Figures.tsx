@@ -15,7 +15,7 @@ function facts(graph: Graph): Fact[] {
   const found = account ? account.features + account.errors + account.biases + account.modules : 0;
   return [
     { label: "Completeness", value: ratio(graph.completeness), title: "of the exact parts of the target: what they sum to, as a share of what is to be explained" },
-    { label: "Over the SAE", value: account && wanted !== 0 ? ratio(found / wanted) : "–", title: "the same of the features, errors and constants that reach the target" },
+    { label: "Over SAEs", value: account && wanted !== 0 ? ratio(found / wanted) : "–", title: "the same of the features, errors and constants that reach the target" },
     { label: "Error share", value: percent(summary.error_share), title: "of the sizes of all attributions, those of what SAEs leave over" },
     { label: "Depth", value: String(summary.depth), title: "hops on the longest path of verified edges; carried directions not counted" },
     { label: "Verified", value: `${summary.verified} of ${summary.measured}`, title: "edges whose parent, removed from the running model, moved the child more than matched random features do" },
@@ -28,7 +28,7 @@ function facts(graph: Graph): Fact[] {
 }
 
 /** How far the graph can be believed, and what it says about itself. */
-export function Figures({ graph }: { graph: Graph }) {
+export function Figures({ graph, saeName }: { graph: Graph; saeName: (fingerprint: string) => string | undefined }) {
   const value = graph.nodes.find((node) => node.kind === "target")?.value;
   return (
     <div className="panel" data-testid="graph-figures" data-depth={graph.summary.depth} data-completeness={graph.completeness ?? ""}>
@@ -40,7 +40,7 @@ export function Figures({ graph }: { graph: Graph }) {
       )}
       {graph.saes.length > 0 && (
         <Text size="xs" c="dimmed" mt={6}>
-          {counted(graph.saes.length, "SAE")}: {graph.saes.map((sae) => `${sae.name || sae.fingerprint.slice(0, 8)} at ${sae.site}`).join(", ")}. MLPs {graph.mlp === "gates" ? "as they act on this prompt, their gates frozen" : "by their gradient"}.
+          {counted(graph.saes.length, "SAE")}: {graph.saes.map((sae) => `${saeName(sae.fingerprint) ?? (sae.name || sae.fingerprint.slice(0, 8))} at ${sae.site}`).join(", ")}. MLPs {graph.mlp === "gates" ? "as they act on this prompt, their gates frozen" : "by their gradient"}.
         </Text>
       )}
     </div>

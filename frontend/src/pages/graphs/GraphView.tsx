@@ -50,6 +50,7 @@ const bySize = (edges: readonly DrawnEdge[]) => [...edges].sort((a, b) => Math.a
 export function GraphView({ project, model, graph, view, onView, edit, live, children, exports }: GraphViewProps) {
   const [look, setLook] = useState<Look>("picture");
   const [marks, setMarks] = useState<string[]>([]);
+  const [room, setRoom] = useState(0);
   const [attending, setAttending] = useState<AttentionAt | null>(null);
   const names = useNames(project, graph);
   const drawn = useMemo(() => folded(graph, view.groups), [graph, view.groups]);
@@ -60,7 +61,7 @@ export function GraphView({ project, model, graph, view, onView, edit, live, chi
   }, [drawn, view.pins]);
   const shortNames = useMemo(() => new Map(drawn.nodes.map((node) => [node.id, names.names.get(node.members[0]!.id) ?? ""])), [drawn, names.names]);
   const { least, most } = view;
-  const picture = useMemo(() => layout(drawn, graph.tokens.length, { least, most }, pinned, names.names.size > 0), [drawn, graph.tokens.length, least, most, pinned, names.names.size]);
+  const picture = useMemo(() => layout(drawn, graph.tokens.length, { least, most }, pinned, names.names.size > 0 ? room : 0), [drawn, graph.tokens.length, least, most, pinned, names.names.size, room]);
   const heads = useMemo(() => picture.columns.map(({ position }) => (position === null ? "no token" : tokenLabel(graph.tokens[position]?.text ?? "?"))), [picture, graph.tokens]);
   const marked = useMemo(() => new Set(marks.map((id) => drawn.place.get(id) ?? id)), [marks, drawn]);
   const edges = useMemo(() => bySize(drawn.edges), [drawn]);
@@ -95,14 +96,14 @@ export function GraphView({ project, model, graph, view, onView, edit, live, chi
 
   return (
     <>
-      <Figures graph={graph} />
+      <Figures graph={graph} saeName={(fingerprint) => names.saeOf(fingerprint)?.name} />
       <Controls view={view} onView={onView} look={look} onLook={setLook} drawn={picture.curves.length} all={drawn.edges.length} widest={widest} />
       <div className={styles.columns}>
         <div className={styles.main}>
           {look === "picture" ? (
             <Picture
               picture={picture} heads={heads} names={shortNames} pinned={pinned} marked={marked} node={node?.id ?? null} edge={edge?.key ?? null} say={say}
-              onNode={goTo} onEdge={goToEdge} onPin={pin} onMark={mark} onOpen={() => document.getElementById("graph-detail")?.focus()}
+              onNode={goTo} onEdge={goToEdge} onPin={pin} onMark={mark} onOpen={() => document.getElementById("graph-detail")?.focus()} onRoom={setRoom}
             />
           ) : (
             <div className="panel"><EdgeTable label="Every edge, the largest first" edges={edges} ends="both" wordsOf={wordsOf} onNode={goTo} onEdge={goToEdge} rows={50} /></div>

@@ -1,6 +1,6 @@
-import { useComputedColorScheme } from "@mantine/core";
+import { ActionIcon, useComputedColorScheme } from "@mantine/core";
 import { useEffect, useMemo, useRef, useState, type KeyboardEvent, type PointerEvent } from "react";
-import type { DrawnEdge } from "@/graphs/fold";
+import { isTarget, type DrawnEdge } from "@/graphs/fold";
 import { HitIndex, type Hit } from "@/graphs/hit";
 import type { Picture as Laid } from "@/graphs/layout";
 import { DARK_INK, LIGHT_INK } from "@/graphs/look";
@@ -28,16 +28,25 @@ interface PictureProps {
   onMark: (id: string) => void;
   /** Go on to what is known of the selected node. */
   onOpen: () => void;
+  /** How wide the picture may be. */
+  onRoom: (width: number) => void;
 }
+
+/** As small as it must be to fit the width, within what can still be read. */
+const fitting = (room: number, width: number): number => (room > 0 && width > 0 ? Math.min(1, Math.max(0.6, room / width)) : 1);
+
+const zoomed = (zoom: number, larger: boolean): number => Math.min(2, Math.max(0.25, zoom * (larger ? 1.25 : 0.8)));
 
 const keyOf = (hit: Hit | null) => hit?.box?.node.id ?? hit?.curve?.edge.key ?? null;
 
 /** The graph as a picture, by pointer and by keyboard. */
-export function Picture({ picture, heads, names, pinned, marked, node, edge, say, onNode, onEdge, onPin, onMark, onOpen }: PictureProps) {
+export function Picture({ picture, heads, names, pinned, marked, node, edge, say, onNode, onEdge, onPin, onMark, onOpen, onRoom }: PictureProps) {
   const ink = useComputedColorScheme("light") === "dark" ? DARK_INK : LIGHT_INK;
   const scroll = useRef<HTMLDivElement>(null);
   const [size, setSize] = useState({ width: 0, height: 0 });
   const [hover, setHover] = useState<{ hit: Hit; x: number; y: number } | null>(null);
+  const [chosen, setZoom] = useState<number | null>(null);
+  const zoom = chosen ?? fitting(size.width, picture.width);
   const index = useMemo(() => new HitIndex(picture), [picture]);
   const links = useMemo(() => new Links(picture.curves.map((curve) => curve.edge)), [picture]);
 
@@ -50,24 +59,27 @@ export function Picture({ picture, heads, names, pinned, marked, node, edge, say
   useEffect(() => {
     const element = scroll.current;
     if (!element) return;
-    const observer = new ResizeObserver(() => setSize({ width: element.clientWidth, height: element.clientHeight }));
+    const observer = new ResizeObserver(() => {
+      setSize({ width: element.clientWidth, height: element.clientHeight });
+      onRoom(element.clientWidth);
+    });
     observer.observe(element);
     return () => observer.disconnect();
-  }, []);
+  }, [onRoom]);
 
-  // A node selected by key or from a table must be in sight.
+  // The selected node, or else the target, must be in sight.
   useEffect(() => {
-    const box = picture.boxes.find((one) => one.node.id === node);
+    const box = picture.boxes.find((one) => (node === null ? isTarget(one.node) : one.node.id === node));
     const element = scroll.current;
     if (!box || !element || size.width === 0) return;
     const inside = (at: number, from: number, length: number, margin: number) => Math.min(Math.max(from, at + margin - length), Math.max(0, at - margin));
-    element.scrollTo({ left: inside(box.x, element.scrollLeft, size.width, 90), top: inside(box.y, element.scrollTop, size.height, 60) });
-  }, [node, picture, size]);
+    element.scrollTo({ left: inside(box.x * zoom, element.scrollLeft, size.width, 90), top: inside(box.y * zoom, element.scrollTop, size.height, 60) });
+  }, [node, picture, size, zoom]);
 
   const hitAt = (event: PointerEvent): { hit: Hit | null; x: number; y: number } => {
     const bounds = scroll.current!.getBoundingClientRect();
     const [x, y] = [event.clientX - bounds.left, event.clientY - bounds.top];
-    return { hit: index.at(x + scroll.current!.scrollLeft, y + scroll.current!.scrollTop), x, y };
+    return { hit: index.at((x + scroll.current!.scrollLeft) / zoom, (y + scroll.current!.scrollTop) / zoom), x, y };
   };
   const onPointerMove = (event: PointerEvent) => {
     const { hit, x, y } = hitAt(event);
@@ -88,6 +100,8 @@ export function Picture({ picture, heads, names, pinned, marked, node, edge, say
     else if (event.key === "p" && node) onPin(node);
     else if (event.key === "m" && node) onMark(node);
     else if (event.key === "Escape") onNode(null);
+    else if (event.key === "+" || event.key === "-") setZoom(zoomed(zoom, event.key === "+"));
+    else if (event.key === "0") setZoom(null);
     else return;
     event.preventDefault();
   };
@@ -108,9 +122,14 @@ export function Picture({ picture, heads, names, pinned, marked, node, edge, say
         onKeyDown={onKeyDown}
         data-testid="graph-canvas"
       >
-        <div style={{ width: picture.width, height: picture.height }}>
-          <Canvases scroll={scroll} size={size} picture={picture} heads={heads} names={names} pinned={pinned} lit={lit} rings={rings} ink={ink} />
+        <div style={{ width: picture.width * zoom, height: picture.height * zoom }}>
+          <Canvases scroll={scroll} size={size} zoom={zoom} picture={picture} heads={heads} names={names} pinned={pinned} lit={lit} rings={rings} ink={ink} />
         </div>
+      </div>
+      <div className={styles.zoom} role="group" aria-label="Zoom">
+        <ActionIcon size={24} variant="default" onClick={() => setZoom(zoomed(zoom, false))} aria-label="Smaller" title="Smaller (-)"><span aria-hidden="true">−</span></ActionIcon>
+        <ActionIcon size={24} variant="default" onClick={() => setZoom(null)} aria-label="Fit the width" title="Fit the width (0)"><span aria-hidden="true">↔</span></ActionIcon>
+        <ActionIcon size={24} variant="default" onClick={() => setZoom(zoomed(zoom, true))} aria-label="Larger" title="Larger (+)"><span aria-hidden="true">+</span></ActionIcon>
       </div>
       {hover && <div className={styles.tip} style={tipPlace(hover, size)} data-testid="graph-tip">{pointed}</div>}
       <p className="visually-hidden" aria-live="polite" data-testid="graph-spoken">{node && picture.boxes.some((box) => box.node.id === node) ? say({ node }) : ""}</p>

@@ -24,8 +24,8 @@ export function PinnedPanel({ graph, pins, wordsOf, onNode, onClear, onPinShown 
       <Group justify="space-between" gap="xs">
         <Title order={3}>Pinned</Title>
         <Group gap={4}>
-          <Button size="compact-xs" variant="subtle" onClick={onPinShown} title="Pin every node that is drawn">Pin all drawn</Button>
-          {pins.length > 0 && <Button size="compact-xs" variant="subtle" onClick={onClear}>Unpin all</Button>}
+          <Button size="compact-sm" variant="subtle" onClick={onPinShown} title="Pin every node that is drawn">Pin all drawn</Button>
+          {pins.length > 0 && <Button size="compact-sm" variant="subtle" onClick={onClear}>Unpin all</Button>}
         </Group>
       </Group>
       {pins.length === 0 ? (
@@ -34,7 +34,7 @@ export function PinnedPanel({ graph, pins, wordsOf, onNode, onClear, onPinShown 
         <>
           <Text size="sm" role="status">{counted(pins.length, "node")}, completeness <strong data-testid="pinned-completeness" data-value={completeness ?? ""}>{completeness === undefined ? "…" : percent(completeness)}</strong></Text>
           <ul className={styles.chips}>
-            {pins.slice(0, 60).map((id) => <li key={id}><Button size="compact-xs" variant="default" onClick={() => onNode(id)} title={wordsOf(id)}>{id.length > 26 ? `${id.slice(0, 25)}…` : id}</Button></li>)}
+            {pins.slice(0, 60).map((id) => <li key={id}><Button size="compact-sm" variant="default" onClick={() => onNode(id)} title={wordsOf(id)}>{id.length > 26 ? `${id.slice(0, 25)}…` : id}</Button></li>)}
           </ul>
         </>
       )}
@@ -65,7 +65,7 @@ export function GroupsPanel({ groups, marked, onAdd, onUnmark, onToggle, onRemov
     <section className="panel" data-testid="groups">
       <Group justify="space-between" gap="xs">
         <Title order={3}>Groups</Title>
-        <Button size="compact-xs" variant="subtle" onClick={onAutomatic} title="Put features together that contribute to the same nodes and are contributed to by the same" data-testid="group-automatic">Group by profile</Button>
+        <Button size="compact-sm" variant="subtle" onClick={onAutomatic} title="Put features together that contribute to the same nodes and are contributed to by the same" data-testid="group-automatic">Group by profile</Button>
       </Group>
       {marked.length > 0 ? (
         <form onSubmit={submit}>
@@ -82,8 +82,8 @@ export function GroupsPanel({ groups, marked, onAdd, onUnmark, onToggle, onRemov
         <Group key={group.name} justify="space-between" gap={4} mt={4} data-testid="group">
           <Text size="sm" style={{ overflowWrap: "anywhere" }}>{group.name} <Text component="span" size="xs" c="dimmed">{group.nodes.length}</Text></Text>
           <Group gap={4}>
-            <Button size="compact-xs" variant="default" aria-pressed={group.closed} onClick={() => onToggle(group.name)} aria-label={`${group.closed ? "Open" : "Close"} ${group.name}`}>{group.closed ? "Open" : "Close"}</Button>
-            <Button size="compact-xs" variant="subtle" color="gray" onClick={() => onRemove(group.name)} aria-label={`Ungroup ${group.name}`}>Ungroup</Button>
+            <Button size="compact-sm" variant="default" aria-pressed={group.closed} onClick={() => onToggle(group.name)} aria-label={`${group.closed ? "Open" : "Close"} ${group.name}`}>{group.closed ? "Open" : "Close"}</Button>
+            <Button size="compact-sm" variant="subtle" color="gray" onClick={() => onRemove(group.name)} aria-label={`Ungroup ${group.name}`}>Ungroup</Button>
           </Group>
         </Group>
       ))}

@@ -96,7 +96,7 @@ function Note({ row, edit }: { row: GraphDetail; edit: boolean }) {
     return (
       <Group gap="xs">
         {row.note && <Text size="sm" style={{ whiteSpace: "pre-wrap" }} data-testid="graph-note">{row.note}</Text>}
-        {edit && <Button size="compact-xs" variant="subtle" onClick={() => setText(row.note)}>{row.note ? "Change the note" : "Add a note"}</Button>}
+        {edit && <Button size="compact-sm" variant="subtle" onClick={() => setText(row.note)}>{row.note ? "Change the note" : "Add a note"}</Button>}
       </Group>
     );
   }

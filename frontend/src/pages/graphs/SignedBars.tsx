@@ -26,7 +26,7 @@ export function SignedBars({ rows, label, testId }: { rows: readonly SignedRow[]
             <span className={styles.half}>{bar(row, "more")}</span>
           </span>
           <span className={styles.number}>{number(row.value)}</span>
-          <span>{row.action && <Button size="compact-xs" variant="subtle" title={row.action.title} onClick={row.action.run} data-testid="row-action">{row.action.label}</Button>}</span>
+          <span>{row.action && <Button size="compact-sm" variant="subtle" title={row.action.title} onClick={row.action.run} data-testid="row-action">{row.action.label}</Button>}</span>
         </li>
       ))}
     </ul>
