@@ -49,7 +49,13 @@ def resolve(
         return target, both, replace(node, layer=both[0].site.layer + 1, value=both[0].value)
     found = _direction(held, target) if target.kind == "direction" else _logit(held, target)
     layer = found.site.layer if target.kind == "direction" else held.loaded.n_layers
-    return target, [found], replace(node, layer=layer, value=found.value)
+    return target, [found], replace(node, layer=layer, value=found.value, text=_text(held, target))
+
+
+def _text(held: PromptPass, target: GraphTarget) -> str:
+    """The token that is explained, or the two of a difference."""
+    tokens = [token for token in (target.token, target.against) if token is not None]
+    return " − ".join(held.loaded.texts(token) for token in tokens) if target.kind != "direction" else ""
 
 
 def _placed(target: GraphTarget, length: int) -> GraphTarget:

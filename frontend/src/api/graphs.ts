@@ -73,3 +73,6 @@ export const deleteGraphComment = (id: string, comment: string) =>
 
 /** Address of a graph as a file. */
 export const graphFileUrl = (id: string, format: "microscope" | "attribution_graph") => `/api/v1/graphs/${id}/export?format=${format}`;
+
+/** Record blocks below a target in one pass and train an SAE on each. */
+export const makeUpstream = (about: { sae: string } | { model: string; layer?: number }) => body(api.POST("/api/v1/graphs/upstream", { body: { name: "", ...about } }));
