@@ -72,7 +72,7 @@ const CHARACTER = 6.7;
 /** A name that fits a box beside its first words. */
 function cut(name: string, room: number): string {
   const fits = Math.floor(room / CHARACTER);
-  return name.length <= fits ? name : fits < 3 ? "" : `${name.slice(0, fits - 1)}…`;
+  return name.length <= fits ? name : fits < 5 ? "" : `${name.slice(0, fits - 1)}…`;
 }
 
 export function boxLook({ node, width }: Box, ink: Ink, pinned: boolean, name: string): BoxLook {
@@ -85,7 +85,7 @@ export function boxLook({ node, width }: Box, ink: Ink, pinned: boolean, name: s
     stroke: pinned ? ink.accent : left ? ink.line : ink.dimmed,
     lineWidth: pinned ? 2.25 : 1,
     text: target ? ink.surface : left ? ink.dimmed : ink.text,
-    words: node.group !== null ? [cut(first, width - 10), ""] : [first, cut(name, width - 18 - first.length * CHARACTER)],
+    words: node.group !== null || target ? [cut(first, width - 6), ""] : [first, cut(name, width - 18 - first.length * CHARACTER)],
     stacked: node.members.length > 1,
     radius: node.group === null ? Math.min(6, width / 2) : 2,
   };

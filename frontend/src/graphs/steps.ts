@@ -8,18 +8,17 @@ export type Arrow = "ArrowUp" | "ArrowDown" | "ArrowLeft" | "ArrowRight";
 const nearest = (boxes: readonly Box[], away: (box: Box) => number): Box | undefined =>
   boxes.reduce<Box | undefined>((best, box) => (best === undefined || away(box) < away(best) ? box : best), undefined);
 
-/** The next node in that direction: beside it on the same line, or the nearest on the next line above or below. */
+/** Leaving the line weighs so much more than going along it. */
+const ASIDE = 4;
+
+/** The nearest node in that direction. */
 export function stepped(picture: Picture, from: string | null, arrow: Arrow): string | null {
   const { boxes } = picture;
   const at = boxes.find((box) => box.node.id === from);
   if (!at) return boxes.find((box) => isTarget(box.node))?.node.id ?? boxes[0]?.node.id ?? null;
-  if (arrow === "ArrowLeft" || arrow === "ArrowRight") {
-    const sign = arrow === "ArrowRight" ? 1 : -1;
-    const beside = boxes.filter((box) => box.y === at.y && (box.x - at.x) * sign > 0);
-    return nearest(beside, (box) => Math.abs(box.x - at.x))?.node.id ?? at.node.id;
-  }
-  const sign = arrow === "ArrowDown" ? 1 : -1;
-  const beyond = boxes.filter((box) => (box.y - at.y) * sign > 0);
-  const line = nearest(beyond, (box) => Math.abs(box.y - at.y))?.y;
-  return nearest(beyond.filter((box) => box.y === line), (box) => Math.abs(box.x - at.x))?.node.id ?? at.node.id;
+  const sign = arrow === "ArrowRight" || arrow === "ArrowDown" ? 1 : -1;
+  const across = arrow === "ArrowLeft" || arrow === "ArrowRight";
+  const beyond = boxes.filter((box) => (across ? box.x - at.x : box.y - at.y) * sign > 0);
+  const away = ({ x, y }: Box) => (across ? Math.abs(x - at.x) + ASIDE * Math.abs(y - at.y) : Math.abs(y - at.y) + Math.abs(x - at.x));
+  return nearest(beyond, away)?.node.id ?? at.node.id;
 }

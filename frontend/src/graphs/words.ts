@@ -69,7 +69,7 @@ export function boxText(node: DrawnNode): string {
   const [top] = node.members as [GraphNode];
   switch (top.kind) {
     case "target":
-      return top.text && top.text.length < 10 ? tokenLabel(top.text) : "target";
+      return top.text ? tokenLabel(top.text) : "target";
     case "feature":
       return String(top.index);
     case "error":
@@ -85,6 +85,14 @@ export function boxText(node: DrawnNode): string {
     case "block":
       return `block ${top.layer}`;
   }
+}
+
+/** A drawn node as a table names it: what it is, and where. */
+export function shortWords(graph: Texts, node: DrawnNode, name: string): [what: string, where: string] {
+  const [top] = node.members as [GraphNode];
+  if (node.group !== null) return [node.group, counted(node.members.length, "node")];
+  const site = top.kind === "feature" || top.kind === "error" || top.kind === "bias" ? top.site : "";
+  return [name ? `${boxText(node)} ${name}` : boxText(node), [site, top.position === null ? "" : tokenAt(graph, top.position)].filter(Boolean).join(", ")];
 }
 
 /** A drawn node in a line, with the layers it spans. */

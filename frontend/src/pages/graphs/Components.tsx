@@ -8,7 +8,8 @@ const FEW = 12;
 
 interface ComponentsProps {
   graph: Graph;
-  onAttended: (at: { layer: number; head: number; query: number; key: number }) => void;
+  /** Absent where no model can be asked. */
+  onAttended?: (at: { layer: number; head: number; query: number; key: number }) => void;
 }
 
 const SIDES: Record<Component["side"], string> = { "": "", query: ", by the query", key: ", by the key" };
@@ -21,7 +22,7 @@ export function Components({ graph, onAttended }: ComponentsProps) {
   const query = positionOf(graph, graph.target.position);
   const rows = (all ? sorted : sorted.slice(0, FEW)).map((part, place): SignedRow => {
     const { layer, head, position: key } = part;
-    const canAsk = part.kind === "head" && layer !== null && head !== null && key !== null && part.side === "";
+    const canAsk = onAttended && part.kind === "head" && layer !== null && head !== null && key !== null && part.side === "";
     return {
       key: String(place),
       label: `${moduleWords(part)}${part.kind === "head" && key !== null ? ` reading ${tokenAt(graph, key)}` : ""}${SIDES[part.side]}`,

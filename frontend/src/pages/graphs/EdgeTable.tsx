@@ -1,5 +1,5 @@
 import { useState } from "react";
-import { Button, UnstyledButton } from "@mantine/core";
+import { Button, Text, UnstyledButton } from "@mantine/core";
 import { ScrollX } from "@/components/ScrollX";
 import type { DrawnEdge } from "@/graphs/fold";
 import type { Edge } from "@/graphs/types";
@@ -14,7 +14,8 @@ interface EdgeTableProps {
   edges: readonly DrawnEdge[];
   /** Which ends are named. */
   ends: "from" | "to" | "both";
-  wordsOf: (id: string) => string;
+  /** What a node is, and where. */
+  nameOf: (id: string) => [what: string, where: string];
   onNode: (id: string) => void;
   onEdge: (edge: DrawnEdge) => void;
   rows?: number;
@@ -27,9 +28,18 @@ function through(edge: Edge): string {
 }
 
 /** Edges as a table: the same as the picture, in words. */
-export function EdgeTable({ label, edges, ends, wordsOf, onNode, onEdge, rows = 12 }: EdgeTableProps) {
+export function EdgeTable({ label, edges, ends, nameOf, onNode, onEdge, rows = 12 }: EdgeTableProps) {
   const [shown, setShown] = useState(rows);
-  const end = (id: string) => <td><UnstyledButton fz="inherit" onClick={() => onNode(id)} style={{ textDecoration: "underline" }}>{wordsOf(id)}</UnstyledButton></td>;
+  const end = (id: string) => {
+    const [what, where] = nameOf(id);
+    return (
+      <td>
+        <UnstyledButton fz="inherit" onClick={() => onNode(id)}>
+          <span style={{ textDecoration: "underline" }}>{what}</span> <Text component="span" size="xs" c="dimmed">{where}</Text>
+        </UnstyledButton>
+      </td>
+    );
+  };
   return (
     <ScrollX>
       <table className={styles.edges} aria-label={label} data-testid="edge-table">

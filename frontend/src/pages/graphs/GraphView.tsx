@@ -5,7 +5,7 @@ import { automaticGroups } from "@/graphs/groups";
 import { layout } from "@/graphs/layout";
 import type { Graph } from "@/graphs/types";
 import { toggleGroup, togglePin, withGroup, withoutGroup, type GraphView as View } from "@/graphs/view";
-import { drawnWords, verdictWords } from "@/graphs/words";
+import { drawnWords, shortWords, verdictWords } from "@/graphs/words";
 import type { LiveSession, LiveState } from "@/live/liveSession";
 import { tokenLabel } from "@/science/tokens";
 import { number } from "@/science/format";
@@ -76,6 +76,13 @@ export function GraphView({ project, model, graph, view, onView, edit, live, chi
     },
     [byId, drawn, graph, shortNames],
   );
+  const nameOf = useCallback(
+    (id: string): [string, string] => {
+      const node = byId.get(drawn.place.get(id) ?? id);
+      return node ? shortWords(graph, node, shortNames.get(node.id) ?? "") : [id, ""];
+    },
+    [byId, drawn, graph, shortNames],
+  );
   const say = (hit: { node: string } | { edge: DrawnEdge }) => {
     if ("node" in hit) return wordsOf(hit.node);
     const [first] = hit.edge.edges as [DrawnEdge["edges"][number]];
@@ -98,7 +105,7 @@ export function GraphView({ project, model, graph, view, onView, edit, live, chi
     <>
       <Figures graph={graph} saeName={(fingerprint) => names.saeOf(fingerprint)?.name} />
       <Controls view={view} onView={onView} look={look} onLook={setLook} drawn={picture.curves.length} all={drawn.edges.length} widest={widest} />
-      <div className={styles.columns}>
+      <div className={styles.wide}>
         <div className={styles.main}>
           {look === "picture" ? (
             <Picture
@@ -106,45 +113,49 @@ export function GraphView({ project, model, graph, view, onView, edit, live, chi
               onNode={goTo} onEdge={goToEdge} onPin={pin} onMark={mark} onOpen={() => document.getElementById("graph-detail")?.focus()} onRoom={setRoom}
             />
           ) : (
-            <div className="panel"><EdgeTable label="Every edge, the largest first" edges={edges} ends="both" wordsOf={wordsOf} onNode={goTo} onEdge={goToEdge} rows={50} /></div>
+            <div className="panel"><EdgeTable label="Every edge, the largest first" edges={edges} ends="both" nameOf={nameOf} onNode={goTo} onEdge={goToEdge} rows={50} /></div>
           )}
           {exports({ picture, heads, pinned, names: shortNames })}
-          <Components graph={graph} onAttended={setAttending} />
         </div>
-        <section className={styles.side} aria-label="Details">
-          {attending && model && (live ? (
-            <AttendedPanel graph={graph} at={attending} onAt={setAttending} onClose={() => setAttending(null)} edit={edit} model={model} session={live.session} live={live.state} />
-          ) : (
-            <AttendedOfPrompt graph={graph} at={attending} onAt={setAttending} onClose={() => setAttending(null)} edit={edit} model={model} />
-          ))}
-          {node ? (
-            <NodePanel
-              project={project} model={model} graph={graph} node={node} names={names} wordsOf={wordsOf}
-              incoming={edges.filter(({ to }) => to === node.id)} outgoing={edges.filter(({ from }) => from === node.id)}
-              pinned={pinned.has(node.id)} marked={marked.has(node.id)} onNode={goTo} onEdge={goToEdge} onPin={() => pin(node.id)} onMark={() => mark(node.id)}
+        <div className={styles.columns}>
+          <section className={styles.side} aria-label="Details">
+            {attending && model && (live ? (
+              <AttendedPanel graph={graph} at={attending} onAt={setAttending} onClose={() => setAttending(null)} edit={edit} model={model} session={live.session} live={live.state} />
+            ) : (
+              <AttendedOfPrompt graph={graph} at={attending} onAt={setAttending} onClose={() => setAttending(null)} edit={edit} model={model} />
+            ))}
+            {node ? (
+              <NodePanel
+                project={project} model={model} graph={graph} node={node} names={names} nameOf={nameOf}
+                incoming={edges.filter(({ to }) => to === node.id)} outgoing={edges.filter(({ from }) => from === node.id)}
+                pinned={pinned.has(node.id)} marked={marked.has(node.id)} onNode={goTo} onEdge={goToEdge} onPin={() => pin(node.id)} onMark={() => mark(node.id)}
+              />
+            ) : edge ? (
+              <EdgePanel graph={graph} edge={edge} onNode={goTo} onAttended={model ? setAttending : undefined} />
+            ) : (
+              <Text size="sm" c="dimmed" className="panel">Select a node or an edge: by pointer, or with the arrow keys.</Text>
+            )}
+          </section>
+          <section className={styles.side} aria-label="Pins, groups and comments">
+            <PinnedPanel
+              graph={graph} pins={view.pins} wordsOf={wordsOf} onNode={goTo} onClear={() => onView({ ...view, pins: [] })}
+              onPinShown={() => onView({ ...view, pins: picture.boxes.flatMap((box) => box.node.members.map(({ id }) => id)) })}
             />
-          ) : edge ? (
-            <EdgePanel graph={graph} edge={edge} onNode={goTo} onAttended={model ? setAttending : undefined} />
-          ) : (
-            <Text size="sm" c="dimmed" className="panel">Select a node or an edge: by pointer, or with the arrow keys.</Text>
-          )}
-          <PinnedPanel
-            graph={graph} pins={view.pins} wordsOf={wordsOf} onNode={goTo} onClear={() => onView({ ...view, pins: [] })}
-            onPinShown={() => onView({ ...view, pins: picture.boxes.flatMap((box) => box.node.members.map(({ id }) => id)) })}
-          />
-          <GroupsPanel
-            groups={view.groups} marked={marks}
-            onAdd={(name) => {
-              onView(withGroup(view, { name, nodes: marks, closed: false }));
-              setMarks([]);
-            }}
-            onUnmark={() => setMarks([])}
-            onToggle={(name) => onView(toggleGroup(view, name))}
-            onRemove={(name) => onView(withoutGroup(view, name))}
-            onAutomatic={() => onView(automaticGroups(graph, names.names).reduce(withGroup, view))}
-          />
-          {children}
-        </section>
+            <GroupsPanel
+              groups={view.groups} marked={marks}
+              onAdd={(name) => {
+                onView(withGroup(view, { name, nodes: marks, closed: false }));
+                setMarks([]);
+              }}
+              onUnmark={() => setMarks([])}
+              onToggle={(name) => onView(toggleGroup(view, name))}
+              onRemove={(name) => onView(withoutGroup(view, name))}
+              onAutomatic={() => onView(automaticGroups(graph, names.names).reduce(withGroup, view))}
+            />
+            <Components graph={graph} onAttended={model ? setAttending : undefined} />
+            {children}
+          </section>
+        </div>
       </div>
     </>
   );

@@ -24,7 +24,7 @@ interface NodePanelProps {
   names: Names;
   pinned: boolean;
   marked: boolean;
-  wordsOf: (id: string) => string;
+  nameOf: (id: string) => [what: string, where: string];
   onNode: (id: string) => void;
   onEdge: (edge: DrawnEdge) => void;
   onPin: () => void;
@@ -32,7 +32,7 @@ interface NodePanelProps {
 }
 
 /** What is known of a node, what contributes to it, and what it contributes to. */
-export function NodePanel({ project, model, graph, node, incoming, outgoing, names, pinned, marked, wordsOf, onNode, onEdge, onPin, onMark }: NodePanelProps) {
+export function NodePanel({ project, model, graph, node, incoming, outgoing, names, pinned, marked, nameOf, onNode, onEdge, onPin, onMark }: NodePanelProps) {
   const [top] = node.members as [GraphNode, ...GraphNode[]];
   const accounts = graph.accounts.filter((account) => node.members.some((member) => member.id === account.node));
   return (
@@ -52,13 +52,13 @@ export function NodePanel({ project, model, graph, node, incoming, outgoing, nam
       {incoming.length > 0 && (
         <div>
           <Text size="xs" fw={600}>{counted(incoming.length, "contribution")} to it</Text>
-          <EdgeTable label="What contributes to it" edges={incoming} ends="from" wordsOf={wordsOf} onNode={onNode} onEdge={onEdge} />
+          <EdgeTable label="What contributes to it" edges={incoming} ends="from" nameOf={nameOf} onNode={onNode} onEdge={onEdge} />
         </div>
       )}
       {outgoing.length > 0 && (
         <div>
           <Text size="xs" fw={600}>What it contributes to</Text>
-          <EdgeTable label="What it contributes to" edges={outgoing} ends="to" wordsOf={wordsOf} onNode={onNode} onEdge={onEdge} />
+          <EdgeTable label="What it contributes to" edges={outgoing} ends="to" nameOf={nameOf} onNode={onNode} onEdge={onEdge} />
         </div>
       )}
     </Stack>

@@ -33,7 +33,7 @@ interface PictureProps {
 }
 
 /** As small as it must be to fit the width, within what can still be read. */
-const fitting = (room: number, width: number): number => (room > 0 && width > 0 ? Math.min(1, Math.max(0.6, room / width)) : 1);
+const fitting = (room: number, width: number): number => (room > 0 && width > 0 ? Math.min(1, Math.max(0.7, room / width)) : 1);
 
 const zoomed = (zoom: number, larger: boolean): number => Math.min(2, Math.max(0.25, zoom * (larger ? 1.25 : 0.8)));
 
