@@ -78,7 +78,7 @@ class GraphViewSet(mixins.ListModelMixin, VisibleViewSet):
 
     def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
         """The format of an export is that of its file, not of the answer."""
-        if self.action == "export":
+        if "export" in self.action_map.values():
             renderer = self.get_renderers()[0]
             return renderer, renderer.media_type
         return super().perform_content_negotiation(request, force)
