@@ -96,7 +96,9 @@ def _gathered(pieces: Iterator[Graph | GraphUpdate], progress: Progress) -> Grap
         for update in pieces:
             assert isinstance(update, GraphUpdate)
             graph = updated(graph, update)
-            if update.phase in _PHASES and update.phase != phase:
+            if update.phase not in _PHASES:
+                continue
+            if update.phase != phase:
                 bars.close()
                 phase = update.phase
                 unit = "edges" if phase == "verify" else "hops"

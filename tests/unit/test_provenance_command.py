@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from microscope.cli import main
-from microscope.graphs import Graph, GraphTarget, check
+from microscope.graphs import Graph, GraphTarget, check, depth
 from microscope.models import load_model
 from microscope.params.provenance import upstream_layers
 from microscope.provenance import Limits
@@ -88,6 +88,9 @@ def test_a_feature_is_explained_by_the_features_below_it(rig: Rig, tmp_path: Pat
     check(graph)
     assert {node.site for node in graph.nodes if node.hop == 1} >= {"resid_post.1"}
     assert {edge.hop for edge in graph.edges} == {1, 2}
+    assert graph.summary.measured == sum(edge.measured is not None for edge in graph.edges) > 0
+    assert found["spearman"] == graph.summary.spearman
+    assert found["depth"] == depth(graph)
     assert [sae.site for sae in graph.saes] == [f"resid_post.{layer}" for layer in LAYERS]
     assert graph.target.sae == load_sae(rig.folders[2]).content_fingerprint()
 

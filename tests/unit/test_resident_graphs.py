@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from microscope import protocol as p
-from microscope.graphs import Graph, GraphTarget, GraphUpdate, Summary, updated
+from microscope.graphs import Graph, GraphTarget, Summary, updated
 from microscope.live import ResidentModel
 from microscope.models import LoadedModel
 from microscope.params import EditPlan
@@ -57,9 +57,9 @@ async def opened(address: str, saes: dict[Path, SparseAutoencoder], *sessions: s
     return client
 
 
-def asked(saes: dict[Path, SparseAutoencoder], target: GraphTarget, run: int = 1) -> p.ReadProvenance:
+def asked(saes: dict[Path, SparseAutoencoder], target: GraphTarget, verify: bool = False) -> p.ReadProvenance:
     names = tuple(sae.config.fingerprint for sae in saes.values())
-    return p.ReadProvenance(run=run, target=target, saes=names, hops=3, parents=3, shown=6, verify=False)
+    return p.ReadProvenance(run=1, target=target, saes=names, hops=3, parents=3, shown=6, verify=verify)
 
 
 def assembled(pieces: Pieces) -> Graph:
@@ -72,28 +72,33 @@ def assembled(pieces: Pieces) -> Graph:
     return msgspec.structs.replace(graph, summary=Summary())  # times differ
 
 
-def alone(llama: LoadedModel, saes: dict[Path, SparseAutoencoder], name: str, target: GraphTarget) -> Graph:
-    """What the library makes of the same, with nobody else about."""
+async def alone(client: Client, name: str, request: p.ReadProvenance) -> Graph:
+    """The same in a session that nobody else is beside."""
+    await client.ask(p.Open(prompt=PROMPTS[name]), "alone")
+    number, pieces = client.send(request, "alone"), []
+    while not isinstance(reply := await client.answer(number), p.GraphEnded):
+        pieces.append(reply)
+    return assembled(pieces)
+
+
+def by_library(
+    llama: LoadedModel, saes: dict[Path, SparseAutoencoder], name: str, target: GraphTarget
+) -> Graph:
     known = {sae.config.fingerprint: sae for sae in saes.values()}
     graph: Graph | None = None
-    tokens = llama.encode(PROMPTS[name])
     for piece in explain(
-        llama, tokens, target, known, prompt=PROMPTS[name], limits=Limits(3, 3, 6), verify=False
+        llama, llama.encode(PROMPTS[name]), target, known, limits=Limits(3, 3, 6), verify=False
     ):
-        if isinstance(piece, GraphUpdate):
-            assert graph is not None
-            graph = updated(graph, piece)
-        else:
-            graph = piece
+        graph = piece if isinstance(piece, Graph) else updated(graph, piece) if graph else None
     assert graph is not None
-    return msgspec.structs.replace(graph, summary=Summary())
+    return graph
 
 
 async def test_two_peoples_graphs_take_turns_and_each_is_as_if_alone(server, llama, saes) -> None:
     _, address = server
     targets = {"a": GraphTarget(kind="token", token=5), "b": GraphTarget(kind="token", token=9, position=3)}
     client = await opened(address, saes, "a", "b")
-    first = client.send_at_once(*((asked(saes, targets[name]), name) for name in targets))
+    first = client.send_at_once(*((asked(saes, targets[name], verify=True), name) for name in targets))
     of = {first: "a", first + 1: "b"}
     pieces: dict[str, Pieces] = {"a": [], "b": []}
     order, ended = [], 0
@@ -108,9 +113,11 @@ async def test_two_peoples_graphs_take_turns_and_each_is_as_if_alone(server, lla
         pieces[of[frame.id]].append(frame.message)
     assert order[:4] in (["a", "b", "a", "b"], ["b", "a", "b", "a"]), order
     for name, target in targets.items():
-        found, wanted = assembled(pieces[name]), alone(llama, saes, name, target)
-        assert found == wanted
-        assert found.edges, "something was explained"
+        found = assembled(pieces[name])
+        assert found == await alone(client, name, asked(saes, target, verify=True))
+        assert any(edge.verdict is not None for edge in found.edges), "something was measured"
+        told = {edge.key: edge.attribution for edge in by_library(llama, saes, name, target).edges}
+        assert {edge.key: edge.attribution for edge in found.edges} == told
     assert torch.is_grad_enabled()
 
 
