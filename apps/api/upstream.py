@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 from uuid import UUID
 
@@ -30,7 +31,7 @@ _KEPT = ("arch", "width", "k", "tokens", "batch_size", "lr", "seed")
 
 
 class UpstreamSerializer(serializers.Serializer[Any]):
-    """Where the target is: at an ``sae``, or behind block ``layer`` of a ``model``.
+    """Where the target is: at an ``sae``, or behind block ``layer`` of a ``model``, the last one if none is given.
 
     What is not given is taken from the SAE and its recording, or from the newest recording of the model.
     """
@@ -39,18 +40,14 @@ class UpstreamSerializer(serializers.Serializer[Any]):
     model = VisibleField(LanguageModel, required=False)
     layer = serializers.IntegerField(required=False, min_value=0)
     corpus = VisibleField(Corpus, required=False, default=None, allow_null=True)
-    name = serializers.CharField(max_length=80, required=False, default="")
+    name = serializers.CharField(max_length=80, required=False, allow_blank=True, default="")
     trace = serializers.DictField(required=False, default=dict, help_text="Parameters of recording.")
     train = serializers.DictField(required=False, default=dict, help_text="Parameters of training.")
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        """Either an SAE, or a model with a block."""
+        """Either an SAE, or a model."""
         if ("sae" in attrs) == ("model" in attrs):
-            raise serializers.ValidationError({"sae": "Give an SAE, or a model with a layer."})
-        if "model" in attrs and "layer" not in attrs:
-            raise serializers.ValidationError(
-                {"layer": "It is needed to know what lies below."}, code="required"
-            )
+            raise serializers.ValidationError({"sae": "Give an SAE, or a model, perhaps with a layer."})
         return attrs
 
 
@@ -85,7 +82,8 @@ def start_upstream(
     assert of is not None
     if of.state != ResultState.READY or of.n_layers is None:
         raise model_not_ready(of)
-    top = min(sae.layer if sae is not None else layer or 0, of.n_layers - 1)
+    last = of.n_layers - 1
+    top = min(sae.layer if sae is not None else last if layer is None else layer, last)
     here = Sae.objects.filter(model=of, layer=top, site="resid_post", state=ResultState.READY).exists()
     layers = upstream_layers(top, has_own=here)
     if not layers:
@@ -99,7 +97,7 @@ def start_upstream(
             "Name one.",
             attr="corpus",
         )
-    title = name or f"Below block {top}"
+    title = name or _free_name(of, f"Below block {top}")
     recorded = {**_recorded(source), **(trace or {}), "layers": list(layers), "site": ["resid_post"]}
     trained = {**_trained(sae), **(train or {})}
 
@@ -121,6 +119,13 @@ def start_upstream(
     return pipeline_once(
         actor=actor, project=of.project, name=title, idempotency_key=idempotency_key, make=make
     )
+
+
+def _free_name(model: LanguageModel, wanted: str) -> str:
+    """A name that no recording of the project has yet: the same may be asked for again."""
+    taken = set(Recording.objects.filter(project=model.project_id).values_list("name", flat=True))
+    numbered = (f"{wanted} ({number})" for number in itertools.count(2))
+    return next(title for title in itertools.chain([wanted], numbered) if title not in taken)
 
 
 def _source(model: LanguageModel, sae: Sae | None) -> Recording | None:

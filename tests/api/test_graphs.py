@@ -368,7 +368,6 @@ def test_where_nothing_is_known_it_is_asked_for(world, editor) -> None:
     upstream = f"{URL}/upstream"
     for body, code in (
         ({}, "invalid"),
-        ({"model": str(bare.pk)}, "required"),
         ({"model": str(bare.pk), "sae": str(world.sae.pk), "layer": 1}, "invalid"),
         ({"model": str(bare.pk), "layer": 2}, "no_text"),
     ):
@@ -379,6 +378,11 @@ def test_where_nothing_is_known_it_is_asked_for(world, editor) -> None:
     answer = editor.post(upstream, {**named, "train": {"width": 64, "k": 4}}, format="json")
     assert answer.status_code == 202, answer.content
     assert answer.json()["layers"] == [1, 2, 3], "a target above the last block is read behind it"
+    for name in ("Below block 3 (2)", "Below block 3 (3)"):
+        last = {key: value for key, value in named.items() if key != "layer"}
+        answer = editor.post(upstream, {**last, "name": "", "train": {"width": 64, "k": 4}}, format="json")
+        assert answer.status_code == 202, answer.content
+        assert answer.json()["pipeline"]["name"] == name
     lowest = SaeFactory(recording=world.recording, layer=0)
     refused = editor.post(upstream, {"sae": str(lowest.pk)}, format="json")
     assert error(refused)["code"] == "nothing_below"

@@ -4303,7 +4303,7 @@ export interface components {
             sha256?: string;
         };
         /**
-         * @description Where the target is: at an ``sae``, or behind block ``layer`` of a ``model``.
+         * @description Where the target is: at an ``sae``, or behind block ``layer`` of a ``model``, the last one if none is given.
          *
          *     What is not given is taken from the SAE and its recording, or from the newest recording of the model.
          */

@@ -121,7 +121,7 @@ function Name({ node, project, lineage }: { node: LineageNode; project: string; 
     case "patch":
       return <TextLink to="/projects/$project/lab" params={params} search={{ patch: node.id }}>{node.name}</TextLink>;
     case "graph":
-      return <>{node.name}</>;
+      return <TextLink to="/projects/$project/graphs/$graph" params={{ project, graph: node.id }}>{node.name}</TextLink>;
     case "adapter":
       return <TextLink to="/projects/$project/patches" params={params}>{node.name}</TextLink>;
     case "export":
