@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from microscope.provenance.scores import Made, Scores
+
 MlpRule = Literal["gates", "gradient"]
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
@@ -64,7 +66,8 @@ class Attention:
         value: ``[batch, kv_heads, keys, head_dim]``.
         out: ``[batch, heads, queries, head_dim]``.
         query, key: after the rotary embedding, as multiplied; None where they were not seen.
-        scores: in front of the softmax, mask and distances included, ``[batch, heads, queries, keys]``.
+        scores: in front of the softmax, mask and distances included, ``[batch, heads, queries, keys]``; in front of
+            the bound where there is one (soft cap), then without the mask.
         scale: factor between ``query·key`` and scores; None where it was not seen.
     """
 
@@ -81,9 +84,10 @@ class Attention:
 class _Seen:
     """What is known of tensors of the running pass, by identity; they are kept alive so that ids stay theirs."""
 
-    patterns: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # pattern, scores
+    # A pattern, and how what the softmax was taken of was made.
+    patterns: dict[int, tuple[Tensor, Made | None]] = field(default_factory=dict)
     gates: dict[int, Tensor] = field(default_factory=dict)
-    products: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # query, key, what they make
+    scores: Scores = field(default_factory=Scores)
 
 
 class Freeze(TorchFunctionMode):
@@ -106,6 +110,11 @@ class Freeze(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        out = self._run(func, args, kwargs)
+        self._seen.scores.follow(func, args, kwargs, out)
+        return out
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in _ATTENTION:
             return self._fused(*args, **kwargs)
         if func in _SOFTMAX:
@@ -172,32 +181,27 @@ class Freeze(TorchFunctionMode):
 
     def _softmax(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         out: Tensor = func(*args, **kwargs).detach()
-        self._seen.patterns[id(out)] = out, args[0]
+        self._seen.patterns[id(out)] = out, self._seen.scores.of(args[0])
         return out
 
     def _matmul(self, func: Any, args: tuple[Any, ...]) -> Tensor:
         left, right = args
         out: Tensor = func(left, right)
         known = self._seen.patterns.get(id(left))
-        if known is not None and out.dim() == 4:
-            query, key, scale = self._made(known[1])
-            self.attentions.append(Attention(left, right, out, query, key, known[1].detach(), scale))
-        elif isinstance(right, Tensor) and out.dim() == 4 and right.dim() == 4:
-            self._seen.products.append((left, right, out))
-        return out
-
-    def _made(self, scores: Tensor) -> tuple[Tensor | None, Tensor | None, float | None]:
-        """Query, key and scale of which scores ``[batch, heads, queries, keys]`` were made, as far as that shows."""
-        for query, key, product in reversed(self._seen.products):
-            if product.shape != scores.shape[:-1] + product.shape[-1:]:
-                continue
-            raw, made = product.detach().double(), scores.detach().double()[..., : product.shape[-1]]
-            seen = made > torch.finfo(scores.dtype).min / 2
-            raw, made = raw[seen], made[seen]
-            scale = float((raw * made).sum() / (raw * raw).sum())
-            fits = bool((made - scale * raw).abs().max() <= 1e-4 * made.abs().max())
-            return query, key.transpose(-1, -2), scale if fits else None
-        return None, None, None
+        if known is None or out.dim() not in (3, 4):
+            return out
+        # Some blocks see heads as a batch, [heads, queries, keys].
+        wide = out if out.dim() == 4 else out[None]
+        pattern, value = (t if t.dim() == 4 else t[None] for t in (left, right))
+        attention = Attention(pattern, value, wide)
+        made = known[1]
+        if made is not None:
+            query, key, scores = (
+                t if t.dim() == 4 else t[None] for t in (made.query, made.key, made.scores)
+            )
+            attention = Attention(pattern, value, wide, query, key, scores, made.scale)
+        self.attentions.append(attention)
+        return wide if out.dim() == 4 else wide[0]
 
     # --- MLPs -----------------------------------------------------------------------------------------
 
@@ -232,7 +236,7 @@ class Freeze(TorchFunctionMode):
 
     def _pass_on(self, before: Any, after: Tensor) -> None:
         """What is known of a tensor is true of what was made of it, too."""
-        if id(before) in self._seen.patterns and after.dim() == 4:
+        if id(before) in self._seen.patterns and after.dim() in (3, 4):
             self._seen.patterns[id(after)] = after, self._seen.patterns[id(before)][1]
         if id(before) in self._seen.gates:
             self._seen.gates[id(after)] = after
