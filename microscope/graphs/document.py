@@ -294,10 +294,11 @@ def updated(graph: Graph, update: GraphUpdate) -> Graph:
 class Contributor(_Value, frozen=True):
     """One end of an attention score's contributor: a component of the stream at that position, or a feature.
 
-    ``attribution`` is its marginal: summed over everything at the other end, constants included.
+    ``attribution`` is its marginal: summed over everything at the other end, constants included. ``other`` sums those
+    that are not listed.
     """
 
-    kind: Literal["embedding", "head", "attention", "mlp", "block", "feature", "error", "bias"]
+    kind: Literal["embedding", "head", "attention", "mlp", "block", "feature", "error", "bias", "other"]
     attribution: float
     layer: int | None = None
     head: int | None = None

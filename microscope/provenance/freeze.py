@@ -196,9 +196,7 @@ class Freeze(TorchFunctionMode):
         attention = Attention(pattern, value, wide)
         made = known[1]
         if made is not None:
-            query, key, scores = (
-                t if t.dim() == 4 else t[None] for t in (made.query, made.key, made.scores)
-            )
+            query, key, scores = (t if t.dim() == 4 else t[None] for t in (made.query, made.key, made.scores))
             attention = Attention(pattern, value, wide, query, key, scores, made.scale)
         self.attentions.append(attention)
         return wide if out.dim() == 4 else wide[0]

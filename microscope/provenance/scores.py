@@ -11,16 +11,44 @@ from torch import Tensor
 
 _MATMUL = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
 _ADDED_MATMUL = {torch.baddbmm, Tensor.baddbmm}
-_TIMES = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, Tensor.mul_, Tensor.__imul__}
+_TIMES = {
+    torch.mul,
+    Tensor.mul,
+    Tensor.__mul__,
+    Tensor.__rmul__,
+    torch.multiply,
+    Tensor.mul_,
+    Tensor.__imul__,
+}
 _OVER = {torch.div, Tensor.div, Tensor.__truediv__, torch.true_divide, Tensor.div_, Tensor.__itruediv__}
 _TANH = {torch.tanh, Tensor.tanh, torch.nn.functional.tanh}
 # These add what does not depend on the stream: a mask, or something by distance.
-_PLUS: set[Callable[..., Any]] = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__}
+_PLUS: set[Callable[..., Any]] = {
+    torch.add,
+    Tensor.add,
+    Tensor.__add__,
+    Tensor.__radd__,
+    Tensor.add_,
+    Tensor.__iadd__,
+}
 _MASK: set[Callable[..., Any]] = {Tensor.masked_fill, torch.masked_fill, Tensor.masked_fill_, torch.where}
 _MASK |= {torch.max, torch.maximum, Tensor.max, Tensor.maximum}
 # What leaves scores as they are, or only in another shape.
-_SHAPE: set[Callable[..., Any]] = {Tensor.view, Tensor.reshape, torch.reshape, Tensor.unflatten, Tensor.flatten}
-_SHAPE |= {Tensor.to, Tensor.float, Tensor.type_as, Tensor.contiguous, torch.dropout, torch.nn.functional.dropout}
+_SHAPE: set[Callable[..., Any]] = {
+    Tensor.view,
+    Tensor.reshape,
+    torch.reshape,
+    Tensor.unflatten,
+    Tensor.flatten,
+}
+_SHAPE |= {
+    Tensor.to,
+    Tensor.float,
+    Tensor.type_as,
+    Tensor.contiguous,
+    torch.dropout,
+    torch.nn.functional.dropout,
+}
 # What joins or shifts them in front of the softmax, as sinks do; scores stay those in front of it.
 _BEHIND: set[Callable[..., Any]] = {torch.cat, torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__getitem__}
 

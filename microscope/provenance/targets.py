@@ -62,15 +62,22 @@ def _placed(target: GraphTarget, length: int) -> GraphTarget:
     places = {"position": target.position}
     if target.key is not None:
         places["key"] = target.key
-    for name, position in places.items():
-        if not -length <= position < length:
-            raise MicroscopeError(
-                "no_such_position",
-                f"Position {position} is outside the prompt, which has {length} tokens.",
-                f"Choose 0 to {length - 1}, or -1 for the last.",
-            )
-        places[name] = position % length
-    return replace(target, **places)
+    return replace(target, **{name: place(position, length) for name, position in places.items()})
+
+
+def place(position: int, length: int) -> int:
+    """A position counted from 0.
+
+    Raises:
+        MicroscopeError: ``no_such_position``.
+    """
+    if not -length <= position < length:
+        raise MicroscopeError(
+            "no_such_position",
+            f"Position {position} is outside the prompt, which has {length} tokens.",
+            f"Choose 0 to {length - 1}, or -1 for the last.",
+        )
+    return position % length
 
 
 def _sae(saes: Saes, name: str) -> SparseAutoencoder:
@@ -131,7 +138,7 @@ def _logit(held: PromptPass, target: GraphTarget) -> Explained:
 
 
 def _direction(held: PromptPass, target: GraphTarget) -> Explained:
-    layer = _layer(held, target)
+    layer = require_layer(target.layer, held.loaded.n_layers)
     x = held.input_of(layer + 1)[target.position]
     vector = torch.tensor(target.vector, dtype=torch.float32, device=x.device)
     if vector.shape != x.shape or not bool(vector.isfinite().all()) or not bool(vector.any()):
@@ -142,8 +149,8 @@ def _direction(held: PromptPass, target: GraphTarget) -> Explained:
     return Explained(TARGET, Site("resid_post", layer), target.position, vector, float(vector @ x), 0.0)
 
 
-def _layer(held: PromptPass, target: GraphTarget) -> int:
-    layer, n = target.layer, held.loaded.n_layers
+def require_layer(layer: int | None, n: int) -> int:
+    """A block's number; raises :class:`MicroscopeError` ``layer_out_of_range``."""
     if layer is None or not 0 <= layer < n:
         raise MicroscopeError(
             "layer_out_of_range",
@@ -191,7 +198,7 @@ def score_operands(block: BlockPass, head: int, query: int, key: int) -> tuple[T
 
 def _score(held: PromptPass, target: GraphTarget) -> list[Explained]:
     """A head's score in front of the softmax, as far as it is a product of query and key."""
-    layer = _layer(held, target)
+    layer = require_layer(target.layer, held.loaded.n_layers)
     if target.head is None or target.key is None:
         raise MicroscopeError("bad_target", "An attention target needs a layer, a head, a query and a key.")
     block = held.frozen(layer, layer).blocks[layer]
