@@ -1,5 +1,6 @@
 """Where a feature, a token or an attention score comes from: attribution across layers, checked on the running model."""
 
+from microscope.provenance.attended import attended
 from microscope.provenance.explain import Limits, explain
 
-__all__ = ["Limits", "explain"]
+__all__ = ["Limits", "attended", "explain"]

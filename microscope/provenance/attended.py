@@ -74,8 +74,7 @@ def attended(
     assert attention is not None
     assert attention.scores is not None
     cut = _cut(held, saes or {}, layer)
-    at_query = list(_at_end(held, block, q, query, cut))
-    at_key = at_query if q is k and query == key else list(_at_end(held, block, k, key, cut))
+    at_query, at_key = _at_ends(held, block, [(q, query), (k, key)], cut)
     # [contributors at the query, contributors at the key]
     pairs = scale * torch.stack([w.vector for w in at_query]) @ torch.stack([w.vector for w in at_key]).T
     bilinear = scale * float((q @ k).detach())
@@ -140,35 +139,45 @@ def _cut(held: PromptPass, saes: Mapping[str, SparseAutoencoder], layer: int) ->
     return None
 
 
-def _at_end(
-    held: PromptPass, block: BlockPass, end: Tensor, position: int, cut: Cut | None
-) -> Iterator[_Written]:
-    """Everything at one end, as it enters the query or key ``[head_dim]``; all of it sums to the end.
+def _at_ends(
+    held: PromptPass, block: BlockPass, ends: Sequence[tuple[Tensor, int]], cut: Cut | None
+) -> list[list[_Written]]:
+    """Everything at each end, as it enters the query or key ``[head_dim]``; all of it sums to the end.
 
     Raises:
         MicroscopeError: ``scores_unknown`` where other positions' streams enter, too.
     """
-    matrix = _jacobian(end, block.x)[:, 0]  # [head_dim, positions, d]
-    here = matrix[:, position]
-    stream = block.x.detach()[0]
-    elsewhere = (matrix * stream).sum((1, 2)) - here @ stream[position]
-    whole = end.detach()
-    if float(elsewhere.norm()) > _ELSEWHERE * float(whole.norm()):
+    read = [(_matrix(block, end, position), position) for end, position in ends]
+    found: list[list[_Written]] = [[] for _ in ends]
+    for written, (matrix, position) in zip(found, read, strict=True):
+        if cut is not None:
+            written += _features(cut, matrix, position)
+        else:
+            who = Contributor(kind="embedding", attribution=0.0)
+            written.append(_Written(who, matrix @ held.embedded[position]))
+    for layer in range(block.layer if cut is None else 0):
+        below = held.frozen(layer, layer).blocks[layer]
+        for written, (matrix, position) in zip(found, read, strict=True):
+            written += _of_block(below, matrix, position)
+    for written, (matrix, position), (end, _) in zip(found, read, ends, strict=True):
+        rest = end.detach() - matrix @ block.x.detach()[0, position]
+        if float(rest.norm()) > _ROUNDING * float(end.detach().norm()):
+            written.append(_Written(Contributor(kind="bias", attribution=0.0, layer=block.layer), rest))
+    return found
+
+
+def _matrix(block: BlockPass, end: Tensor, position: int) -> Tensor:
+    """What a query or key makes of the stream at its position, ``[head_dim, d]``."""
+    everywhere = _jacobian(end, block.x)[:, 0]  # [head_dim, positions, d]
+    here, stream = everywhere[:, position], block.x.detach()[0]
+    elsewhere = (everywhere * stream).sum((1, 2)) - here @ stream[position]
+    if float(elsewhere.norm()) > _ELSEWHERE * float(end.detach().norm()):
         raise MicroscopeError(
             "scores_unknown",
             f"Queries and keys of block {block.layer} depend on other positions than their own.",
             "Choose a block with plain attention.",
         )
-    if cut is not None:
-        yield from _features(cut, here, position)
-    else:
-        embedded = held.embedded[position]
-        yield _Written(Contributor(kind="embedding", attribution=0.0), here @ embedded)
-        for layer in range(block.layer):
-            yield from _of_block(held.frozen(layer, layer).blocks[layer], here, position)
-    rest = whole - here @ stream[position]
-    if float(rest.norm()) > _ROUNDING * float(whole.norm()):
-        yield _Written(Contributor(kind="bias", attribution=0.0, layer=block.layer), rest)
+    return here
 
 
 def _features(cut: Cut, matrix: Tensor, position: int) -> Iterator[_Written]:

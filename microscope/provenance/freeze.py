@@ -69,6 +69,7 @@ class Attention:
         scores: in front of the softmax, mask and distances included, ``[batch, heads, queries, keys]``; in front of
             the bound where there is one (soft cap), then without the mask.
         scale: factor between ``query·key`` and scores; None where it was not seen.
+        bounded: whether there is a bound.
     """
 
     pattern: Tensor
@@ -78,6 +79,7 @@ class Attention:
     key: Tensor | None = None
     scores: Tensor | None = None
     scale: float | None = None
+    bounded: bool = False
 
 
 @dataclass
@@ -197,7 +199,7 @@ class Freeze(TorchFunctionMode):
         made = known[1]
         if made is not None:
             query, key, scores = (t if t.dim() == 4 else t[None] for t in (made.query, made.key, made.scores))
-            attention = Attention(pattern, value, wide, query, key, scores, made.scale)
+            attention = Attention(pattern, value, wide, query, key, scores, made.scale, made.bounded)
         self.attentions.append(attention)
         return wide if out.dim() == 4 else wide[0]
 

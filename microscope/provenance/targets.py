@@ -183,10 +183,12 @@ def score_operands(block: BlockPass, head: int, query: int, key: int) -> tuple[T
         )
     scores = attention.scores
     if (
-        scores is None
-        or key > query
-        or float(scores[0, head, query, key]) <= torch.finfo(scores.dtype).min / 2
-    ):
+        scores is not None and attention.bounded
+    ):  # those are without the mask, and never so low that weights vanish
+        masked = not float(attention.pattern[0, head, query, key])
+    else:
+        masked = scores is None or float(scores[0, head, query, key]) <= torch.finfo(scores.dtype).min / 2
+    if key > query or masked:
         raise MicroscopeError(
             "not_visible",
             f"Position {query} does not see position {key} in block {block.layer}.",
