@@ -127,7 +127,8 @@ export interface components {
          * Contributor
          * @description One end of an attention score's contributor: a component of the stream at that position, or a feature.
          *
-         *     ``attribution`` is its marginal: summed over everything at the other end, constants included.
+         *     ``attribution`` is its marginal: summed over everything at the other end, constants included. ``other`` sums those
+         *     that are not listed.
          */
         Contributor: {
             attribution: number;
@@ -136,7 +137,7 @@ export interface components {
             /** @default null */
             index: number | null;
             /** @enum {unknown} */
-            kind: "attention" | "bias" | "block" | "embedding" | "error" | "feature" | "head" | "mlp";
+            kind: "attention" | "bias" | "block" | "embedding" | "error" | "feature" | "head" | "mlp" | "other";
             /** @default null */
             layer: number | null;
             /** @default  */
