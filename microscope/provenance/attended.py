@@ -157,8 +157,9 @@ def _at_ends(
             written.append(_Written(who, matrix @ held.embedded[position]))
     for layer in range(block.layer if cut is None else 0):
         below = held.frozen(layer, layer).blocks[layer]
-        for written, (matrix, position) in zip(found, read, strict=True):
-            written += _of_block(below, matrix, position)
+        heads = _heads(below, [position for _, position in read])
+        for number, (written, (matrix, position)) in enumerate(zip(found, read, strict=True)):
+            written += _of_block(below, matrix, position, None if heads is None else heads[number])
     for written, (matrix, position), (end, _) in zip(found, read, ends, strict=True):
         rest = end.detach() - matrix @ block.x.detach()[0, position]
         if float(rest.norm()) > _ROUNDING * float(end.detach().norm()):
@@ -196,14 +197,14 @@ def _features(cut: Cut, matrix: Tensor, position: int) -> Iterator[_Written]:
     yield _Written(constant, matrix @ cut.constant[position])
 
 
-def _of_block(block: BlockPass, matrix: Tensor, position: int) -> Iterator[_Written]:
-    """What a block below wrote at a position, as it enters: heads, MLP, biases, and what else there is."""
+def _of_block(block: BlockPass, matrix: Tensor, position: int, heads: Tensor | None) -> Iterator[_Written]:
+    """What a block below wrote at a position, as it enters: heads ``[heads, d]``, MLP, biases, and what else there is."""
     known = torch.zeros_like(block.x[0, position])
     layer = block.layer
     if "attn_out" in block.sites:
-        written = block.sites["attn_out"][0, position]
-        known = known + written.detach()
-        yield from _attention(block, written, matrix)
+        written = block.sites["attn_out"].detach()[0, position]
+        known = known + written
+        yield from _attention(layer, matrix @ written, None if heads is None else matrix @ heads.T)
     if "mlp_out" in block.sites:
         written = block.sites["mlp_out"].detach()[0, position]
         known = known + written
@@ -214,14 +215,9 @@ def _of_block(block: BlockPass, matrix: Tensor, position: int) -> Iterator[_Writ
         yield _Written(Contributor(kind="block", attribution=0.0, layer=layer), matrix @ rest)
 
 
-def _attention(block: BlockPass, written: Tensor, matrix: Tensor) -> Iterator[_Written]:
-    """Heads, each summed over the positions it reads, and the bias of their output."""
-    whole, attention, layer = matrix @ written.detach(), block.attention, block.layer
-    heads = None
-    if attention is not None:
-        gradient = _jacobian(matrix @ written, attention.out)[:, 0]  # [head_dim, heads, queries, width]
-        heads = (gradient * attention.out.detach()[0]).sum((2, 3))
-    if heads is None or not bool(heads.any()):
+def _attention(layer: int, whole: Tensor, heads: Tensor | None) -> Iterator[_Written]:
+    """Heads ``[head_dim, heads]``, each summed over the positions it reads, and the bias of their output."""
+    if heads is None:
         yield _Written(Contributor(kind="attention", attribution=0.0, layer=layer), whole)
         return
     for head, vector in enumerate(heads.T):
@@ -229,6 +225,25 @@ def _attention(block: BlockPass, written: Tensor, matrix: Tensor) -> Iterator[_W
     rest = whole - heads.sum(1)
     if float(rest.norm()) > _ROUNDING * float(whole.norm()):
         yield _Written(Contributor(kind="bias", attribution=0.0, layer=layer), rest)
+
+
+def _heads(block: BlockPass, positions: Sequence[int]) -> Tensor | None:
+    """What each head adds to the stream at some positions, ``[positions, heads, d]``; None where that is not known.
+
+    Derivatives along each head's output: the gradient of a gradient, which is linear in what is asked for.
+    """
+    attention, written = block.attention, block.sites.get("attn_out")
+    if attention is None or written is None:
+        return None
+    rows = written[0, list(positions)]
+    asked = torch.zeros_like(rows, requires_grad=True)
+    gradient: Tensor | None = torch.autograd.grad(
+        rows, attention.out, asked, create_graph=True, allow_unused=True
+    )[0]
+    if gradient is None:
+        return None
+    each = (gradient * attention.out.detach())[0].sum((1, 2))
+    return _jacobian(each, asked).transpose(0, 1)
 
 
 def _jacobian(of: Tensor, at: Tensor) -> Tensor:
