@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from microscope.errors import MicroscopeError
-from microscope.graphs import Graph, GraphTarget, GraphUpdate
+from microscope.graphs import Attended, Graph, GraphTarget, GraphUpdate
 from microscope.live.resident import ResidentModel
-from microscope.provenance import Limits, explain
+from microscope.provenance import Limits, attended, explain
 from microscope.provenance.needs import bytes_needed, require_memory
 
 
@@ -82,3 +82,26 @@ def stop_graph(resident: ResidentModel, session: str) -> None:
     state = resident.sessions.by_name.get(session)
     if state is not None:
         state.graph, state.graph_bytes = None, 0
+
+
+def why_attended(
+    resident: ResidentModel,
+    session: str,
+    layer: int,
+    head: int,
+    query: int,
+    key: int,
+    saes: Sequence[str] = (),
+    top: int = 20,
+) -> Attended:
+    """Why a head attends from one position of a session's prompt to another, unpatched; see :func:`attended`.
+
+    Args:
+        saes: fingerprints of attached SAEs whose features may be contributors.
+
+    Raises:
+        MicroscopeError: ``no_session``, ``sae_not_attached``, or what :func:`attended` raises.
+    """
+    tokens = resident.sessions.get(session).tokens.tolist()
+    chosen = {name: resident.attached.sae(name) for name in saes}
+    return attended(resident.loaded, tokens, layer, head, query, key, chosen, top)

@@ -16,7 +16,7 @@ from microscope.graphs import Graph, GraphTarget, Summary, updated
 from microscope.live import ResidentModel
 from microscope.models import LoadedModel
 from microscope.params import EditPlan
-from microscope.provenance import Limits, explain
+from microscope.provenance import Limits, attended, explain
 from microscope.sae import SparseAutoencoder, load_sae, save_sae
 from tests.live_rig import random_sae
 from tests.resident_talk import Client
@@ -236,3 +236,24 @@ async def test_status_answers_while_a_piece_is_computed(server, saes, monkeypatc
     finally:
         go.set()
     assert await client.answer(number) == p.GraphEnded(run=1, reason="done")
+
+
+async def test_why_a_head_attends_is_answered_of_the_session_s_own_prompt(server, llama, saes) -> None:
+    _, address = server
+    client = await opened(address, saes, "a", "b")
+    below = list(saes.values())[1]
+    name = below.config.fingerprint
+    for session in PROMPTS:
+        tokens = llama.encode(PROMPTS[session])
+        for given in ({}, {name: below}):
+            request = p.ReadAttended(layer=2, head=3, query=-1, key=2, saes=tuple(given), top=4)
+            reply = await client.ask(request, session)
+            assert isinstance(reply, p.AttentionExplained)
+            assert reply.session == session
+            assert reply.attended == attended(llama, tokens, 2, 3, len(tokens) - 1, 2, given, 4)
+    refused = await client.ask(p.ReadAttended(layer=2, head=3, query=1, key=3), "a")
+    assert isinstance(refused, p.Failure)
+    assert refused.code == "not_visible"
+    absent = await client.ask(p.ReadAttended(layer=2, head=3, query=3, key=1), "nobody")
+    assert isinstance(absent, p.Failure)
+    assert absent.code == "no_session"

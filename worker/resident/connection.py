@@ -13,6 +13,7 @@ import msgspec
 
 from microscope import protocol as p
 from microscope.errors import MicroscopeError
+from microscope.live.graphs import why_attended
 from worker.resident import answers
 from worker.resident.fair_queue import Superseded, Work
 from worker.resident.graphs import Graphs
@@ -138,6 +139,10 @@ class Connection:
                 return submit(
                     session, functools.partial(self._read_positions, session, frame.session, request)
                 )
+            case p.ReadAttended() as request:
+                return submit(
+                    session, functools.partial(self._read_attended, session, frame.session, request)
+                )
             case p.StopGeneration():
                 self._halt(session, "stopped")
                 return submit(session, functools.partial(self._resident.stop_generation, session))
@@ -151,7 +156,7 @@ class Connection:
                 self._server.end_session(session)
         return None
 
-    # These four run on the compute thread. They make the whole answer there, so that nothing is left to be read
+    # These five run on the compute thread. They make the whole answer there, so that nothing is left to be read
     # from the device.
 
     def _open(self, session: str, name: str, request: p.Open) -> p.Opened:
@@ -177,6 +182,12 @@ class Connection:
     def _read_positions(self, session: str, name: str, request: p.ReadPositions) -> p.PositionShifts:
         plan, kl = self._resident.read_positions(session, request.plan)
         return p.PositionShifts(session=name, plan=plan, kl=[round(value, 6) for value in kl])
+
+    def _read_attended(self, session: str, name: str, request: p.ReadAttended) -> p.AttentionExplained:
+        request.check()
+        place = request.layer, request.head, request.query, request.key
+        found = why_attended(self._resident, session, *place, request.saes, request.top)
+        return p.AttentionExplained(session=name, attended=found)
 
     # --- continuations --------------------------------------------------------------------------------
 
