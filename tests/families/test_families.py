@@ -23,12 +23,14 @@ from microscope.models import LoadedModel
 from microscope.params import SITE_KINDS, Edit, EditPlan, Positions, Site
 from microscope.patching import LowRank, LowRankAdapter
 from microscope.sae import SparseAutoencoder
+from tests.families.attribution import attribution_of
 from tests.families.oracle import Plain
 from tests.families.outcome import Case, cases, has, opened, remember
 from tests.families.refusals import (
     GENERATES_OTHERWISE,
     LIVE_REFUSED,
     NEED_IMAGES,
+    NOT_HELD,
     REFUSED,
     UNBUILDABLE,
     listed,
@@ -76,6 +78,7 @@ def test_a_family_is_equal_or_refused(case: Case, tmp_path: Path) -> None:
     assert not listed(LIVE_REFUSED, case), "it runs live now: take it out of LIVE_REFUSED"
     assert plain.blocks is not None, "run live, but no chain of blocks"
     everything_live_equals_hooks(case, loaded, resident, plain, ids)
+    assert attribution_of(loaded, SHORT) == ("not held" if str(case) in NOT_HELD else "held")
 
 
 def test_every_expectation_is_of_a_case_there_is() -> None:
@@ -84,7 +87,7 @@ def test_every_expectation_is_of_a_case_there_is() -> None:
         name for table in (UNBUILDABLE, REFUSED, LIVE_REFUSED) for entry in table for name in entry.cases
     ]
     assert len(named) == len(set(named))
-    assert set(named) <= {str(case) for case in cases()}
+    assert {*named, *NOT_HELD} <= {str(case) for case in cases()}
 
 
 def chat_ids(loaded: LoadedModel) -> Tensor:
