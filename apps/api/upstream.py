@@ -19,6 +19,7 @@ from apps.core.views import IDEMPOTENT, VisibleField, idempotency_key
 from apps.features.services import start_analysis
 from apps.jobs.models import Pipeline
 from apps.jobs.serializers import PipelineSerializer
+from apps.projects.policies import Action, require
 from apps.registry.models import Corpus, LanguageModel, Recording, ResultState
 from apps.registry.readiness import model_not_ready
 from apps.registry.services import start_recording
@@ -80,6 +81,7 @@ def start_upstream(
     """
     of = model if sae is None else sae.model
     assert of is not None
+    require(actor, Action.RUN_JOBS, of.project_id)
     if of.state != ResultState.READY or of.n_layers is None:
         raise model_not_ready(of)
     last = of.n_layers - 1

@@ -49,7 +49,7 @@ def staff(world, client_of):
 
 def test_every_model_of_ours_is_there() -> None:
     ours = {model for model in apps.get_models() if model.__module__.startswith("apps.")}
-    inline = {"Membership", "JobEvent", "PatchVersion", "RecordingPart"}
+    inline = {"Membership", "GraphComment", "JobEvent", "PatchVersion", "RecordingPart"}
     fleeting = {"WsTicket", "LiveSeat"}
     assert {model.__name__ for model in ours - set(OWN)} == inline | fleeting
 
