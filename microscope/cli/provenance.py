@@ -11,7 +11,7 @@ from rich.table import Table
 
 from microscope.cli.options import ManyCommand, job_options
 from microscope.cli.running import run_command, shared_options
-from microscope.graphs import Component, Graph, Node, Part
+from microscope.graphs import Attended, Component, Contributor, Graph, Node, Part
 from microscope.params import ProvenanceParams
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def _show(_options: dict[str, Any], result: dict[str, Any], console: Console) ->
     _show_target(graph, console)
     _show_components(graph.components, graph, console)
     _show_edges(graph, console)
+    if "attended" in result:
+        _show_attended(msgspec.convert(result["attended"], type=Attended), graph, console)
     for note in graph.notes:
         console.print(note, style="yellow", markup=False, highlight=False)
 
@@ -103,6 +105,36 @@ def _show_edges(graph: Graph, console: Console) -> None:
         console.print(f"… and {len(ranked) - _MOST_LINES} more; --out keeps them all")
 
 
+def _show_attended(found: Attended, graph: Graph, console: Console) -> None:
+    """What is at the two ends of a score, and the pairs that make it."""
+    console.print(
+        _plain(
+            f"head {found.layer}.{found.head} from {_token(found.query, graph)} to {_token(found.key, graph)}: "
+            f"score {_number(found.score)}, weight {found.weight:.1%}"
+        ),
+        highlight=False,
+    )
+    ends = {"At the query": found.query_contributors, "At the key": found.key_contributors}
+    for title, listed in ends.items():
+        table = Table(title, "Attribution")
+        for one in sorted(listed, key=lambda one: -abs(one.attribution))[:_MOST_LINES]:
+            table.add_row(_contributor_words(one, graph), _number(one.attribution))
+        console.print(table)
+    pairs = Table("Query", "Key", "Attribution")
+    for pair in sorted(found.pairs, key=lambda pair: -abs(pair.attribution))[:_MOST_LINES]:
+        query, key = found.query_contributors[pair.query], found.key_contributors[pair.key]
+        words = (_contributor_words(one, graph) for one in (query, key))
+        pairs.add_row(*words, _number(pair.attribution))
+    console.print(pairs)
+
+
+def _contributor_words(one: Contributor, graph: Graph) -> str:
+    if one.kind != "feature":
+        return _module_words(one)
+    site = next((sae.site for sae in graph.saes if sae.fingerprint == one.sae), "feature")
+    return f"{site}:{one.index}"
+
+
 def node_words(node: Node, graph: Graph) -> str:
     """A node in a few words: an SAE's latent as its site and number."""
     at = "" if node.position is None else f" at {_token(node.position, graph)}"
@@ -129,7 +161,7 @@ def _target_words(graph: Graph) -> str:
     return f"direction behind block {target.layer} {at}"
 
 
-def _module_words(one: Component | Part) -> str:
+def _module_words(one: Component | Contributor | Part) -> str:
     if one.kind == "head":
         return f"head {one.layer}.{one.head}"
     return one.kind if one.layer is None else f"{one.kind} {one.layer}"

@@ -100,8 +100,12 @@ def why_attended(
         saes: fingerprints of attached SAEs whose features may be contributors.
 
     Raises:
-        MicroscopeError: ``no_session``, ``sae_not_attached``, or what :func:`attended` raises.
+        MicroscopeError: ``no_session``, ``sae_not_attached``, ``graph_needs_memory``, or what :func:`attended` raises.
     """
     tokens = resident.sessions.get(session).tokens.tolist()
     chosen = {name: resident.attached.sae(name) for name in saes}
+    target = GraphTarget(kind="attention", layer=layer, head=head, position=query, key=key)
+    need = bytes_needed(resident.loaded, len(tokens), target, {}, Limits(hops=1, parents=1))
+    promised = sum(other.graph_bytes for other in resident.sessions.by_name.values())
+    require_memory(need, len(tokens), resident.loaded.device, promised=promised)
     return attended(resident.loaded, tokens, layer, head, query, key, chosen, top)

@@ -7,19 +7,20 @@ import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from safetensors import SafetensorError, safe_open
 
 from microscope.activations.token_filters import settle_on_model
 from microscope.errors import MicroscopeError
-from microscope.graphs import Graph, GraphTarget, GraphUpdate, check, summarise, updated
+from microscope.graphs import Attended, Graph, GraphTarget, GraphUpdate, check, summarise, updated
 from microscope.models import LoadedModel, load_model
 from microscope.outputs import write_durably
 from microscope.params import ProvenanceParams, Site
 from microscope.params.provenance import upstream_layers
 from microscope.progress import SILENT, Progress
+from microscope.provenance.attended import attended
 from microscope.provenance.explain import Limits, explain
 from microscope.provenance.needs import bytes_needed, require_memory
 from microscope.sae import SparseAutoencoder, load_sae
@@ -28,10 +29,17 @@ _MOST_DIRECTION_BYTES = 64 * 2**20
 _PHASES = {"components": "components", "hop": "further hops", "verify": "measuring edges"}
 
 
-def explain_target(params: ProvenanceParams, progress: Progress = SILENT) -> Graph:
+class Found(NamedTuple):
+    """The graph of a target and, where that is an attention score, what is at its two ends."""
+
+    graph: Graph
+    attended: Attended | None
+
+
+def explain_target(params: ProvenanceParams, progress: Progress = SILENT) -> Found:
     """Load a model and its SAEs, and explain one target.
 
-    With ``params.out`` the graph is also written there, as :func:`as_json` says it.
+    With ``params.out`` what was found is also written there, as :func:`as_json` says it.
 
     Raises:
         MicroscopeError: ``bad_target``, ``empty_prompt``, ``prompt_too_long``, ``not_one_token``, ``bad_direction``,
@@ -70,19 +78,32 @@ def explain_target(params: ProvenanceParams, progress: Progress = SILENT) -> Gra
     if not used - {graph.target.sae}:
         for line in how_to_train(params, graph, saes):
             progress.log(line)
+    found = Found(graph, _attended(graph.target, loaded, tokens, saes))
     if params.out is not None:
         out = Path(params.out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(out, msgspec.json.format(msgspec.json.encode(as_json(graph)), indent=1))
-    return graph
+        write_durably(out, msgspec.json.format(msgspec.json.encode(as_json(found)), indent=1))
+    return found
 
 
-def as_json(graph: Graph) -> dict[str, Any]:
-    """A graph as plain values: its document, with the headline figures beside it."""
-    summary = graph.summary
+def _attended(
+    target: GraphTarget, loaded: LoadedModel, tokens: list[int], saes: dict[str, SparseAutoencoder]
+) -> Attended | None:
+    if target.kind != "attention":
+        return None
+    assert target.layer is not None
+    assert target.head is not None
+    assert target.key is not None
+    return attended(loaded, tokens, target.layer, target.head, target.position, target.key, saes)
+
+
+def as_json(found: Found) -> dict[str, Any]:
+    """A graph as plain values: its document, with the headline figures beside it, and with ``attended``."""
+    summary = found.graph.summary
     headline = {"depth": summary.depth, "spearman": summary.spearman, "seconds": summary.seconds}
-    plain: dict[str, Any] = msgspec.to_builtins(graph)
-    return {**plain, **headline}
+    plain: dict[str, Any] = msgspec.to_builtins(found.graph)
+    ends = {} if found.attended is None else {"attended": msgspec.to_builtins(found.attended)}
+    return {**plain, **headline, **ends}
 
 
 def _gathered(pieces: Iterator[Graph | GraphUpdate], progress: Progress) -> Graph:

@@ -133,6 +133,12 @@ def test_tokens_differences_scores_and_directions(rig: Rig, tmp_path: Path) -> N
         "position": last,
         "key": 1,
     }
+    ends = score["attended"]
+    assert [ends[k] for k in ("layer", "head", "query", "key")] == [1, 0, last, 1]
+    assert ends["query_contributors"]
+    assert ends["key_contributors"]
+    shown = rig.call("--attention", "1.0:-1:1", "--no-verify", "--hops", 1)
+    assert all(words in shown.output for words in ("At the query", "At the key", "weight")), shown.output
     vector = torch.randn(rig.loaded.d_model, generator=torch.Generator().manual_seed(1))
     save_file({"v": vector}, tmp_path / "v.safetensors")
     (tmp_path / "v.json").write_text(json.dumps(vector.tolist()))

@@ -219,6 +219,31 @@ async def test_graphs_share_the_memory_that_is_free(server, saes, monkeypatch) -
     assert isinstance(again, p.GraphBegun), "what the first had been promised is free again"
 
 
+async def test_why_a_head_attends_is_answered_in_a_turn(server, llama, saes) -> None:
+    _, address = server
+    client = await opened(address, saes, "a")
+    below = list(saes.values())[1].config.fingerprint
+    asks = p.ReadAttended(layer=2, head=1, query=-1, key=0, saes=(below,), top=5)
+    reply = await client.ask(asks, "a")
+    assert isinstance(reply, p.AttentionExplained), reply
+    known = {below: list(saes.values())[1]}
+    wanted = attended(llama, llama.encode(PROMPTS["a"]), 2, 1, -1, 0, known, 5)
+    assert reply.attended == wanted
+    assert reply.session == "a"
+    assert any(one.kind == "feature" for one in wanted.query_contributors)
+    assert sum(pair.attribution for pair in wanted.pairs) == pytest.approx(wanted.bilinear, abs=1e-3)
+    for request, code in (
+        (p.ReadAttended(layer=99, head=0, query=1, key=0), "layer_out_of_range"),
+        (p.ReadAttended(layer=0, head=99, query=1, key=0), "no_such_head"),
+        (p.ReadAttended(layer=0, head=0, query=0, key=1), "not_visible"),
+        (p.ReadAttended(layer=0, head=0, query=1, key=0, saes=("0" * 32,)), "sae_not_attached"),
+        (p.ReadAttended(layer=0, head=0, query=1, key=0, top=0), "bad_top"),
+    ):
+        refused = await client.ask(request, "a")
+        assert isinstance(refused, p.Failure), request
+        assert refused.code == code
+
+
 async def test_status_answers_while_a_piece_is_computed(server, saes, monkeypatch) -> None:
     _, address = server
     client = await opened(address, saes, "a")
@@ -236,24 +261,3 @@ async def test_status_answers_while_a_piece_is_computed(server, saes, monkeypatc
     finally:
         go.set()
     assert await client.answer(number) == p.GraphEnded(run=1, reason="done")
-
-
-async def test_why_a_head_attends_is_answered_of_the_session_s_own_prompt(server, llama, saes) -> None:
-    _, address = server
-    client = await opened(address, saes, "a", "b")
-    below = list(saes.values())[1]
-    name = below.config.fingerprint
-    for session in PROMPTS:
-        tokens = llama.encode(PROMPTS[session])
-        for given in ({}, {name: below}):
-            request = p.ReadAttended(layer=2, head=3, query=-1, key=2, saes=tuple(given), top=4)
-            reply = await client.ask(request, session)
-            assert isinstance(reply, p.AttentionExplained)
-            assert reply.session == session
-            assert reply.attended == attended(llama, tokens, 2, 3, len(tokens) - 1, 2, given, 4)
-    refused = await client.ask(p.ReadAttended(layer=2, head=3, query=1, key=3), "a")
-    assert isinstance(refused, p.Failure)
-    assert refused.code == "not_visible"
-    absent = await client.ask(p.ReadAttended(layer=2, head=3, query=3, key=1), "nobody")
-    assert isinstance(absent, p.Failure)
-    assert absent.code == "no_session"

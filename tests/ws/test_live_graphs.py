@@ -84,6 +84,17 @@ async def test_what_is_refused_ends_the_graph_and_not_the_session(lab: Lab, live
     assert (await answer(live, 1, plan_of(lab, firing, 3.0)))["rev"] == 1
 
 
+async def test_why_a_head_attends(lab: Lab, live: Talk) -> None:
+    await live.send("read_attended", layer=3, head=0, query=4, key=1, saes=[lab.sae["fingerprint"]], top=3)
+    found = (await live.expect("attended"))["attended"]
+    assert (found["layer"], found["head"], found["query"], found["key"]) == (3, 0, 4, 1)
+    assert {one["sae"] for one in found["key_contributors"]} >= {lab.sae["fingerprint"]}
+    await live.send("read_attended", layer=3, head=0, query=1, key=4)
+    assert (await live.next())["code"] == "not_visible"
+    await live.send("read_attended", layer=3, head=0, query=4, key=1, saes=["0" * 32])
+    assert (await live.next())["code"] == "unknown_sae"
+
+
 async def test_without_a_prompt_there_is_nothing_to_explain(lab: Lab) -> None:
     async with talk(lab.alice, lab.live) as socket:
         await ready(socket)
