@@ -67,7 +67,7 @@ function Shown({ row, graph }: { row: GraphDetail; graph: Graph }) {
         <Group gap="xs">
           {edit && moved && <Button onClick={() => keep.mutate()} loading={keep.isPending} title="Pins, groups and sliders, for everybody who opens the graph" data-testid="keep-view">Keep this arrangement</Button>}
           {edit && <RenameButton kind="graphs" row={row} />}
-          {edit && <DeleteButton what={row.name} remove={() => deleteGraph(row.id)} onDeleted={() => void invalidate("graphs").then(() => navigate({ to: "/projects/$project/graphs", params: { project } }))} />}
+          {edit && <DeleteButton what={row.name} remove={() => deleteGraph(row.id)} onDeleted={() => void navigate({ to: "/projects/$project/graphs", params: { project } }).then(() => invalidate("graphs", "lineage"))} />}
         </Group>
       }
     >
