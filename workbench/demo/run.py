@@ -1,4 +1,4 @@
-"""``make demo``: start everything, run trace → train → evaluate → analyse as jobs, patch, measure, and keep serving."""
+"""``make demo``: start everything, run trace → train → evaluate → analyse as jobs, patch, explain, and keep serving."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from workbench.demo import assets, patching
+from workbench.demo import assets, patching, provenance
 from workbench.demo.portal import Portal, PortalError
 from workbench.supervisor import Supervisor, free_port, wait_for_web
 
-PROJECT, RECORDING, SAE, PATCH = "State of the Union", "Layer 15", "TopK 4k", "Amplified feature"
-DIRECTION = "Talk of peace"
-_LAYER = 15
-_TRACE = {"layers": [_LAYER], "tokens": 200_000, "tokens_per_document": 896}
+PROJECT, RECORDING, SAE, PATCH = "State of the Union", "Three blocks", "TopK 4k", "Amplified feature"
+DIRECTION, GRAPH = "Talk of peace", "Where the amplified feature comes from"
+_LAYER, _BELOW = 15, (5, 10)
+_TRACE = {"layers": [*_BELOW, _LAYER], "tokens": 200_000, "tokens_per_document": 896}
 _TRAIN = {"layer": _LAYER, "width": 4096, "k": 32, "tokens": 2_000_000}
+# SAEs that only explain need less text.
+_TRAIN_BELOW = _TRAIN | {"tokens": 1_000_000}
 _USERS = {"alice": False, "ben": False, "staff": True}
 
 
@@ -103,16 +105,20 @@ class Demonstration:
     # --- the main job ---------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Trace → train → evaluate → analyse → patch → toggle."""
+        """Trace → train → evaluate → analyse → patch → toggle → explain."""
         self.alice = Portal(self.supervisor.url, "alice", self.passwords["alice"])
         project = self._project()
         model = self._model(project)
         self.alice.post(f"/models/{model['id']}/load")
         recording = self._recording(project, model)
-        sae = self._sae(project, recording)
-        sae = self._measured(sae)
+        sae = self._measured(self._sae(project, recording, SAE, _TRAIN))
+        below = [
+            self._sae(project, recording, f"{SAE}, block {layer}", _TRAIN_BELOW | {"layer": layer})
+            for layer in _BELOW
+        ]
         self.facts |= {"project": project, "recording": recording, "sae": sae}
         self._patch(project, model, sae)
+        self._graph(project, model, sae, below)
 
     def _project(self) -> dict[str, Any]:
         found = self.alice.find("/projects", PROJECT)
@@ -160,10 +166,12 @@ class Demonstration:
             found = made["recording"]
         return self._get(f"/recordings/{found['id']}")
 
-    def _sae(self, project: dict[str, Any], recording: dict[str, Any]) -> dict[str, Any]:
-        found = self._ready("/saes", SAE, project)
+    def _sae(
+        self, project: dict[str, Any], recording: dict[str, Any], name: str, params: dict[str, Any]
+    ) -> dict[str, Any]:
+        found = self._ready("/saes", name, project)
         if found is None:
-            made = self.alice.post("/saes", {"recording": recording["id"], "name": SAE, "params": _TRAIN})
+            made = self.alice.post("/saes", {"recording": recording["id"], "name": name, "params": params})
             self.follow(made["job"])
             found = made["sae"]
         return self._get(f"/saes/{found['id']}")
@@ -188,6 +196,24 @@ class Demonstration:
                 direction = edit and self._saved(DIRECTION, model, edit)
             toggles, shown = asyncio.run(patching.measure_toggles(self.alice, model["id"], patch["plan"]))
         self.facts |= {"patch": patch, "direction": direction, "toggles": toggles, "shown": shown}
+
+    def _graph(
+        self,
+        project: dict[str, Any],
+        model: dict[str, Any],
+        sae: dict[str, Any],
+        below: list[dict[str, Any]],
+    ) -> None:
+        found = self._ready("/graphs", GRAPH, project)
+        if found is None:
+            index = self.facts["patch"]["plan"]["edits"][0]["feature"]["index"]
+            position = asyncio.run(provenance.strongest_position(self.alice, model["id"], sae, index))
+            body = provenance.graph_body(GRAPH, model, sae, below, index, position)
+            made = self.alice.post("/graphs", body)
+            self.follow(made["job"])
+            found = made["graph"]
+        path = f"/graphs/{found['id']}"
+        self.facts |= {"graph": self._get(path), "document": self._get(f"{path}/document")}
 
     def _saved(self, name: str, model: dict[str, Any], edit: dict[str, Any]) -> dict[str, Any]:
         body = {
@@ -265,6 +291,7 @@ class Demonstration:
                 _times(toggles.computed) + f" (100 new states, {toggles.tokens}-token prompt)",
             ),
             ("Toggle, seen before", _times(toggles.switched)),
+            *provenance.words(self.facts["graph"], self.facts["document"]),
             ("Took", f"{seconds:.0f} s"),
             ("Portal", self.supervisor.url),
             *((f"Login {name}", f"{name} / {self.passwords[name]}") for name in _USERS),
