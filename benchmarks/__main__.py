@@ -15,6 +15,7 @@ from benchmarks import (
     memory,
     page,
     portal,
+    provenance,
     quality,
     report,
     store,
@@ -33,6 +34,7 @@ SUBJECTS: dict[str, Callable[[Settings], Iterator[report.Section]]] = {
     "live": live.sections,
     "upload": upload.sections,
     "portal": portal.sections,
+    "provenance": provenance.sections,
     "quality": quality.sections,
 }
 PAGE = ROOT / "docs" / "benchmarks.md"

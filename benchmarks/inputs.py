@@ -101,6 +101,37 @@ def long_recording(settings: Settings) -> Path:
     return _recorded(settings, 640_000, None)
 
 
+def block_saes(settings: Settings, layers: tuple[int, ...]) -> list[Path]:
+    """TopK SAEs with 4,096 latents (k 32) of several blocks that were recorded in one pass."""
+    tokens = 12_000 if settings.quick else 200_000
+    name = "-".join(map(str, layers))
+
+    def record_all(folder: Path) -> None:
+        params = TraceParams(
+            model=str(model_folder(settings)),
+            out=str(folder),
+            layers=layers,
+            text=(str(corpus_folder(settings)),),
+            tokens=tokens,
+            tokens_per_document=7 * CONTEXT,
+            resume=True,
+        )
+        record(params)
+
+    source = _once(settings.data / "recordings" / f"blocks-{name}-{tokens}", record_all)
+
+    def trained(layer: int) -> Path:
+        def make(folder: Path) -> None:
+            steps = 20_000 if settings.quick else 1_000_000
+            train(
+                TrainParams(activations=str(source), out=str(folder), layer=layer, tokens=steps, resume=True)
+            )
+
+        return _once(settings.data / "saes" / f"{source.name}-{layer}", make)
+
+    return [trained(layer) for layer in layers]
+
+
 def _recorded(settings: Settings, tokens: int, per_document: int | None) -> Path:
     def make(folder: Path) -> None:
         params = TraceParams(
