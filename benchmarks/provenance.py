@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from microscope.graphs.summary import spearman
 from microscope.live.run import run_baseline
 from microscope.models import BlockRunner, LoadedModel, load_model, runner_for
 from microscope.params import Site
-from microscope.provenance import Limits, explain
+from microscope.provenance import Limits, attended, explain
 from microscope.provenance.ablation import Ablation, Ablations
 from microscope.provenance.passes import PromptPass
 from microscope.provenance.readings import readings_of, sites_of
@@ -42,6 +41,8 @@ _TARGETS, _REFERENCES, _RANDOM = 50, 5, 6
 _REFERENCE_TOKENS, _TOP = 16, 20
 LENGTHS = (64, 256, 512)
 _LIMIT_GB = 4.0
+# A key is looked at if it has this much of a head's attention.
+_SEEN = 0.05
 
 Saes = dict[str, SparseAutoencoder]
 
@@ -193,6 +194,53 @@ def random_features(
     return accepted
 
 
+def attention(
+    loaded: LoadedModel, saes: Saes, contexts: np.ndarray, count: int, seed: int = 0
+) -> tuple[list[float], list[bool]]:
+    """Scores of random heads behind the topmost SAE, and what removing their strongest feature does to the weight.
+
+    Returns:
+        How far the contributors' sums are from the score, relative; whether the weight moved as was predicted.
+    """
+    name, sae = max(saes.items(), key=lambda pair: Site.parse(pair[1].config.site).layer)
+    layer = Site.parse(sae.config.site).layer + 1
+    rng = random.Random(seed)
+    off: list[float] = []
+    agrees: list[bool] = []
+    for context in rng.choices(range(len(contexts)), k=20 * count):
+        if len(agrees) == count:
+            break
+        tokens = [int(token) for token in contexts[context, :TOKENS]]
+        held = PromptPass(loaded, tokens)
+        stream = held.input_of(layer)
+        block = held.again(layer, stream).attention
+        assert block is not None
+        head, query = rng.randrange(block.pattern.shape[1]), rng.randrange(TOKENS // 4, len(tokens))
+        weights = block.pattern[0, head, query]
+        seen = [key for key in range(1, query + 1) if float(weights[key]) >= _SEEN]
+        if not seen:
+            continue
+        key = rng.choice(seen)
+        found = attended(loaded, tokens, layer, head, query, key, {name: sae}, held=held)
+        size = max(abs(found.score), 1.0)
+        for listed in (found.query_contributors, found.key_contributors):
+            off.append(abs(sum(c.attribution for c in listed) + found.position_term - found.score) / size)
+        features = [c for c in found.key_contributors if c.kind == "feature"]
+        if not features:  # the SAE leaves that token out
+            continue
+        top = max(features, key=lambda c: abs(c.attribution))
+        with torch.no_grad():
+            codes, gain = sae.encode(stream[key][None]), sae.output_gain(stream[key][None])[0, 0]
+            value = codes.values[0][codes.indices[0] == top.index].sum()
+            changed = stream.clone()
+            changed[key] -= value * gain * sae.W_dec[top.index]
+            after = held.again(layer, changed).attention
+        assert after is not None
+        moved = float(after.pattern[0, head, query, key] - weights[key])
+        agrees.append(moved * top.attribution < 0)
+    return off, agrees
+
+
 def reference(
     loaded: LoadedModel, saes: Saes, targets: list[Target], runner: BlockRunner
 ) -> Mapping[str, tuple[list[float], list[float]]]:
@@ -266,13 +314,17 @@ def _text(settings: Settings) -> str:
     found = measure(loaded, saes, targets, runner, Limits())
     short = draw(loaded, saes, contexts, 1 if settings.quick else _REFERENCES, _REFERENCE_TOKENS, seed=1)
     exact = reference(loaded, saes, short, runner)
+    why = attention(loaded, saes, contexts, 3 if settings.quick else _TARGETS)
     lengths = LENGTHS[:1] if settings.quick else LENGTHS
     peaks = {tokens: peak(settings, tokens) for tokens in lengths}
-    return "\n".join([*_tables(found, exact, peaks), "", *goals(found, peaks)])
+    return "\n".join([*_tables(found, exact, why, peaks), "", *goals(found, why, peaks)])
 
 
 def _tables(
-    found: Found, exact: Mapping[str, Any], peaks: Mapping[int, Mapping[str, float]]
+    found: Found,
+    exact: Mapping[str, tuple[list[float], list[float]]],
+    why: tuple[list[float], list[bool]],
+    peaks: Mapping[int, Mapping[str, float]],
 ) -> Iterator[str]:
     n = len(found.depths)
     yield (
@@ -300,12 +352,20 @@ def _tables(
     for rule, (ranks, recalls) in exact.items():
         yield f"| {rule} | {median(ranks):.2f} | {median(recalls):.0%} |"
     yield ""
+    off, agrees = why
+    yield (
+        f"Why attended: {len(agrees)} random heads of block {LAYERS[-1] + 1}. Contributors sum to the score within "
+        f"{max(off):.1e}; without the key's strongest feature the weight moved as predicted in {sum(agrees)}."
+    )
+    yield ""
     yield "| tokens of the prompt | peak memory, model included | first picture of a fresh process |\n|---|---|---|"
     for tokens, one in peaks.items():
         yield f"| {tokens} | {one['gb']:.2f} GB | {one['first']:.1f} s |"
 
 
-def goals(found: Found, peaks: Mapping[int, Mapping[str, float]]) -> Iterator[str]:
+def goals(
+    found: Found, why: tuple[list[float], list[bool]], peaks: Mapping[int, Mapping[str, float]]
+) -> Iterator[str]:
     """Whether the bounds hold."""
     deep = sum(depth >= 2 for depth in found.depths) / len(found.depths)
     yield report.goal("targets at least two layers deep", deep, least=0.8)
@@ -317,6 +377,9 @@ def goals(found: Found, peaks: Mapping[int, Mapping[str, float]]) -> Iterator[st
     )
     yield report.goal("first picture in s", max(found.first), most=5.0)
     yield report.goal("all edges measured in s", max(found.whole), most=60.0)
+    off, agrees = why
+    yield report.goal("why attended, error of sums", max(off), most=1e-4)
+    yield report.goal("why attended, weight moved as predicted", sum(agrees) / len(agrees), least=0.8)
     longest = max(peaks)
     yield report.goal(f"GB at {longest} tokens", peaks[longest]["gb"], most=_LIMIT_GB)
 

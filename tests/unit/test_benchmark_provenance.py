@@ -27,7 +27,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def saes(loaded: LoadedModel) -> dict[str, SparseAutoencoder]:
-    found = [random_sae(loaded.d_model, layer, layer) for layer in (0, 1, 3)]
+    found = [random_sae(loaded.d_model, layer, layer) for layer in (0, 1, 2)]
     return {sae.content_fingerprint(): sae for sae in found}
 
 
@@ -39,12 +39,11 @@ def contexts() -> np.ndarray:
 def test_targets_fire_at_half_of_their_maximum(loaded, saes, contexts) -> None:
     targets = provenance.draw(loaded, saes, contexts, 8, TOKENS)
     assert len({target.index for target in targets}) == 8
-    [sae] = [s for s in saes.values() if Site.parse(s.config.site).layer == 3]
+    [sae] = [s for s in saes.values() if Site.parse(s.config.site).layer == 2]
     with torch.no_grad():
         ids = torch.from_numpy(contexts[:, :TOKENS].astype(np.int64))
-        # Behind the last block stands a norm in what the model itself returns.
         streams: list[torch.Tensor] = []
-        block = loaded.model.get_submodule(loaded.family.block_path(3))
+        block = loaded.model.get_submodule(loaded.family.block_path(2))
         handle = block.register_forward_hook(lambda _m, _a, out: streams.append(out))
         loaded.model(ids, use_cache=False)
         handle.remove()
@@ -69,6 +68,10 @@ def test_what_is_measured_is_printed_with_its_goals(loaded, saes, contexts) -> N
     assert set(exact) == {"gates", "gradient"}
     assert all(0 <= recall <= 1 for _, recalls in exact.values() for recall in recalls)
     assert exact["gates"][0] != exact["gradient"][0]
-    lines = "\n".join(provenance.goals(found, {TOKENS: {"gb": 5.0, "first": 1.0}}))
+    off, agrees = provenance.attention(loaded, saes, contexts, 3)
+    assert len(agrees) == 3
+    assert len(off) >= 6
+    assert max(off) < 1e-4
+    lines = "\n".join(provenance.goals(found, (off, agrees), {TOKENS: {"gb": 5.0, "first": 1.0}}))
     assert "goal **missed**: GB at 12 tokens 5 (≤ 4)" in lines
-    assert lines.count("goal") == 7
+    assert lines.count("goal") == 9
