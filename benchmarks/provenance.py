@@ -29,14 +29,18 @@ from microscope.models import BlockRunner, LoadedModel, load_model, runner_for
 from microscope.params import Site
 from microscope.provenance import Limits, attended, explain
 from microscope.provenance.ablation import Ablation, Ablations
+from microscope.provenance.freeze import MlpRule
 from microscope.provenance.passes import PromptPass
 from microscope.provenance.readings import readings_of, sites_of
 from microscope.provenance.verification import STRENGTHS, verdict
 from microscope.sae import SparseAutoencoder, load_sae
 
 LAYERS = (5, 10, 15)
+RULES: tuple[MlpRule, ...] = ("gates", "gradient")
 TOKENS = 64
 _TARGETS, _REFERENCES, _RANDOM = 50, 5, 6
+# Targets that are explained by the other rule for MLPs, too.
+_BOTH = 10
 # A reference ablates every active feature, so its prompt is short.
 _REFERENCE_TOKENS, _TOP = 16, 20
 LENGTHS = (64, 256, 512)
@@ -128,14 +132,21 @@ def draw(
 
 
 def measure(
-    loaded: LoadedModel, saes: Saes, targets: list[Target], runner: BlockRunner, limits: Limits
+    loaded: LoadedModel,
+    saes: Saes,
+    targets: list[Target],
+    runner: BlockRunner,
+    limits: Limits,
+    rule: MlpRule = "gates",
 ) -> Found:
     """A verified graph of each target, and random features in the place of its parents."""
     found = Found()
     for number, target in enumerate(targets):
         started = time.perf_counter()
         graph: Graph | None = None
-        for piece in explain(loaded, target.tokens, target.asked, saes, limits=limits, runner=runner):
+        for piece in explain(
+            loaded, target.tokens, target.asked, saes, limits=limits, runner=runner, mlp=rule
+        ):
             graph = piece if isinstance(piece, Graph) else updated(graph, piece)  # type: ignore[arg-type]
             if isinstance(piece, Graph):
                 found.first.append(time.perf_counter() - started)
@@ -151,7 +162,8 @@ def measure(
             if edge.measured is not None:
                 found.predicted.append(edge.attribution)
                 found.measured.append(edge.measured)
-        found.accepted += random_features(loaded, saes, target, graph, runner, random.Random(number))
+        if rule == "gates":
+            found.accepted += random_features(loaded, saes, target, graph, runner, random.Random(number))
         print(f"{number + 1}/{len(targets)} depth {summary.depth}", file=sys.stderr, flush=True)
     return found
 
@@ -251,7 +263,7 @@ def reference(
     """
     below = sorted(saes, key=lambda name: Site.parse(saes[name].config.site).layer)[-2]
     found: dict[str, tuple[list[float], list[float]]] = {}
-    for rule in ("gates", "gradient"):
+    for rule in RULES:
         found[rule] = ([], [])
         for target in targets:
             some = {name: saes[name] for name in (below, target.sae)}
@@ -264,7 +276,7 @@ def reference(
                 some,
                 limits=everything,
                 runner=runner,
-                mlp=rule,  # type: ignore[arg-type]
+                mlp=rule,
             ):
                 graph = piece if isinstance(piece, Graph) else updated(graph, piece)  # type: ignore[arg-type]
             assert graph is not None
@@ -312,16 +324,18 @@ def _text(settings: Settings) -> str:
     count = 3 if settings.quick else _TARGETS
     targets = draw(loaded, saes, contexts, count, TOKENS)
     found = measure(loaded, saes, targets, runner, Limits())
+    others = measure(loaded, saes, targets[:_BOTH], runner, Limits(), "gradient")
     short = draw(loaded, saes, contexts, 1 if settings.quick else _REFERENCES, _REFERENCE_TOKENS, seed=1)
     exact = reference(loaded, saes, short, runner)
     why = attention(loaded, saes, contexts, 3 if settings.quick else _TARGETS)
     lengths = LENGTHS[:1] if settings.quick else LENGTHS
     peaks = {tokens: peak(settings, tokens) for tokens in lengths}
-    return "\n".join([*_tables(found, exact, why, peaks), "", *goals(found, why, peaks)])
+    return "\n".join([*_tables(found, others, exact, why, peaks), "", *goals(found, why, peaks)])
 
 
 def _tables(
     found: Found,
+    others: Found,
     exact: Mapping[str, tuple[list[float], list[float]]],
     why: tuple[list[float], list[bool]],
     peaks: Mapping[int, Mapping[str, float]],
@@ -338,6 +352,11 @@ def _tables(
     yield f"| hop 0: largest error of completeness | {max(abs(c - 1) for c in found.completeness):.1e} |"
     yield f"| Spearman over all {len(found.predicted)} edges; median of graphs | {spearman(found.predicted, found.measured) or 0:.2f}; {median(found.spearmans):.2f} |"
     yield f"| same sign, median of graphs | {median(found.signs):.0%} |"
+    ranked, same = spearman(others.predicted, others.measured) or 0, _same_sign(others)
+    yield (
+        f"| the same with MLPs by their gradient, {len(others.depths)} targets: Spearman, same sign | {ranked:.2f}, "
+        f"{same:.0%} |"
+    )
     yield f"| edges verified, median of graphs | {median(found.verified):.0%} |"
     yield f"| random features accepted | {sum(found.accepted)} of {len(found.accepted)} |"
     yield f"| first picture, median and longest | {median(found.first):.1f} s, {max(found.first):.1f} s |"
@@ -370,8 +389,7 @@ def goals(
     deep = sum(depth >= 2 for depth in found.depths) / len(found.depths)
     yield report.goal("targets at least two layers deep", deep, least=0.8)
     yield report.goal("Spearman over all edges", spearman(found.predicted, found.measured) or 0.0, least=0.8)
-    same = sum((a > 0) == (b > 0) for a, b in zip(found.predicted, found.measured, strict=True))
-    yield report.goal("same sign over all edges", same / len(found.predicted), least=0.9)
+    yield report.goal("same sign over all edges", _same_sign(found), least=0.9)
     yield report.goal(
         "random features accepted", sum(found.accepted) / max(1, len(found.accepted)), most=0.05
     )
@@ -382,6 +400,11 @@ def goals(
     yield report.goal("why attended, weight moved as predicted", sum(agrees) / len(agrees), least=0.8)
     longest = max(peaks)
     yield report.goal(f"GB at {longest} tokens", peaks[longest]["gb"], most=_LIMIT_GB)
+
+
+def _same_sign(found: Found) -> float:
+    pairs = zip(found.predicted, found.measured, strict=True)
+    return sum((a > 0) == (b > 0) for a, b in pairs) / max(1, len(found.predicted))
 
 
 def _counts(values: list[int]) -> str:
