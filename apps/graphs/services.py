@@ -68,17 +68,18 @@ def start_graph(
         if model.state != ResultState.READY:
             raise model_not_ready(model)
         checked = check_target(target, saes, model)
+        chosen = list({sae.fingerprint: sae for sae in saes}.values())  # the same weights are the same nodes
         job = jobs.submit(
             actor=actor,
             project=model.project,
             kind="provenance",
             title=f"Explain {name}",
             subject=graph,
-            params={**params, "prompt": prompt, **target_params(checked, saes)},
+            params={**params, "prompt": prompt, **target_params(checked, chosen)},
             idempotency_key=idempotency_key,
         )
         graph.job, graph.target = job, msgspec.to_builtins(checked)
-        graph.saes = [sae.fingerprint for sae in saes]
+        graph.saes = [sae.fingerprint for sae in chosen]
         with refuse_taken_name(name, "graph"):
             graph.save(force_insert=True)
         audit.record(actor=actor, action="graph.started", target=graph, project_id=graph.project_id)

@@ -160,6 +160,24 @@ def test_a_feature_beyond_the_width_and_saes_of_another_model_are_refused(world,
     assert (error(answer)["code"], error(answer)["attr"]) == ("another_model", "saes")
 
 
+def test_an_sae_named_twice_takes_part_once(world, editor) -> None:
+    answer = editor.post(URL, asked(world, saes=[str(world.sae.pk)] * 2))
+    assert answer.status_code == 202, answer.content
+    assert answer.json()["graph"]["saes"] == [world.sae.fingerprint]
+    assert prepared(answer.json()["job"]["id"]).sae_path == (str(world.sae.artifact.checkout()),)
+
+
+def test_a_number_that_none_can_hold_is_called_that(world, editor) -> None:
+    url, infinite = f"{URL}/{world.graph.pk}", '{"view": {"least": [0.5, 1e999]}}'
+    answer = editor.patch(url, infinite, content_type="application/json")
+    assert answer.status_code == 400
+    assert (error(answer)["code"], error(answer)["attr"]) == ("number_too_large", "view.least.1")
+    target = {"kind": "direction", "layer": 1, "vector": [1.5]}
+    body = json.dumps(asked(world, target=target)).replace("1.5", "-1e999")
+    answer = editor.post(URL, body, content_type="application/json")
+    assert (error(answer)["code"], error(answer)["attr"]) == ("number_too_large", "target.vector.0")
+
+
 def test_a_clone_explains_what_was_changed_and_says_what_cannot_be(world, editor) -> None:
     first = editor.post(URL, asked(world)).json()
     clone = f"/api/v1/jobs/{first['job']['id']}/clone"
