@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from microscope.params.fields import Integer
+from microscope.params.provenance import MlpRule
 
 NodeKind = Literal["target", "feature", "error", "bias", "embedding", "mlp", "head", "block"]
 PartKind = Literal["direct", "head", "mlp", "block", "other"]
@@ -237,7 +238,7 @@ class Graph(msgspec.Struct, kw_only=True, frozen=True):
     saes: tuple[GraphSae, ...] = ()
     precision: str = "float32"
     runs_in: str = "float32"
-    mlp: Literal["gates", "gradient"] = "gates"
+    mlp: MlpRule = "gradient"
     nodes: tuple[Node, ...] = ()
     edges: tuple[Edge, ...] = ()
     components: tuple[Component, ...] = ()

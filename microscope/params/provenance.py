@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from microscope.errors import MicroscopeError
 from microscope.params.base import JobParams
@@ -14,6 +14,9 @@ from microscope.params.sites import SiteKind
 # How far one graph may go. The live request and the portal keep to the same numbers.
 MAX_HOPS, MAX_PARENTS, MAX_SHOWN = 12, 64, 2000
 DEFAULT_HOPS, DEFAULT_PARENTS, DEFAULT_SHOWN = 2, 8, 40
+
+# How attributions pass an MLP: by its gradient at this point, or with its gates and activation functions held.
+MlpRule = Literal["gradient", "gates"]
 
 _ATTENTION = re.compile(r"(\d{1,6})\.(\d{1,6}):(-?\d{1,9}):(-?\d{1,9})", re.ASCII)
 
@@ -96,6 +99,14 @@ class ProvenanceParams(JobParams, frozen=True):
         int, describe("Nodes of a hop that are explained in the next one.", ge=1, le=MAX_PARENTS)
     ] = DEFAULT_PARENTS
     shown: Annotated[int, describe("Strongest edges kept.", unit="edges", ge=1, le=MAX_SHOWN)] = DEFAULT_SHOWN
+    mlp: Annotated[
+        MlpRule,
+        describe(
+            "How attributions pass an MLP: gradient follows what removing a part does, gates makes them sum to the "
+            "value.",
+            advanced=True,
+        ),
+    ] = "gradient"
     verify: Annotated[
         bool, describe("Measure every edge on the running model, beside matched random features.")
     ] = True

@@ -24,9 +24,9 @@ from microscope.graphs import (
 from microscope.live.run import PromptRun
 from microscope.models import BlockRunner, LoadedModel, runner_for
 from microscope.models.precision import dtype_name
+from microscope.params.provenance import MlpRule
 from microscope.provenance.components import components
 from microscope.provenance.cuts import Explained
-from microscope.provenance.freeze import MlpRule
 from microscope.provenance.hops import Hop, Upstream
 from microscope.provenance.passes import PromptPass
 from microscope.provenance.targets import TARGET, resolve
@@ -86,15 +86,15 @@ def explain(
     prompt: str = "",
     names: Mapping[str, str] | None = None,
     limits: Limits | None = None,
-    mlp: MlpRule = "gates",
+    mlp: MlpRule = "gradient",
     verify: bool = True,
     runner: BlockRunner | None = None,
     baseline: PromptRun | None = None,
 ) -> Iterator[Graph | GraphUpdate]:
     """Explain a target by the features of SAEs below it.
 
-    Attributions are computed in float32 with attention patterns, norms and gates held constant
-    (:mod:`microscope.provenance.freeze`); verdicts come from the model as it runs, nothing held.
+    Attributions are computed in float32 with attention patterns and norms held constant, and with ``gates`` what
+    makes MLPs nonlinear, too (:mod:`microscope.provenance.freeze`); verdicts come from the model as it runs, nothing held.
 
     Args:
         loaded: the model.
@@ -117,11 +117,11 @@ def explain(
     """
     started = time.perf_counter()
     limits = limits or Limits()
-    held = PromptPass(loaded, tokens, mlp)
+    held = PromptPass(loaded, tokens)
     wrapped = set(loaded.tokenizer.all_special_ids)
     special = torch.tensor([token in wrapped for token in tokens], device=loaded.device)
     target, numbers, node = resolve(held, target, saes, special)
-    upstream = Upstream(held, saes, numbers[0].site, special, limits.hops)
+    upstream = Upstream(held, saes, numbers[0].site, special, limits.hops, mlp)
     listed = {cut.name: cut.sae for cut in upstream.cuts}
     if target.kind == "feature":
         listed[target.sae] = saes[target.sae]
@@ -146,7 +146,7 @@ def explain(
             nodes=_new(graph, hop.nodes),
             edges=tuple(hop.edges),
             accounts=tuple(hop.accounts),
-            notes=tuple(_unheld(held, hop.accounts)),
+            notes=tuple(_unheld(loaded, upstream.mlp, hop.accounts)),
         )
         graph = updated(graph, update)
         yield update
@@ -191,13 +191,13 @@ def _first(
         target=target,
         n_layers=loaded.n_layers,
         runs_in=runs_in,
-        mlp=held.mlp,
+        mlp=upstream.mlp,
         nodes=(node, *_unique(hop.nodes)),
         edges=tuple(hop.edges),
         components=tuple(c for listed, _ in found for c in listed),
         completeness=max((ratio for _, ratio in found), key=lambda ratio: abs(ratio - 1)),
         accounts=tuple(hop.accounts),
-        notes=(*_notes(loaded, upstream, numbers), *_unheld(held, hop.accounts)),
+        notes=(*_notes(loaded, upstream, numbers), *_unheld(loaded, upstream.mlp, hop.accounts)),
     )
     return graph, influence
 
@@ -227,10 +227,10 @@ def _notes(loaded: LoadedModel, upstream: Upstream, numbers: Sequence[Explained]
         yield f"The model runs in {dtype_name(loaded.dtype)}; attributions are computed in float32."
 
 
-def _unheld(held: PromptPass, accounts: Sequence[Account]) -> Iterator[str]:
+def _unheld(loaded: LoadedModel, mlp: MlpRule, accounts: Sequence[Account]) -> Iterator[str]:
     """Whether blocks hold nonlinear parts that the freeze does not know: then sums miss what they should be."""
     off = max((abs(a.missing) / a.absolute for a in accounts if a.absolute), default=0.0)
-    if held.mlp == "gates" and off > _UNHELD and held.loaded.quantisation is None:
+    if mlp == "gates" and off > _UNHELD and loaded.quantisation is None:
         yield (
             "Blocks of this model hold nonlinear parts besides attention, norms and gates. Through them attributions "
             f"are gradients and miss up to {off:.1%} of what they sum over: see the completeness of each node."

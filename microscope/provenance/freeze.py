@@ -19,16 +19,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from microscope.params.provenance import MlpRule
 from microscope.provenance.scores import Made, Scores
-
-MlpRule = Literal["gates", "gradient"]
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 _ROOTS = {torch.rsqrt, Tensor.rsqrt, torch.sqrt, Tensor.sqrt}

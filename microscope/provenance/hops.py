@@ -11,6 +11,7 @@ from torch import Tensor
 from microscope.errors import MicroscopeError
 from microscope.graphs import Account, Edge, Node
 from microscope.params import Site
+from microscope.params.provenance import MlpRule
 from microscope.provenance.cuts import Cut, Explained
 from microscope.provenance.gradients import Gradients, gradients, numbers_at_once
 from microscope.provenance.passes import Frozen, PromptPass, order
@@ -53,6 +54,7 @@ class Upstream:
         read: where the target is read.
         special: which tokens are special, ``[positions]``.
         hops: how many levels will be asked for; where there are fewer SAEs, the tokens' embeddings are the last one.
+        mlp: what is held of MLPs.
 
     Attributes:
         cuts: the SAEs that are used, lowest first.
@@ -63,9 +65,15 @@ class Upstream:
     """
 
     def __init__(
-        self, held: PromptPass, saes: Mapping[str, SparseAutoencoder], read: Site, special: Tensor, hops: int
+        self,
+        held: PromptPass,
+        saes: Mapping[str, SparseAutoencoder],
+        read: Site,
+        special: Tensor,
+        hops: int,
+        mlp: MlpRule,
     ) -> None:
-        self.held, self.special = held, special
+        self.held, self.special, self.mlp = held, special, mlp
         cuts: dict[Site, Cut] = {}
         for name, sae in saes.items():
             cut = Cut(name, sae, special)
@@ -90,7 +98,7 @@ class Upstream:
             if not self._embedding:
                 lowest = self.cuts[0].writes
                 first = lowest.layer + 1 if lowest.kind == "resid_post" else lowest.layer
-            self.frozen = self.held.frozen(first, self._read.layer, self._by_site)
+            self.frozen = self.held.frozen(first, self._read.layer, self._by_site, self.mlp)
         return self.frozen
 
     def cut_of(self, node: Node) -> Cut:

@@ -19,8 +19,9 @@ from microscope.models.families import Tap
 from microscope.models.own_blocks import Call, OwnBlocks
 from microscope.models.stream import first_tensor, stream_of, with_stream
 from microscope.params import Site
+from microscope.params.provenance import MlpRule
 from microscope.params.sites import SiteKind
-from microscope.provenance.freeze import Attention, Freeze, MlpRule
+from microscope.provenance.freeze import Attention, Freeze
 
 # Sites that parts of an edge are told apart by.
 _WATCHED: tuple[SiteKind, ...] = ("resid_mid", "attn_out", "mlp_out")
@@ -75,7 +76,6 @@ class PromptPass:
     Args:
         loaded: the model.
         tokens: ids ``[positions]``.
-        mlp: how MLPs are made linear.
 
     Attributes:
         embedded: input of block 0 ``[positions, d]``, float32.
@@ -85,8 +85,8 @@ class PromptPass:
         MicroscopeError: ``not_reproduced``, when a block that is run by itself gives other numbers than in the model.
     """
 
-    def __init__(self, loaded: LoadedModel, tokens: Sequence[int], mlp: MlpRule = "gates") -> None:
-        self.loaded, self.tokens, self.mlp = loaded, tuple(tokens), mlp
+    def __init__(self, loaded: LoadedModel, tokens: Sequence[int]) -> None:
+        self.loaded, self.tokens = loaded, tuple(tokens)
         blocks: Any = loaded.model.get_submodule(loaded.family.blocks)
         self._own = OwnBlocks(loaded.model, blocks)
         ids = torch.tensor([list(tokens)], device=loaded.device)
@@ -124,11 +124,14 @@ class PromptPass:
         """One block on another stream ``[positions, d]``, in float32, without a graph."""
         return self._run(layer, x[None], {}, {}, check=False)
 
-    def frozen(self, first: int, last: int, cuts: Mapping[Site, Replace] | None = None) -> Frozen:
+    def frozen(
+        self, first: int, last: int, cuts: Mapping[Site, Replace] | None = None, mlp: MlpRule = "gates"
+    ) -> Frozen:
         """Run blocks ``first … last`` frozen, and keep their graph.
 
         Args:
             cuts: at these sites, and at block ``first``'s input, nothing passes on but a leaf of the same numbers.
+            mlp: what is held of MLPs.
         """
         cuts = cuts or {}
         held = Frozen()
@@ -137,7 +140,7 @@ class PromptPass:
         held.leaves[below] = x = cuts[below](x, {below: x}) if below in cuts else x.clone().requires_grad_()
         with torch.enable_grad():
             for layer in range(first, last + 1):
-                block = self._run(layer, x, cuts, held.leaves)
+                block = self._run(layer, x, cuts, held.leaves, mlp=mlp)
                 if block.attention is not None and last > first:
                     block.attention.scores = None  # as large as patterns, and looked at in single blocks only
                 held.blocks[layer] = block
@@ -156,6 +159,7 @@ class PromptPass:
         leaves: dict[Site, Tensor],
         *,
         check: bool = True,
+        mlp: MlpRule = "gates",
     ) -> BlockPass:
         """One block; cuts inside it take effect. ``check`` is whether ``x`` is its input in the model's own pass."""
         block: nn.Module = self._own.blocks[layer]
@@ -174,7 +178,7 @@ class PromptPass:
             for kind, tap in self._taps(layer).items():
                 handle = watch(block.get_submodule(tap.path), tap, x.shape[:2], partial(take, kind))
                 stack.callback(handle.remove)
-            freeze = stack.enter_context(Freeze(self.mlp))
+            freeze = stack.enter_context(Freeze(mlp))
             out = first_tensor(self._own.run(self._calls[layer], x, weights=weights))
         if check:
             self._check(layer, out)

@@ -64,6 +64,7 @@ def explain_target(params: ProvenanceParams, progress: Progress = SILENT) -> Fou
         saes,
         prompt=params.prompt,
         limits=limits,
+        mlp=params.mlp,
         verify=params.verify,
     )
     graph = _gathered(pieces, progress)

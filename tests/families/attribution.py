@@ -19,7 +19,9 @@ def attribution_of(loaded: LoadedModel, text: str) -> str:
     """
     ids, target = loaded.encode(text), GraphTarget(kind="token", token=5)
     try:
-        graph = next(explain(loaded, ids, target, {}, limits=Limits(1, 1, len(ids)), verify=False))
+        graph = next(
+            explain(loaded, ids, target, {}, limits=Limits(1, 1, len(ids)), mlp="gates", verify=False)
+        )
     except MicroscopeError as error:
         return error.code
     assert isinstance(graph, Graph)

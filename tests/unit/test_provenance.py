@@ -61,7 +61,7 @@ def whole(
     **options: Any,
 ) -> Graph:
     """A graph with all it gains."""
-    items = explain(loaded, ids, target, saes, **{"verify": False} | options)
+    items = explain(loaded, ids, target, saes, **{"verify": False, "mlp": "gates"} | options)
     graph = next(items)
     assert isinstance(graph, Graph)
     for item in items:
