@@ -2578,7 +2578,7 @@ export interface components {
             /** @default float32 */
             runs_in: string;
             /**
-             * @default gates
+             * @default gradient
              * @enum {unknown}
              */
             mlp: "gates" | "gradient";

@@ -428,7 +428,7 @@ export interface components {
              */
             format: "microscope-graph";
             /**
-             * @default gates
+             * @default gradient
              * @enum {unknown}
              */
             mlp: "gates" | "gradient";
