@@ -36,7 +36,7 @@ from microscope.provenance.verification import STRENGTHS, verdict
 from microscope.sae import SparseAutoencoder, load_sae
 
 LAYERS = (5, 10, 15)
-RULES: tuple[MlpRule, ...] = ("gates", "gradient")
+RULES: tuple[MlpRule, ...] = ("gradient", "gates")  # the first is that of every graph
 TOKENS = 64
 _TARGETS, _REFERENCES, _RANDOM = 50, 5, 6
 # Targets that are explained by the other rule for MLPs, too.
@@ -137,7 +137,7 @@ def measure(
     targets: list[Target],
     runner: BlockRunner,
     limits: Limits,
-    rule: MlpRule = "gates",
+    rule: MlpRule = RULES[0],
 ) -> Found:
     """A verified graph of each target, and random features in the place of its parents."""
     found = Found()
@@ -162,7 +162,7 @@ def measure(
             if edge.measured is not None:
                 found.predicted.append(edge.attribution)
                 found.measured.append(edge.measured)
-        if rule == "gates":
+        if rule == RULES[0]:
             found.accepted += random_features(loaded, saes, target, graph, runner, random.Random(number))
         print(f"{number + 1}/{len(targets)} depth {summary.depth}", file=sys.stderr, flush=True)
     return found
@@ -324,7 +324,7 @@ def _text(settings: Settings) -> str:
     count = 3 if settings.quick else _TARGETS
     targets = draw(loaded, saes, contexts, count, TOKENS)
     found = measure(loaded, saes, targets, runner, Limits())
-    others = measure(loaded, saes, targets[:_BOTH], runner, Limits(), "gradient")
+    others = measure(loaded, saes, targets[:_BOTH], runner, Limits(), RULES[1])
     short = draw(loaded, saes, contexts, 1 if settings.quick else _REFERENCES, _REFERENCE_TOKENS, seed=1)
     exact = reference(loaded, saes, short, runner)
     why = attention(loaded, saes, contexts, 3 if settings.quick else _TARGETS)
@@ -354,7 +354,7 @@ def _tables(
     yield f"| same sign, median of graphs | {median(found.signs):.0%} |"
     ranked, same = spearman(others.predicted, others.measured) or 0, _same_sign(others)
     yield (
-        f"| the same with MLPs by their gradient, {len(others.depths)} targets: Spearman, same sign | {ranked:.2f}, "
+        f"| the same with the gates of MLPs held, {len(others.depths)} targets: Spearman, same sign | {ranked:.2f}, "
         f"{same:.0%} |"
     )
     yield f"| edges verified, median of graphs | {median(found.verified):.0%} |"
