@@ -34,6 +34,8 @@ def pages(lab: Lab) -> dict[str, str]:
         "feature": f"{project}/features/{feature}",
         "lab": f"{project}/lab?add={feature}",
         "patches": f"{project}/patches",
+        "graphs": f"{project}/graphs",
+        "graphs-import": f"{project}/graphs?import=true",
         "jobs": f"{project}/jobs",
         "job": f"/jobs/{lab.sae['job']}",
         "members": f"{project}/members",
