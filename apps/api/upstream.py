@@ -86,8 +86,7 @@ def start_upstream(
         raise model_not_ready(of)
     last = of.n_layers - 1
     top = min(sae.layer if sae is not None else last if layer is None else layer, last)
-    here = Sae.objects.filter(model=of, layer=top, site="resid_post", state=ResultState.READY).exists()
-    layers = upstream_layers(top, has_own=here)
+    layers = upstream_layers(top)
     if not layers:
         raise Refused("nothing_below", f"No block lies below block {top}.", "Choose a higher one.")
     source = _source(of, sae)

@@ -21,19 +21,18 @@ MlpRule = Literal["gradient", "gates"]
 _ATTENTION = re.compile(r"(\d{1,6})\.(\d{1,6}):(-?\d{1,9}):(-?\d{1,9})", re.ASCII)
 
 
-def upstream_layers(layer: int, *, has_own: bool) -> tuple[int, ...]:
+def upstream_layers(layer: int) -> tuple[int, ...]:
     """Blocks to record and train on so that a target at ``layer`` has something below it, evenly spread.
+
+    The target's own block is not among them: what is read behind it has no parents there.
 
     Args:
         layer: block behind which the target is read.
-        has_own: whether there is an SAE at that block already; without one it is among the blocks.
 
     Returns:
         Up to three blocks, lowest first; none where nothing lies below.
     """
-    parts = 4 if has_own else 3
-    below = {layer * part // parts for part in range(1, parts)} - {layer}
-    return tuple(sorted(below | (set() if has_own else {layer})))
+    return tuple(sorted({layer * part // 4 for part in (1, 2, 3)} - {layer}))
 
 
 class AttentionScore(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from microscope.graphs import Component
@@ -31,7 +32,7 @@ def components(held: PromptPass, e: Explained) -> tuple[list[Component], float]:
     for layer in range(below):
         found += _of_block(held.frozen(layer, layer).blocks[layer], stream)
     found += [
-        Component(kind="embedding", attribution=float(share), position=position, side=e.side)
+        Component(kind="embedding", attribution=float(share), position=position)
         for position, share in enumerate((stream * held.embedded).sum(1))
         if float(share)
     ]
@@ -41,7 +42,7 @@ def components(held: PromptPass, e: Explained) -> tuple[list[Component], float]:
     if len(found) > MOST_LISTED:
         rest = sum(c.attribution for c in found[MOST_LISTED:])
         kept.append(Component(kind="other", attribution=rest))
-    return kept, total / wanted if wanted else 1.0
+    return [replace(c, side=e.side) for c in kept], total / wanted if wanted else 1.0
 
 
 def _at_stream(held: PromptPass, e: Explained) -> tuple[Tensor, list[Component]]:

@@ -12,8 +12,8 @@ from microscope.graphs import Side
 from microscope.params import Site
 from microscope.sae import Codes, SparseAutoencoder
 
-# Rows whose decoder directions are gathered at once.
-_ROWS = 32
+# Bytes of decoder directions that are gathered at once, unless those of one row take more.
+_GATHERED = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,10 @@ class Cut:
     def shares(self, gradient: Tensor) -> Tensor:
         """What each entry of the codes contributes, for a gradient ``[positions, d_out]``: ``[positions, width]``."""
         found = torch.empty_like(self.codes.values)
-        for rows in torch.arange(len(gradient), device=gradient.device).split(_ROWS):
+        # Rows of untypical size may fire thousands of latents, and all rows of codes are as wide as the widest.
+        row = 4 * found.shape[1] * gradient.shape[1]
+        at_once = max(1, _GATHERED // row)
+        for rows in torch.arange(len(gradient), device=gradient.device).split(at_once):
             directions = self.sae.W_dec.detach()[self.codes.indices[rows]]
             found[rows] = (directions @ gradient[rows, :, None])[..., 0]
         return found * self.codes.values * self.gain

@@ -152,7 +152,7 @@ def explain(
         yield update
         known = [n for n in graph.nodes if n.hop == number]
     notes: tuple[str, ...] = ()
-    if verify:
+    if verify and graph.edges:
         try:
             running = runner or runner_for(loaded)
         except MicroscopeError as error:

@@ -292,6 +292,7 @@ def _check(held: PromptPass, cut: Cut) -> None:
             "Use SAEs of resid_post, attn_out or mlp_out, or transcoders of one block's MLP.",
         )
     width = held.embedded.shape[1]
+    cut.sae.check_width(held.embedded)
     if cut.sae.config.width_out != width:
         raise MicroscopeError(
             "wrong_width",

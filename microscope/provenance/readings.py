@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -67,22 +67,21 @@ class LogitReading(Reading):
 
     def __post_init__(self) -> None:
         self.site = Site("resid_post", self.runner.n_layers - 1)
-        logits = self._logits(self.unchanged)[0]
-        other = logits.mean() if self.against is None else logits[self.against]
-        self.scale = float((logits[self.token] - other).abs())
+        (logits,) = self._logits(self.unchanged)
+        other = logits.mean() if self.against is None else logits[0, self.against]
+        self.scale = float((logits[0, self.token] - other).abs())
 
     def of(self, seen: Seen) -> Tensor:
-        logits = self._logits(seen)
+        return torch.cat([self._asked(logits) for logits in self._logits(seen)])
+
+    def _asked(self, logits: Tensor) -> Tensor:
         found = logits[:, self.token]
         return found if self.against is None else found - logits[:, self.against]
 
-    def _logits(self, seen: Seen) -> Tensor:
-        known = seen.notes.get("logits")
-        if known is None:
-            x = seen.at_sites[self.site][:, self.position - seen.start]
-            known = torch.cat([self.runner.head(rows).float() for rows in x.split(_HEAD_ROWS)])
-            seen.notes["logits"] = known
-        return known
+    def _logits(self, seen: Seen) -> Iterator[Tensor]:
+        """A few rows ``[rows, vocabulary]`` at a time."""
+        for rows in seen.at_sites[self.site][:, self.position - seen.start].split(_HEAD_ROWS):
+            yield self.runner.head(rows).float()
 
 
 @dataclass

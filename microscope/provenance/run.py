@@ -77,7 +77,7 @@ def explain_target(params: ProvenanceParams, progress: Progress = SILENT) -> Fou
         if name not in used:
             progress.log(f"The SAE at {sae.config.site} is not below the target: it was left out.", "warning")
     if not used - {graph.target.sae}:
-        for line in how_to_train(params, graph, saes):
+        for line in how_to_train(params, graph):
             progress.log(line)
     found = Found(graph, _attended(graph.target, loaded, tokens, saes))
     if params.out is not None:
@@ -207,7 +207,9 @@ def _own_sae(params: ProvenanceParams, saes: dict[str, SparseAutoencoder]) -> st
         raise MicroscopeError(
             "bad_target",
             f"Feature {params.feature} may be of {len(of_top)} SAEs of block {top}: {several}.",
-            "Say which with --site.",
+            "Say which with --site."
+            if len({fitting[name] for name in of_top}) > 1
+            else "Give only one of them.",
         )
     return of_top[0]
 
@@ -263,12 +265,11 @@ def _bad_direction(path: Path, reason: str) -> MicroscopeError:
     )
 
 
-def how_to_train(params: ProvenanceParams, graph: Graph, saes: dict[str, SparseAutoencoder]) -> Iterator[str]:
+def how_to_train(params: ProvenanceParams, graph: Graph) -> Iterator[str]:
     """The two commands that make SAEs below the target: one records three blocks in one pass, one trains on them."""
     target = graph.nodes[0]
     layer = min(target.layer, graph.n_layers - 1)
-    here = any(Site.parse(sae.config.site).layer == layer for sae in saes.values())
-    blocks = " ".join(map(str, upstream_layers(layer, has_own=here)))
+    blocks = " ".join(map(str, upstream_layers(layer)))
     if not blocks:
         return
     yield "To have SAEs below the target, record these blocks in one pass and train on them:"

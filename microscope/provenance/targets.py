@@ -35,7 +35,7 @@ def resolve(
 
     Raises:
         MicroscopeError: ``no_such_position``, ``no_such_token``, ``layer_out_of_range``, ``no_such_head``,
-            ``sae_not_attached``, ``no_such_feature``, ``does_not_fire``, ``not_visible`` or ``bad_target``.
+            ``sae_not_attached``, ``no_such_feature``, ``no_such_site``, ``wrong_width``, ``does_not_fire``, ``not_visible`` or ``bad_target``.
     """
     target = _placed(target, len(held.tokens))
     node = Node(id=TARGET, kind="target", layer=held.loaded.n_layers, position=target.position)
@@ -95,13 +95,17 @@ def _feature(
     """A feature's pre-activation, and its activation.
 
     Raises:
-        MicroscopeError: ``bad_target``, ``no_such_feature``, or ``does_not_fire`` with what does.
+        MicroscopeError: ``bad_target``, ``no_such_feature``, ``layer_out_of_range``, ``no_such_site``,
+            ``wrong_width``, or ``does_not_fire`` with what does.
     """
     if target.index is None:
         raise MicroscopeError("bad_target", "The target names an SAE but no feature of it.")
     sae.check_feature(target.index)
     site, position = Site.parse(sae.config.site), target.position
+    require_layer(site.layer, held.loaded.n_layers)
+    held.loaded.family.tap(site)  # raises where the model has no such site
     row = held.activation(site)[position]
+    sae.check_width(row)
     with torch.no_grad():
         codes = sae.encode(row[None])
     kept = bool(sae.config.token_filter.keep(special[position], row.norm()))
@@ -128,6 +132,10 @@ def _logit(held: PromptPass, target: GraphTarget) -> Explained:
     for token in tokens:
         if token is None or not 0 <= token < vocabulary:
             raise MicroscopeError("no_such_token", f"Token {token} is not in the vocabulary of {vocabulary}.")
+    if len(tokens) == 2 and tokens[0] == tokens[1]:
+        raise MicroscopeError(
+            "bad_target", f"Token {tokens[0]} is to be compared with itself.", "Name two different tokens."
+        )
     x = held.input_of(held.loaded.n_layers)[target.position].clone().requires_grad_()
     logits = held.logits(x[None])[0]
     value = logits[tokens[0]] if len(tokens) == 1 else logits[tokens[0]] - logits[tokens[1]]

@@ -87,9 +87,12 @@ class _Parent:
         return float(self.taken.norm())
 
     @property
-    def reference(self) -> float:
-        """The size at which its random features are measured: a power of 1.5, up to 22 % off."""
-        return _BASE ** round(math.log(self.size, _BASE))
+    def reference(self) -> float | None:
+        """The size at which its random features are measured: a power of 1.5, up to 22 % off.
+
+        None where there is nothing to remove: in the precision that the model runs in, the feature is silent.
+        """
+        return _BASE ** round(math.log(self.size, _BASE)) if self.size else None
 
 
 @dataclass
@@ -109,7 +112,7 @@ class Verification:
     an embedding all of it. All children are read in the same run.
 
     Random features of the same SAE at the same position, which are silent there, are written in the same place and
-    scaled to the parent's norm; where there is no SAE, random directions are. One set of them is measured for
+    scaled to the parent's norm; where there is no SAE, or too few of its features are silent, random directions are. One set of them is measured for
     parents whose sizes are within 22 % of its own, and its effects are taken to grow in proportion to the size.
 
     An edge into a parent of the target is also measured with its child held: ``q → p`` is mediated to the share
@@ -220,10 +223,11 @@ class Verification:
         """Everything to run, each parent behind the random features that it is compared with."""
         known: set[float] = set()
         for parent in place.parents:
-            if parent.size and parent.reference not in known:
-                known.add(parent.reference)
+            reference = parent.reference
+            if reference is not None and reference not in known:
+                known.add(reference)
                 for number, direction in enumerate(self._random(place, parent)):
-                    yield (parent.reference, number), Ablation(parent.reference * direction)
+                    yield (reference, number), Ablation(reference * direction)
             yield from self._rows_of(parent)
 
     def _rows_of(self, parent: _Parent) -> Iterator[tuple[_Row, Ablation]]:
@@ -242,14 +246,16 @@ class Verification:
         """Directions of random features that are silent at a position, ``[features, width]`` of length 1."""
         generator = torch.Generator().manual_seed(zlib.crc32(f"{place.site}@{place.position}".encode()))
         cut = self._cuts.get(parent.node.sae)
-        if cut is None:
-            found = torch.randn(CONTROLS, len(parent.taken), generator=generator).to(parent.taken.device)
-        else:
+        found = parent.taken.new_zeros((0, len(parent.taken)))
+        if cut is not None:
             firing = set(cut.codes.indices[place.position][cut.codes.values[place.position] > 0].tolist())
             order = torch.randperm(cut.sae.config.n_latents, generator=generator).tolist()
             silent = [index for index in order if index not in firing]
             found = cut.sae.W_dec.detach()[silent[: 4 * CONTROLS]]
             found = found[found.norm(dim=1) > 0][:CONTROLS]
+        if len(found) < CONTROLS:
+            missing = torch.randn(CONTROLS - len(found), found.shape[1], generator=generator)
+            found = torch.cat((found, missing.to(found)))
         return found / found.norm(dim=1, keepdim=True)
 
     def _children(self, place: _Place) -> list[Child]:
@@ -269,10 +275,10 @@ class Verification:
     def _judged(self, parent: _Parent, edge: Edge, effects: Mapping[_Row, Mapping[Child, float]]) -> Edge:
         name, child = parent.node.id, (edge.child, edge.side)
         found = {strength: effects[name, strength][child] for strength in STRENGTHS}
-        random = [abs(e[child]) for row, e in effects.items() if row[0] == parent.reference]
-        control = 0.0
-        if random:
-            control = percentile(random) * parent.size / parent.reference
+        reference, control = parent.reference, 0.0
+        if reference is not None:
+            random = [abs(e[child]) for row, e in effects.items() if row[0] == reference]
+            control = percentile(random) * parent.size / reference
         words, verified = verdict(edge.attribution, found, self._readings[child].scale, control)
         mediated = None
         if edge.hop > 1:

@@ -395,7 +395,7 @@ def test_where_nothing_is_known_it_is_asked_for(world, editor) -> None:
     named = {"model": str(bare.pk), "layer": 99, "corpus": str(world.corpus.pk), "trace": {"tokens": 700}}
     answer = editor.post(upstream, {**named, "train": {"width": 64, "k": 4}}, format="json")
     assert answer.status_code == 202, answer.content
-    assert answer.json()["layers"] == [1, 2, 3], "a target above the last block is read behind it"
+    assert answer.json()["layers"] == [0, 1, 2], "a target above the last block is read behind it"
     for name in ("Below block 3 (2)", "Below block 3 (3)"):
         last = {key: value for key, value in named.items() if key != "layer"}
         answer = editor.post(upstream, {**last, "name": "", "train": {"width": 64, "k": 4}}, format="json")

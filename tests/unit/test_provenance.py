@@ -16,7 +16,7 @@ from torch import Tensor
 from microscope.errors import MicroscopeError
 from microscope.graphs import Edge, Graph, GraphTarget, Node, updated
 from microscope.models import LoadedModel, load_model
-from microscope.provenance import Limits, explain, gradients, hops
+from microscope.provenance import Limits, cuts, explain, gradients, hops
 from microscope.sae import SaeConfig, SparseAutoencoder, TokenFilter, architecture
 from tests.families.tiny import make_any
 from tests.frozen_oracle import Split, Tape, WrittenOut, outputs_changed, pre_activations, split
@@ -577,6 +577,7 @@ def test_targets_that_are_none(plain: LoadedModel) -> None:
     refused(plain, GraphTarget(kind="token", token=10_000), saes, "no_such_token")
     refused(plain, GraphTarget(kind="token"), saes, "no_such_token")
     refused(plain, GraphTarget(kind="difference", token=1), saes, "no_such_token")
+    refused(plain, GraphTarget(kind="difference", token=1, against=1), saes, "bad_target")
     refused(plain, GraphTarget(kind="attention", layer=4, head=0, key=0), saes, "layer_out_of_range")
     refused(plain, GraphTarget(kind="attention", layer=1, head=4, key=0), saes, "no_such_head")
     refused(plain, GraphTarget(kind="attention", layer=1, head=0), saes, "bad_target")
@@ -594,7 +595,14 @@ def test_saes_that_do_not_belong_here(plain: LoadedModel) -> None:
         config = SaeConfig(architecture="topk", d_in=WIDTH + 1, n_latents=LATENTS, k=6, site=site)
         return architecture("topk")(config).requires_grad_(False)
 
+    def own(sae: SparseAutoencoder, code: str) -> None:
+        """Refused as the SAE of the target, too."""
+        feature = GraphTarget(kind="feature", sae=sae.content_fingerprint(), index=1)
+        refused(plain, feature, fingerprints([sae]), code)
+
     refused(plain, target, fingerprints([other_width("resid_post.1")]), "wrong_width")
+    own(other_width("resid_post.1"), "wrong_width")
+    own(make_sae("topk", "resid_post.9", 1), "layer_out_of_range")
     refused(
         plain,
         target,
@@ -605,6 +613,32 @@ def test_saes_that_do_not_belong_here(plain: LoadedModel) -> None:
     refused(plain, target, fingerprints([make_sae("topk", "resid_mid.1", 1)]), "bad_sae_site")
     across = make_sae("topk", "resid_mid.1", 1, site_out="mlp_out.2")
     refused(plain, target, fingerprints([across]), "bad_sae_site")
+
+
+def test_a_row_of_many_features_is_read_in_pieces(
+    plain: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, target = prompt_of(plain, 6), GraphTarget(kind="token", token=3)
+    saes = fingerprints([make_sae("standard", "resid_post.1", 1)])
+    graph = whole(plain, ids, target, saes)
+    monkeypatch.setattr(cuts, "_GATHERED", 1)
+    pieces = whole(plain, ids, target, saes)
+    assert [e.key for e in pieces.edges] == [e.key for e in graph.edges]
+    assert [e.attribution for e in pieces.edges] == pytest.approx([e.attribution for e in graph.edges])
+
+
+def test_components_of_a_score_say_which_end_they_reach(plain: LoadedModel) -> None:
+    """Those of either end sum to the score less what that end cannot change."""
+    target = GraphTarget(kind="attention", layer=2, head=1, position=5, key=2)
+    ids = prompt_of(plain, 6)
+    graph = whole(plain, ids, target, {})
+    found = {
+        side: sum(c.attribution for c in graph.components if c.side == side) for side in ("query", "key")
+    }
+    for account in graph.accounts:
+        assert found[account.side] == pytest.approx(account.value - account.constant, rel=1e-4, abs=1e-4)
+    assert len(graph.accounts) == 2
+    assert {c.side for c in graph.components} == {"query", "key"}
 
 
 def test_rows_that_the_token_filter_leaves_out_have_no_features(plain: LoadedModel) -> None:

@@ -155,24 +155,16 @@ def test_without_saes_below_the_commands_that_make_them_are_told(rig: Rig) -> No
     assert (found["depth"], found["saes"]) == (0, [])
     assert found["completeness"] == pytest.approx(1, abs=1e-4), "what is exact is told all the same"
     top = rig.loaded.n_layers - 1
-    blocks = " ".join(map(str, upstream_layers(top, has_own=False)))
+    blocks = " ".join(map(str, upstream_layers(top)))
     assert f"microscope trace --model {rig.model} --layers {blocks}" in said.replace("- ", "-")
     assert "microscope train" in said
 
 
 @pytest.mark.parametrize(
-    ("layer", "has_own", "blocks"),
-    [
-        (15, True, (3, 7, 11)),
-        (15, False, (5, 10, 15)),
-        (2, False, (0, 1, 2)),
-        (1, True, (0,)),
-        (0, True, ()),
-        (0, False, (0,)),
-    ],
+    ("layer", "blocks"), [(15, (3, 7, 11)), (3, (0, 1, 2)), (2, (0, 1)), (1, (0,)), (0, ())]
 )
-def test_blocks_below_a_target_are_spread(layer: int, has_own: bool, blocks: tuple[int, ...]) -> None:
-    assert upstream_layers(layer, has_own=has_own) == blocks
+def test_blocks_below_a_target_are_spread(layer: int, blocks: tuple[int, ...]) -> None:
+    assert upstream_layers(layer) == blocks
 
 
 @pytest.mark.parametrize(

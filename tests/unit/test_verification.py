@@ -506,3 +506,36 @@ def test_a_session_s_own_run_is_used(model_folders):
     with_it = finished(explain(*arguments, limits=FEW, runner=resident.runner, baseline=baseline))
     assert with_it.edges == finished(explain(*arguments, limits=FEW)).edges
     assert torch.equal(resident.sessions.get("s").baseline.logits, baseline.logits)
+
+
+def test_a_graph_without_edges_has_nothing_to_measure(model_folders):
+    """The first block's scores are made of the tokens alone."""
+    loaded = opened(model_folders["llama"])
+    target = GraphTarget(kind="attention", layer=0, head=0, position=4, key=2)
+    graph = finished(explain(loaded, loaded.encode(PROMPT), target, named(of_kind("topk", "resid_post.0"))))
+    assert (graph.edges, graph.summary.measured) == ((), 0)
+    assert graph.completeness == pytest.approx(1, abs=1e-4)
+
+
+def test_what_is_silent_in_the_precision_the_model_runs_in_is_not_shown(model_folders):
+    """A TopK SAE of bfloat16 rows may choose other latents than in float32, where the graph is made."""
+    loaded = opened(model_folders["llama"], "bfloat16")
+    silent = 0
+    for seed in range(4):
+        saes = named(of_kind("topk", "resid_post.0", seed), of_kind("topk", "resid_post.1", seed + 50))
+        limits = Limits(hops=2, parents=8, shown=60)
+        graph = finished(explain(loaded, loaded.encode(PROMPT), token(loaded), saes, limits=limits))
+        gone = [edge for edge in graph.edges if edge.effects and not any(edge.effects)]
+        assert all(edge.verdict == "not shown" for edge in gone)
+        silent += len(gone)
+    assert silent, "no seed had one"
+
+
+def test_where_all_features_fire_random_directions_are_the_controls(model_folders):
+    loaded = opened(model_folders["llama"])
+    sae = of_kind("standard", "resid_post.0")
+    sae.b_enc.fill_(100.0)
+    graph = finished(explain(loaded, loaded.encode(PROMPT), token(loaded), named(sae), limits=FEW))
+    features = [e for e in graph.edges if graph.node(e.parent).kind == "feature"]
+    assert features
+    assert all(edge.control for edge in features)
