@@ -12,7 +12,7 @@ import { stepped } from "@/graphs/steps";
 import { svgOf } from "@/graphs/svg";
 import { updated } from "@/graphs/update";
 import { PLAIN, searchOf, toggleGroup, togglePin, viewFrom, viewOf, withGroup } from "@/graphs/view";
-import { moduleWords, nodeWords, targetWords, verdictWords } from "@/graphs/words";
+import { moduleWords, nodeWords, sameTokens, targetWords, verdictWords } from "@/graphs/words";
 import { account, bigGraph, edge, graphOf, node, numbers, update } from "./graphRig";
 
 const small = () =>
@@ -281,6 +281,10 @@ describe("words", () => {
     expect(nodeWords(graph, node("x", { position: 9, index: 12 }))).toBe("feature 12 at resid_post.1, position 9");
     expect(moduleWords({ kind: "head", layer: 3, head: 5 })).toBe("head 3.5");
     expect(moduleWords({ kind: "direct", layer: null, head: null })).toBe("direct");
+    expect(sameTokens(graph.tokens, graph.tokens.map(({ token }) => ({ token, text: "?" })))).toBe(true);
+    expect(sameTokens(graph.tokens, graph.tokens.map(({ text }) => ({ text })))).toBe(true);
+    expect(sameTokens(graph.tokens, graph.tokens.slice(1))).toBe(false);
+    expect(sameTokens(graph.tokens, [...graph.tokens.slice(1), { token: 99, text: "d" }])).toBe(false);
     expect(verdictWords(edge("a", "b", 2, { verified: false, verdict: "not shown", measured: 0.01 }))).toBe("not shown: 0.0100 measured, 2.00 predicted");
   });
 });

@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { usualSaes } from "@/graphs/saes";
-import { graphProgress, type GraphQuestion } from "@/live/graph";
+import { answeredWhole, graphProgress, keptGraph, type GraphQuestion } from "@/live/graph";
 import { LiveSession } from "@/live/liveSession";
 import { edge, graphOf, node, update } from "./graphRig";
 import { FakeSocket } from "./socketRig";
@@ -54,6 +54,27 @@ describe("a live graph", () => {
     expect(session.store.value.graph!.ended).toBeNull();
     FakeSocket.last.drop();
     expect(session.store.value.graph).toMatchObject({ ended: "lost", graph: { nodes: [{ id: "target" }] } });
+  });
+
+  it("that was cut short is asked again and says so when it is kept; a whole one outlives its connection", () => {
+    const session = started();
+    const graph = graphOf([node("target")], []);
+    const ask = () => {
+      session.readProvenance(question);
+      FakeSocket.last.say({ type: "graph_begun", session: "a", run: session.store.value.graph!.run, graph });
+    };
+    ask();
+    FakeSocket.last.say({ type: "state", state: "lost", code: "", message: "", hint: "", memory_bytes: 1, model: null });
+    expect(answeredWhole(session.store.value.graph, question)).toBe(false);
+    expect(keptGraph(session.store.value.graph!)!.notes).toHaveLength(1);
+    FakeSocket.last.say({ type: "state", state: "ready", code: "", message: "", hint: "", memory_bytes: 1, model: null });
+    FakeSocket.last.say({ type: "opened", session: "a", prompt: [], next: [], entropy: 1, milliseconds: 2, reopened: true });
+    ask();
+    FakeSocket.last.say({ type: "graph_ended", run: session.store.value.graph!.run, reason: "done" });
+    FakeSocket.last.say({ type: "state", state: "lost", code: "", message: "", hint: "", memory_bytes: 1, model: null });
+    expect(answeredWhole(session.store.value.graph, question)).toBe(true);
+    expect(answeredWhole(session.store.value.graph, { ...question, hops: 1 })).toBe(false);
+    expect(keptGraph(session.store.value.graph!)).toEqual(graph);
   });
 });
 

@@ -51,8 +51,8 @@ export const createGraph = (data: NewGraph) => body(api.POST("/api/v1/graphs", {
 /** Keep a graph that a live session made. */
 export const saveGraph = (model: string, name: string, document: Graph) => body(api.POST("/api/v1/graphs/save", { body: { model, name, document } }));
 
-/** Bring a graph in that a file holds. */
-export const importGraph = (data: { project: string; model: string | null; name: string; document: Record<string, unknown> }) =>
+/** Bring a graph in that a file holds: what is in it, or the id of its upload. */
+export const importGraph = (data: { project: string; model: string | null; name: string } & ({ document: Record<string, unknown> } | { upload: string })) =>
   body(api.POST("/api/v1/graphs/import", { body: data }));
 
 export const updateGraph = (graph: Edited, changes: { name?: string; note?: string; view?: Record<string, unknown> }) =>

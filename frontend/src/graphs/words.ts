@@ -12,6 +12,15 @@ export function positionOf(graph: Pick<Graph, "tokens">, position: number): numb
   return position < 0 ? graph.tokens.length + position : position;
 }
 
+interface ReadToken {
+  token?: number | null;
+  text: string;
+}
+
+/** Whether a prompt is read as the same tokens; a graph of a file may be of another tokenizer. */
+export const sameTokens = (some: readonly ReadToken[], others: readonly ReadToken[]): boolean =>
+  some.length === others.length && some.every(({ token, text }, at) => token === others[at]!.token || text === others[at]!.text);
+
 /** "“ Paris” (4)". */
 export function tokenAt(graph: Pick<Graph, "tokens">, position: number | null): string {
   if (position === null) return "no token";

@@ -37,6 +37,16 @@ export function grown(live: LiveGraph, update: GraphUpdate): LiveGraph {
   return { ...live, graph, phase: update.phase, done: update.done, total: update.total };
 }
 
+/** Whether a question has been answered to the end: a connection that comes back need not ask it again. */
+export const answeredWhole = (live: LiveGraph | null, question: GraphQuestion): boolean =>
+  live?.ended === "done" && JSON.stringify(live.question) === JSON.stringify(question);
+
+/** The graph as it is kept: one that was ended early says so. */
+export function keptGraph({ graph, ended }: LiveGraph): Graph | null {
+  if (!graph || ended === "done") return graph;
+  return { ...graph, notes: [...graph.notes, "It was ended before it was complete: edges may be missing or not measured."] };
+}
+
 const PHASES: Record<GraphUpdate["phase"], string> = {
   components: "splitting the target into its exact parts",
   hop: "looking further back",

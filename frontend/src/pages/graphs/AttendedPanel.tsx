@@ -4,7 +4,7 @@ import { ErrorNote } from "@/components/ErrorNote";
 import { Facts } from "@/components/Facts";
 import { ScrollX } from "@/components/ScrollX";
 import type { Attended, Contributor, Graph } from "@/graphs/types";
-import { moduleWords, tokenAt } from "@/graphs/words";
+import { moduleWords, sameTokens, tokenAt } from "@/graphs/words";
 import { LiveBanner } from "@/live/LiveBanner";
 import { useLiveSession } from "@/live/hooks";
 import type { LiveSession, LiveState } from "@/live/liveSession";
@@ -43,16 +43,17 @@ export function AttendedOfPrompt(props: AttendedPanelProps) {
 export function AttendedPanel({ graph, at, onAt, onClose, edit, model, session, live }: AttendedPanelProps & { session: LiveSession | null; live: LiveState }) {
   const { layer, head, query, key } = at;
   const opened = live.opened?.session;
+  const alike = !live.opened || sameTokens(graph.tokens, live.opened.prompt);
   useEffect(() => {
     // SAEs behind the head's block are no contributors to it.
     const below = graph.saes.filter((sae) => layerOf(sae.site_out) < layer).map((sae) => sae.fingerprint);
-    if (opened) session?.readAttended({ layer, head, query, key }, below);
-  }, [session, opened, layer, head, query, key, graph.saes]);
+    if (opened && alike) session?.readAttended({ layer, head, query, key }, below);
+  }, [session, opened, alike, layer, head, query, key, graph.saes]);
   const tokens = graph.tokens.map((_, place) => ({ value: String(place), label: tokenAt(graph, place) }));
   const answer = live.attended;
   const fits = answer?.layer === layer && answer.head === head && answer.query === query && answer.key === key;
   return (
-    <Stack gap="xs" className="panel" data-testid="attended" data-ready={fits} aria-busy={!fits && !live.failure}>
+    <Stack gap="xs" className="panel" data-testid="attended" data-ready={fits} aria-busy={alike && !fits && !live.failure}>
       <Group justify="space-between" wrap="nowrap">
         <Title order={2}>Why head {layer}.{head} attends</Title>
         <Button size="compact-sm" variant="subtle" color="gray" onClick={onClose}>Close</Button>
@@ -63,7 +64,7 @@ export function AttendedPanel({ graph, at, onAt, onClose, edit, model, session, 
       </Group>
       {!opened && <LiveBanner model={model} state={live} session={session} edit={edit} />}
       {live.failure && <ErrorNote error={failureError(live.failure)} doing="Asking the model" />}
-      {fits ? <Answer answer={answer} /> : !live.failure && <Text size="sm" c="dimmed">Splitting the score…</Text>}
+      {!alike ? <Text size="sm" role="alert">The model reads this prompt as other tokens than the graph’s, so that its positions mean something else here.</Text> : fits ? <Answer answer={answer} /> : !live.failure && <Text size="sm" c="dimmed">Splitting the score…</Text>}
     </Stack>
   );
 }

@@ -54,7 +54,7 @@ export function Graphs() {
                     <Table.Th>Name</Table.Th>
                     <Table.Th>Explains</Table.Th>
                     <Table.Th title="hops on the longest path of verified edges">Depth</Table.Th>
-                    <Table.Th>Verified</Table.Th>
+                    <Table.Th title="edges verified on the running model, of all edges">Verified</Table.Th>
                     <Table.Th title="rank correlation of predicted and measured effects">Spearman</Table.Th>
                     <Table.Th>Made</Table.Th>
                   </Table.Tr>

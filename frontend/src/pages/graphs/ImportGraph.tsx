@@ -4,9 +4,12 @@ import { useState, type SyntheticEvent } from "react";
 import { asApiError, ApiError } from "@/api/errors";
 import { importGraph, type GraphDetail } from "@/api/graphs";
 import { modelsQuery } from "@/api/registry";
+import { PIECE_BYTES, type IncomingFile } from "@/api/uploads";
 import { useInvalidate } from "@/api/useInvalidate";
 import { ErrorNote } from "@/components/ErrorNote";
 import { DropZone } from "@/files/DropZone";
+import { UploadProgress } from "@/files/UploadProgress";
+import { useUploads } from "@/files/useUploads";
 import { bytes } from "@/science/format";
 
 /** The portal takes no larger file. */
@@ -34,12 +37,19 @@ interface ImportGraphProps {
 /** Brings a graph in: one of this program, or an attribution graph as circuit-tracer writes it. */
 export function ImportGraph({ project, onDone }: ImportGraphProps) {
   const models = useQuery(modelsQuery(project));
-  const [file, setFile] = useState<File | null>(null);
+  const [file, setFile] = useState<IncomingFile | null>(null);
   const [name, setName] = useState("");
   const [model, setModel] = useState<string | null>(null);
+  const uploads = useUploads();
   const invalidate = useInvalidate();
   const bring = useMutation({
-    mutationFn: async () => importGraph({ project, model, name: name.trim(), document: await contentOf(file!) }),
+    mutationFn: async () => {
+      const about = { project, model, name: name.trim() };
+      const document = await contentOf(file!.file);
+      // One request takes no more than a few megabytes.
+      if (file!.file.size <= PIECE_BYTES) return importGraph({ ...about, document });
+      return uploads.sendFor([file!], ([upload]) => importGraph({ ...about, upload: upload! }));
+    },
     onSuccess: async (made) => {
       await invalidate("graphs", "lineage");
       onDone(made);
@@ -56,15 +66,16 @@ export function ImportGraph({ project, onDone }: ImportGraphProps) {
           single
           onFiles={([first]) => {
             if (!first) return;
-            setFile(first.file);
+            setFile(first);
             bring.reset();
             if (!name) setName(first.file.name.replace(/\.json$/i, "").slice(0, 120));
           }}
         >
-          {file ? `${file.name}, ${bytes(file.size)}` : "Drop a graph’s .json file here: of this program, or an attribution graph of circuit-tracer or Neuronpedia."}
+          {file ? `${file.file.name}, ${bytes(file.file.size)}` : "Drop a graph’s .json file here: of this program, or an attribution graph of circuit-tracer or Neuronpedia."}
         </DropZone>
         <TextInput label="Name" required maxLength={120} value={name} onChange={(event) => setName(event.currentTarget.value)} error={bring.error ? asApiError(bring.error).about("name") : undefined} data-testid="import-name" />
         <Select label="Model it is of" description="Only with one of the project’s models can heads be asked why they attend." placeholder="none of this project" clearable allowDeselect data={(models.data ?? []).filter((one) => one.state === "ready").map((one) => ({ value: one.id, label: one.name }))} value={model} onChange={setModel} />
+        <UploadProgress uploads={uploads} />
         <ErrorNote error={bring.error} doing="Bringing the graph in" shownElsewhere={["name"]} />
         <Group justify="space-between">
           <Text size="xs" c="dimmed">It is checked before it is kept.</Text>

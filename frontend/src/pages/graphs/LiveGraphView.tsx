@@ -12,7 +12,7 @@ import { canTakePart, usualSaes } from "@/graphs/saes";
 import type { Graph, GraphTarget } from "@/graphs/types";
 import { keptOf, PLAIN, searchOf, viewFrom, type GraphView as View } from "@/graphs/view";
 import { targetWords } from "@/graphs/words";
-import { graphProgress, type GraphQuestion, type LiveGraph } from "@/live/graph";
+import { answeredWhole, graphProgress, keptGraph, type GraphQuestion, type LiveGraph } from "@/live/graph";
 import type { LiveSession, LiveState } from "@/live/liveSession";
 import { siteName } from "@/science/sites";
 import { ExportMenu } from "./ExportMenu";
@@ -40,7 +40,8 @@ export function LiveGraphView({ project, model, saes, session, live, target, sea
   const asked = JSON.stringify({ target, saes: chosen.map((sae) => sae.fingerprint), hops, parents, shown, verify: true } satisfies GraphQuestion);
   const opened = live.opened?.session;
   useEffect(() => {
-    if (opened) session?.readProvenance(JSON.parse(asked) as GraphQuestion);
+    const question = JSON.parse(asked) as GraphQuestion;
+    if (opened && session && !answeredWhole(session.store.value.graph, question)) session.readProvenance(question);
   }, [session, opened, asked]);
   const { graph: found } = live;
   const graph = found?.graph ?? null;
@@ -58,7 +59,7 @@ export function LiveGraphView({ project, model, saes, session, live, target, sea
       <Choices saes={saes} chosen={chosen} sizes={{ hops, parents, shown }} onSearch={onSearch} />
       {graph && (
         <>
-          {edit && found?.ended != null && <SaveGraph key={asked} project={project} model={model.id} graph={graph} view={view} suggested={name} />}
+          {edit && found?.ended != null && <SaveGraph key={asked} project={project} model={model.id} graph={keptGraph(found)!} view={view} suggested={name} />}
           <GraphView project={project} model={model.id} graph={graph} view={view} onView={setView} edit={edit} live={{ session, state: live }} exports={(drawing) => <ExportMenu graph={graph} name={name} drawing={drawing} />} />
         </>
       )}

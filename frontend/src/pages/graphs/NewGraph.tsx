@@ -77,7 +77,7 @@ function Live({ project, model, saes, search, onSearch }: LiveProps) {
     <>
       <PromptBox key={prompt} prompt={prompt} onPrompt={(text) => onSearch({ prompt: text, target: undefined, node: undefined, edge: undefined, pins: undefined, groups: undefined })} />
       <LiveBanner model={model.id} state={live} session={session} edit={edit} />
-      {live.failure && !live.graph?.graph && <ErrorNote error={failureError(live.failure)} doing="Asking the model" />}
+      {live.failure && (!live.graph?.graph || live.graph.ended === "failed") && <ErrorNote error={failureError(live.failure)} doing="Asking the model" />}
       {target ? (
         <LiveGraphView project={project} model={model} saes={saes} session={session} live={live} target={target} search={search} onSearch={onSearch} edit={edit} />
       ) : live.opened ? (

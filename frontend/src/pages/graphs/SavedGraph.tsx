@@ -30,14 +30,28 @@ export function SavedGraph() {
 function Underway({ row }: { row: GraphDetail }) {
   const project = useProjectId();
   const job = useJobAbout(project, row.id);
+  const { edit } = useRights(project);
+  const failed = row.state === "failed";
   return (
-    <Page title={row.name} crumbs={[{ label: "Graphs", to: "/projects/$project/graphs", params: { project } }]}>
+    <Page
+      title={row.name}
+      crumbs={[{ label: "Graphs", to: "/projects/$project/graphs", params: { project } }]}
+      actions={edit && failed && <Remove row={row} />}
+    >
       <div className="panel">
-        <Text size="sm">{row.state === "failed" ? "This graph could not be computed." : "This graph is being computed."}</Text>
-        <JobOf job={job} />
+        <Text size="sm">{failed ? "This graph was not computed." : "This graph is being computed."}</Text>
+        {job ? <JobOf job={job} /> : <Text size="sm">{row.error}</Text>}
       </div>
     </Page>
   );
+}
+
+/** Deletes the graph and goes back to the list. */
+function Remove({ row }: { row: GraphDetail }) {
+  const navigate = useNavigate();
+  const invalidate = useInvalidate();
+  const leave = () => void navigate({ to: "/projects/$project/graphs", params: { project: row.project } }).then(() => invalidate("graphs", "lineage"));
+  return <DeleteButton what={row.name} remove={() => deleteGraph(row.id)} onDeleted={leave} />;
 }
 
 function Ready({ row }: { row: GraphDetail }) {
@@ -67,7 +81,7 @@ function Shown({ row, graph }: { row: GraphDetail; graph: Graph }) {
         <Group gap="xs">
           {edit && moved && <Button onClick={() => keep.mutate()} loading={keep.isPending} title="Pins, groups and sliders, for everybody who opens the graph" data-testid="keep-view">Keep this arrangement</Button>}
           {edit && <RenameButton kind="graphs" row={row} />}
-          {edit && <DeleteButton what={row.name} remove={() => deleteGraph(row.id)} onDeleted={() => void navigate({ to: "/projects/$project/graphs", params: { project } }).then(() => invalidate("graphs", "lineage"))} />}
+          {edit && <Remove row={row} />}
         </Group>
       }
     >
