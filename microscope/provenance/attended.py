@@ -20,6 +20,8 @@ from microscope.sae import SparseAutoencoder
 
 # What is left of a score by rounding alone, relative to the sizes of its query and key.
 _ROUNDING = 1e-5
+# Bytes that derivatives may take at once, unless a single one takes more.
+_MOST_BYTES = 256 * 2**20
 # What reaches a query from other positions than its own, relative, before it counts as depending on them.
 _ELSEWHERE = 1e-4
 
@@ -169,9 +171,14 @@ def _at_ends(
 
 def _matrix(block: BlockPass, end: Tensor, position: int) -> Tensor:
     """What a query or key makes of the stream at its position, ``[head_dim, d]``."""
-    everywhere = _jacobian(end, block.x)[:, 0]  # [head_dim, positions, d]
-    here, stream = everywhere[:, position], block.x.detach()[0]
-    elsewhere = (everywhere * stream).sum((1, 2)) - here @ stream[position]
+    stream = block.x.detach()[0]
+    each, sums = [], []
+    for numbers in end.split(_at_once(block.x)):
+        everywhere = _jacobian(numbers, block.x)[:, 0]  # [numbers, positions, d]
+        each.append(everywhere[:, position].clone())
+        sums.append((everywhere * stream).sum((1, 2)))
+    here = torch.cat(each)
+    elsewhere = torch.cat(sums) - here @ stream[position]
     if float(elsewhere.norm()) > _ELSEWHERE * float(end.detach().norm()):
         raise MicroscopeError(
             "scores_unknown",
@@ -243,7 +250,13 @@ def _heads(block: BlockPass, positions: Sequence[int]) -> Tensor | None:
     if gradient is None:
         return None
     each = (gradient * attention.out.detach())[0].sum((1, 2))
-    return _jacobian(each, asked).transpose(0, 1)
+    found = [_jacobian(heads, asked) for heads in each.split(_at_once(attention.out))]
+    return torch.cat(found).transpose(0, 1)
+
+
+def _at_once(tensor: Tensor) -> int:
+    """How many gradients as large as a tensor are computed together."""
+    return max(1, _MOST_BYTES // (4 * tensor.numel()))
 
 
 def _jacobian(of: Tensor, at: Tensor) -> Tensor:

@@ -82,7 +82,8 @@ class PromptPass:
         exact: whether the model itself computes in float32.
 
     Raises:
-        MicroscopeError: ``not_reproduced``, when a block that is run by itself gives other numbers than in the model.
+        MicroscopeError: ``not_reproduced``, when a block that is run by itself gives other numbers than in the model;
+            ``not_finite``, when there are no numbers to explain.
     """
 
     def __init__(self, loaded: LoadedModel, tokens: Sequence[int]) -> None:
@@ -189,6 +190,12 @@ class PromptPass:
     def _check(self, layer: int, out: Tensor) -> None:
         """Whether a block, run by itself, does what it did in the model's pass."""
         wanted = self._outputs[layer].float()
+        if not bool(wanted.isfinite().all()):
+            raise MicroscopeError(
+                "not_finite",
+                f"Block {layer} of this model puts out numbers that are not finite on this prompt.",
+                "Run the model in float32 or bfloat16, or choose another prompt.",
+            )
         off = float((out.detach()[0] - wanted).norm() / wanted.norm().clamp_min(1e-12))
         if not off <= (_SAME_EXACT if self.exact else _SAME_HALF):
             raise MicroscopeError(

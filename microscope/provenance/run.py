@@ -79,7 +79,12 @@ def explain_target(params: ProvenanceParams, progress: Progress = SILENT) -> Fou
     if not used - {graph.target.sae}:
         for line in how_to_train(params, graph):
             progress.log(line)
-    found = Found(graph, _attended(graph.target, loaded, tokens, saes))
+    try:
+        ends = _attended(graph.target, loaded, tokens, saes)
+    except MicroscopeError as error:  # the graph is there all the same
+        progress.log(f"What is at the two ends of the score cannot be told apart: {error}", "warning")
+        ends = None
+    found = Found(graph, ends)
     if params.out is not None:
         out = Path(params.out)
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,18 @@ def test_what_is_not_listed_is_summed(opened):
     assert len([c for c in few.key_contributors if c.kind not in ("bias", "other")]) == 3
     sizes = [abs(pair.attribution) for pair in few.pairs]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_derivatives_are_taken_a_few_at_a_time_where_they_are_large(opened, monkeypatch):
+    _, loaded = opened("llama")
+    ids = loaded.encode(PROMPT)
+    whole = attended(loaded, ids, 2, 1, QUERY, 4, top=500)
+    monkeypatch.setattr(sys.modules[attended.__module__], "_MOST_BYTES", 1)
+    pieces = attended(loaded, ids, 2, 1, QUERY, 4, top=500)
+    for found, wanted in ((pieces.query_contributors, whole.query_contributors), (pieces.pairs, whole.pairs)):
+        assert [one.attribution for one in found] == pytest.approx(
+            [one.attribution for one in wanted], abs=1e-6
+        )
 
 
 @pytest.mark.parametrize(

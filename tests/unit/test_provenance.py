@@ -588,6 +588,14 @@ def test_targets_that_are_none(plain: LoadedModel) -> None:
     refused(plain, GraphTarget(kind="direction", layer=9, vector=(1.0,) * WIDTH), saes, "layer_out_of_range")
 
 
+def test_a_prompt_whose_activations_overflow_is_refused(tmp_path: Path) -> None:
+    loaded = load_model(str(make_any("llama", tmp_path)), dtype="float32", device="cpu")
+    with torch.no_grad():
+        loaded.model.get_submodule(loaded.family.blocks)[1].mlp.down_proj.weight.fill_(float("inf"))
+    error = refused(loaded, GraphTarget(kind="token", token=3), {}, "not_finite")
+    assert "Block 1" in error.message
+
+
 def test_saes_that_do_not_belong_here(plain: LoadedModel) -> None:
     target = GraphTarget(kind="token", token=3)
 

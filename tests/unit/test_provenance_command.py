@@ -123,8 +123,8 @@ def test_tokens_differences_scores_and_directions(rig: Rig, tmp_path: Path) -> N
     text = rig.loaded.texts(rig.tokens[2])
     one = rig.run("--token", text, "--no-verify", "--hops", 1)
     assert (one["target"]["kind"], one["target"]["token"]) == ("token", rig.tokens[2])
-    both = rig.run("--token", text, "--against-id", 5, "--no-verify", "--hops", 1)
-    assert (both["target"]["kind"], both["target"]["against"]) == ("difference", 5)
+    both = rig.run("--token", text, "--against-id", 6, "--no-verify", "--hops", 1)
+    assert (both["target"]["kind"], both["target"]["against"]) == ("difference", 6)
     score = rig.run("--attention", "1.0:-1:1", "--no-verify", "--hops", 1)
     last = len(rig.tokens) - 1
     assert {k: score["target"][k] for k in ("layer", "head", "position", "key")} == {
