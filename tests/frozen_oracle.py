@@ -41,9 +41,11 @@ class WrittenOut:
     Args:
         model: of Llama's or GPT-2's kind.
         ids: tokens ``[positions]``.
+        gates: whether the gates of MLPs are held, too.
     """
 
-    def __init__(self, model: Any, ids: Tensor) -> None:
+    def __init__(self, model: Any, ids: Tensor, *, gates: bool = True) -> None:
+        self.gates = gates
         self.model = copy.deepcopy(model).double().requires_grad_(False)
         self.held = Held()
         self.ids = ids
@@ -123,10 +125,13 @@ class WrittenOut:
         name = ("second", layer)
         if self.llama:
             norm, mlp = self._norm(name, block.post_attention_layernorm, x), block.mlp
-            return mlp.down_proj(self.held(("gate", layer), F.silu(mlp.gate_proj(norm))) * mlp.up_proj(norm))
+            return mlp.down_proj(self._gate(layer, F.silu(mlp.gate_proj(norm))) * mlp.up_proj(norm))
         inner = block.mlp.c_fc(self._norm(name, block.ln_2, x))
         active = F.gelu(inner, approximate="tanh")
-        return block.mlp.c_proj(inner * self.held(("gate", layer), active / inner))
+        return block.mlp.c_proj(inner * self._gate(layer, active / inner))
+
+    def _gate(self, layer: int, made: Tensor) -> Tensor:
+        return self.held(("gate", layer), made) if self.gates else made
 
     def _norm(self, name: Any, norm: Any, x: Tensor) -> Tensor:
         if not self.llama:

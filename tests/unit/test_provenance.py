@@ -254,17 +254,19 @@ def agrees(graph: Graph, formulas: Formulas, tolerance: float) -> int:
         )
         for name, wanted in sums.items():
             assert getattr(account, name) == pytest.approx(wanted, abs=near), (name, account)
-        assert abs(account.missing) <= near
+        held = formulas.model.gates
+        assert abs(account.missing) <= near or not held
         edges = [e for e in graph.edges if e.child == account.node and e.side == account.side]
         assert sum(e.attribution for e in edges) == pytest.approx(account.shown, abs=near)
         for edge in edges:
             site, added = contribution(formulas, edge.parent)
             assert edge.attribution == pytest.approx(float((gradients[site] * added).sum()), abs=near), edge
-            # Without the parent, everything held: predicted is measured.
-            without = {s: (t - added if s == site else t).detach() for s, t in base.items()}
-            measured = float(value.detach() - formulas.value(read, number, cuts, without))
-            assert edge.attribution == pytest.approx(measured, abs=near), edge
-        for edge in edges[:4]:
+            assert sum(part.attribution for part in edge.parts) == pytest.approx(edge.attribution, abs=near)
+            if held:  # without the parent: predicted is measured
+                without = {s: (t - added if s == site else t).detach() for s, t in base.items()}
+                measured = float(value.detach() - formulas.value(read, number, cuts, without))
+                assert edge.attribution == pytest.approx(measured, abs=near), edge
+        for edge in edges[:4] if held else ():
             parts_agree(edge, formulas, read, number, cuts, near)
         compared += len(edges)
     return compared
@@ -362,17 +364,20 @@ def a_target(
 
 
 @pytest.mark.parametrize("kind", ["feature", "token", "difference", "attention", "direction"])
-def test_a_graph_is_what_formulas_say(loaded: LoadedModel, kind: str) -> None:
+@pytest.mark.parametrize("mlp", ["gates", "gradient"])
+def test_a_graph_is_what_formulas_say(loaded: LoadedModel, mlp: str, kind: str) -> None:
+    """With gradients through MLPs, too, which is how a graph is made unless told otherwise."""
     compared = 0
-    for seed in range(2):
+    for seed in range(2 if mlp == "gates" else 1):
         rng = random.Random(f"{kind}{seed}")
         ids = prompt_of(loaded, seed)
         saes, hops = some_saes(rng), rng.randint(1, 4)
-        formulas = Formulas(WrittenOut(loaded.model, torch.tensor(ids)), fingerprints(saes), hops)
+        written_out = WrittenOut(loaded.model, torch.tensor(ids), gates=mlp == "gates")
+        formulas = Formulas(written_out, fingerprints(saes), hops)
         target = a_target(kind, rng, saes, formulas)
         limits = Limits(hops=hops, parents=3, shown=8)
-        graph = whole(loaded, ids, target, fingerprints(saes), limits=limits)
-        assert graph.completeness == pytest.approx(1.0, abs=1e-4)
+        graph = whole(loaded, ids, target, fingerprints(saes), limits=limits, mlp=mlp)
+        assert (graph.mlp, graph.completeness) == (mlp, pytest.approx(1.0, abs=1e-4))
         used = {sae.fingerprint for sae in graph.saes}
         formulas = Formulas(
             formulas.model,
@@ -382,7 +387,7 @@ def test_a_graph_is_what_formulas_say(loaded: LoadedModel, kind: str) -> None:
         for name in set(formulas.saes) - used:  # the target's own is read, and ends nothing
             formulas.by_site.pop(formulas.writes[name])
         compared += agrees(graph, formulas, CLOSE_LOGIT if kind in ("token", "difference") else CLOSE)
-    assert compared > 10
+    assert compared > 5
 
 
 @pytest.mark.parametrize("kind", KINDS)
