@@ -48,7 +48,7 @@ def _show(_options: dict[str, Any], result: dict[str, Any], console: Console) ->
     graph = msgspec.convert(result, type=Graph)
     _show_target(graph, console)
     _show_components(graph.components, graph, console)
-    _show_edges(graph, console)
+    show_edges(graph, console)
     if "attended" in result:
         _show_attended(msgspec.convert(result["attended"], type=Attended), graph, console)
     for note in graph.notes:
@@ -83,7 +83,8 @@ def _show_components(components: Iterable[Component], graph: Graph, console: Con
         console.print(f"… and {len(ranked) - _MOST_LINES} smaller ones")
 
 
-def _show_edges(graph: Graph, console: Console) -> None:
+def show_edges(graph: Graph, console: Console) -> None:
+    """The strongest edges of each hop, with what the running model said to them."""
     if not graph.edges:
         return
     table = Table("From", "To", "Attribution", "Measured", "Verdict", "Through")
@@ -97,7 +98,7 @@ def _show_edges(graph: Graph, console: Console) -> None:
             *map(_plain, ends),
             _number(edge.attribution),
             _number(edge.measured),
-            f"{verdict}[/] (carried)" if edge.carry and verdict else "carried" if edge.carry else verdict,
+            f"{verdict} (carried)" if edge.carry and verdict else "carried" if edge.carry else verdict,
             "" if through is None else _module_words(through),
         )
     console.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ import msgspec
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from rich.console import Console
 from safetensors.torch import save_file
 
 from microscope.cli import main
+from microscope.cli.provenance import show_edges
 from microscope.graphs import Graph, GraphTarget, check, depth
 from microscope.models import load_model
 from microscope.params.provenance import upstream_layers
 from microscope.provenance import Limits
 from microscope.provenance.needs import bytes_needed
 from microscope.sae import SparseAutoencoder, load_sae, save_sae
+from tests import graph_documents as documents
 from tests.live_rig import random_sae
 
 PROMPT = "the state of union is strong"
@@ -100,6 +104,18 @@ def test_a_person_reads_it_as_tables(rig: Rig) -> None:
     assert shown.exit_code == 0, shown.output
     for words in ("completeness", "depth", "Component", "Through", "resid_post.1:"):
         assert words in " ".join(shown.output.split()), words
+
+
+@pytest.mark.parametrize("verdict", ["causal", "weak", "not shown", None])
+@pytest.mark.parametrize("carry", [False, True])
+def test_every_kind_of_edge_can_be_shown(verdict: Any, carry: bool) -> None:
+    parent = documents.feature(3, 5, 1)
+    edges = [documents.edge(parent.id, "target", verdict=verdict, carry=carry)]
+    shown = io.StringIO()
+    show_edges(documents.graph([parent], edges), Console(file=shown, width=200))
+    row = next(line for line in shown.getvalue().splitlines() if "resid_post.3:5" in line)
+    assert (verdict or "") in row
+    assert ("carried" in row) is carry
 
 
 @pytest.mark.parametrize("saes", [(1, 0), (0, 1)], ids=str)

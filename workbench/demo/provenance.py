@@ -47,7 +47,7 @@ def words(graph: dict[str, Any], document: dict[str, Any]) -> list[tuple[str, st
     return [
         (
             "Provenance",
-            f"feature {target['index']} at {token!r}: {graph['depth']} layers up, every hop verified",
+            f"feature {target['index']} at {token!r}: {_counted(graph['depth'], 'hop')} on the longest path of verified edges",
         ),
         (
             "Edges",
@@ -60,6 +60,10 @@ def words(graph: dict[str, Any], document: dict[str, Any]) -> list[tuple[str, st
             f"all edges measured {summary['seconds']:.1f} s",
         ),
     ]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _figure(value: float | None) -> str:

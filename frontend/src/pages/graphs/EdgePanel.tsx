@@ -1,4 +1,4 @@
-import { Badge, Group, Stack, Text, Title } from "@mantine/core";
+import { Badge, Group, Stack, Text, Title, UnstyledButton } from "@mantine/core";
 import { LineChart } from "@/charts/LineChart";
 import { Facts } from "@/components/Facts";
 import type { DrawnEdge } from "@/graphs/fold";
@@ -52,7 +52,7 @@ interface OneEdgeProps extends Omit<EdgePanelProps, "edge"> {
 function OneEdge({ graph, edge, parent, child, onNode, onAttended }: OneEdgeProps) {
   const parts = [...edge.parts].sort((a, b) => Math.abs(b.attribution) - Math.abs(a.attribution));
   const query = child.position ?? positionOf(graph, graph.target.position);
-  const link = (node: GraphNode) => <button type="button" style={{ all: "unset", cursor: "pointer", textDecoration: "underline" }} onClick={() => onNode(node.id)}>{nodeWords(graph, node)}</button>;
+  const link = (node: GraphNode) => <UnstyledButton fz="inherit" td="underline" onClick={() => onNode(node.id)}>{nodeWords(graph, node)}</UnstyledButton>;
   return (
     <section>
       <Text size="sm">From {link(parent)} to {link(child)}{edge.side && `, by the ${edge.side}`}.</Text>

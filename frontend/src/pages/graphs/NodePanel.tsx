@@ -1,6 +1,6 @@
 import { Button, Group, Stack, Text, Title } from "@mantine/core";
 import { useQuery } from "@tanstack/react-query";
-import { featureQuery } from "@/api/features";
+import { featureAtQuery, featureQuery } from "@/api/features";
 import { Facts } from "@/components/Facts";
 import { LinkButton } from "@/components/LinkButton";
 import { TextLink } from "@/components/TextLink";
@@ -67,9 +67,17 @@ export function NodePanel({ project, model, graph, node, incoming, outgoing, nam
 
 const capital = (text: string) => text.charAt(0).toUpperCase() + text.slice(1);
 
+/** What the portal knows of a node's feature. Asked here too: large graphs do not ask for all of theirs. */
+function useFeature(names: Names, node: GraphNode) {
+  const sae = node.kind === "feature" ? names.saeOf(node.sae) : undefined;
+  const enabled = sae !== undefined && node.index !== null;
+  const { data, isPending, error } = useQuery({ ...featureAtQuery(sae?.id ?? "", node.index ?? 0), enabled });
+  return { row: data ?? undefined, missing: !enabled ? "Its SAE is not in this project." : error ? "Its feature could not be loaded." : isPending ? "…" : "Its SAE’s features were not analysed." };
+}
+
 /** To the patch lab with this feature ablated at this token, and to a graph of this feature. */
 function FeatureLinks({ project, model, graph, node, names }: { project: string; model: string; graph: Graph; node: GraphNode; names: Names }) {
-  const feature = names.featureOf(node);
+  const { row: feature } = useFeature(names, node);
   const sae = names.saeOf(node.sae);
   if (!sae || node.position === null || node.index === null) return null;
   const target = { kind: "feature" as const, sae: node.sae, index: node.index, position: positionOf(graph, node.position) };
@@ -91,9 +99,9 @@ const EXPLAINED: Partial<Record<GraphNode["kind"], string>> = {
 
 function About({ project, graph, node, names }: { project: string; graph: Graph; node: DrawnNode; names: Names }) {
   const [top] = node.members as [GraphNode];
+  const { row, missing } = useFeature(names, top);
   if (top.kind === "target") return <Text size="sm">What is explained. Its value is {number(top.value)}.</Text>;
   if (top.kind !== "feature") return <Text size="sm" c="dimmed">{EXPLAINED[top.kind] ?? nodeWords(graph, top)}</Text>;
-  const row = names.featureOf(top);
   return (
     <>
       {row ? (
@@ -102,7 +110,7 @@ function About({ project, graph, node, names }: { project: string; graph: Graph;
           <Text size="xs" c="dimmed" ff="monospace" style={{ overflowWrap: "anywhere" }}>{row.top_tokens.slice(0, 8).map(tokenLabel).join(" ")}</Text>
         </div>
       ) : (
-        <Text size="xs" c="dimmed">{names.saeOf(top.sae) ? "Its SAE’s features were not analysed." : "Its SAE is not in this project."}</Text>
+        <Text size="xs" c="dimmed">{missing}</Text>
       )}
       <Facts
         facts={[
