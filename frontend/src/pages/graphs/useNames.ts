@@ -2,7 +2,7 @@ import { useQueries, useQuery } from "@tanstack/react-query";
 import { useCallback, useMemo } from "react";
 import { featureAtQuery } from "@/api/features";
 import { saesQuery } from "@/api/saes";
-import type { Feature, Sae } from "@/api/types";
+import type { Sae } from "@/api/types";
 import type { Graph, GraphNode } from "@/graphs/types";
 import { tokenLabel } from "@/science/tokens";
 
@@ -12,8 +12,6 @@ const MOST = 120;
 export interface Names {
   /** The SAE of the project that a fingerprint names. */
   saeOf: (fingerprint: string) => Sae | undefined;
-  /** What the portal knows of a node's feature. */
-  featureOf: (node: GraphNode) => Feature | undefined;
   /** A label, or the token it fires on most, by node. */
   names: ReadonlyMap<string, string>;
 }
@@ -35,15 +33,14 @@ export function useNames(project: string, graph: Graph): Names {
     combine: (found) => found.map(({ data }) => data ?? undefined),
   });
   const byKey = useMemo(() => new Map(keys.split(" ").map((key, at) => [key, rows[at]])), [keys, rows]);
-  const featureOf = useCallback((node: GraphNode) => (node.kind === "feature" ? byKey.get(keyOf(node)) : undefined), [byKey]);
   const names = useMemo(() => {
     const found = new Map<string, string>();
     for (const node of graph.nodes) {
-      const row = featureOf(node);
+      const row = node.kind === "feature" ? byKey.get(keyOf(node)) : undefined;
       const name = row ? row.label || (row.top_tokens[0] === undefined ? "" : tokenLabel(row.top_tokens[0])) : node.kind === "target" ? "" : node.text;
       if (name) found.set(node.id, name);
     }
     return found;
-  }, [graph.nodes, featureOf]);
-  return { saeOf, featureOf, names };
+  }, [graph.nodes, byKey]);
+  return { saeOf, names };
 }
