@@ -12,9 +12,11 @@ from torch import Tensor
 
 from microscope.graphs import Edge, Graph, GraphTarget, GraphUpdate, Node, check, updated
 from microscope.live import ResidentModel
+from microscope.live.run import run_baseline
 from microscope.models import LoadedModel, load_model, runner_for
-from microscope.params import EditPlan, Positions
+from microscope.params import EditPlan, Positions, Site
 from microscope.provenance import Limits, explain
+from microscope.provenance.passes import PromptPass
 from microscope.provenance.verification import STRENGTHS, percentile, verdict
 from microscope.sae import SaeConfig, SparseAutoencoder, architecture
 from tests.families.oracle import removed
@@ -518,17 +520,22 @@ def test_a_graph_without_edges_has_nothing_to_measure(model_folders):
 
 
 def test_what_is_silent_in_the_precision_the_model_runs_in_is_not_shown(model_folders):
-    """A TopK SAE of bfloat16 rows may choose other latents than in float32, where the graph is made."""
+    """A feature that rounding to bfloat16 silences: it fires in float32, where the graph is made."""
     loaded = opened(model_folders["llama"], "bfloat16")
-    silent = 0
-    for seed in range(4):
-        saes = named(of_kind("topk", "resid_post.0", seed), of_kind("topk", "resid_post.1", seed + 50))
-        limits = Limits(hops=2, parents=8, shown=60)
-        graph = finished(explain(loaded, loaded.encode(PROMPT), token(loaded), saes, limits=limits))
-        gone = [edge for edge in graph.edges if edge.effects and not any(edge.effects)]
-        assert all(edge.verdict == "not shown" for edge in gone)
-        silent += len(gone)
-    assert silent, "no seed had one"
+    ids, sae = loaded.encode(PROMPT), of_kind("standard", "resid_post.0")
+    exact = PromptPass(loaded, ids).activation(Site("resid_post", 0))[-1]
+    nothing_special = torch.zeros(len(ids), dtype=torch.bool)
+    run = run_baseline(runner_for(loaded), torch.tensor(ids), nothing_special)
+    rounded = run.layers[0].edited[-1].float()
+    sae.W_enc[0] = 1000 * (exact - rounded)
+    sae.W_dec[0] *= 100
+    both = sae.pre_activations(torch.stack((exact, rounded)))[:, 0]
+    sae.b_enc[0] -= both.mean()
+    limits = Limits(hops=1, shown=500)
+    graph = finished(explain(loaded, ids, token(loaded), named(sae), limits=limits))
+    (edge,) = [e for e in graph.edges if e.parent == f"resid_post.0:0@{len(ids) - 1}"]
+    assert edge.attribution != 0
+    assert (edge.measured, edge.verdict, edge.verified) == (0.0, "not shown", False)
 
 
 def test_where_all_features_fire_random_directions_are_the_controls(model_folders):
