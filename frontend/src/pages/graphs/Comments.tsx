@@ -9,7 +9,7 @@ import { Loaded } from "@/components/Loaded";
 import { ago } from "@/science/format";
 
 /** What people say about a graph. */
-export function Comments({ graph, me, edit }: { graph: string; me: string | undefined; edit: boolean }) {
+export function Comments({ graph, edit }: { graph: string; edit: boolean }) {
   const comments = useQuery(graphCommentsQuery(graph));
   const invalidate = useInvalidate();
   const [text, setText] = useState("");
@@ -33,18 +33,20 @@ export function Comments({ graph, me, edit }: { graph: string; me: string | unde
             <div key={comment.id} style={{ margin: "0.4rem 0" }} data-testid="graph-comment">
               <Group justify="space-between" gap={4}>
                 <Text size="xs" c="dimmed">{comment.author ?? "–"}, {ago(comment.created_at)}</Text>
-                {(edit || comment.author === me) && <DeleteButton what="the comment" remove={() => deleteGraphComment(graph, comment.id)} onDeleted={() => void invalidate("graphs")} />}
+                {edit && <DeleteButton what="the comment" remove={() => deleteGraphComment(graph, comment.id)} onDeleted={() => void invalidate("graphs")} />}
               </Group>
               <Text size="sm" style={{ whiteSpace: "pre-wrap", overflowWrap: "anywhere" }}>{comment.text}</Text>
             </div>
           ))
         }
       </Loaded>
-      <form onSubmit={submit}>
-        <Textarea size="xs" aria-label="Comment" placeholder="Say something about this graph" autosize minRows={1} maxLength={4000} value={text} onChange={(event) => setText(event.currentTarget.value)} data-testid="comment-text" />
-        <Button type="submit" mt={4} variant="default" disabled={!text.trim()} loading={add.isPending} data-testid="comment-add">Comment</Button>
-        <ErrorNote error={add.error} doing="Commenting" />
-      </form>
+      {edit ? (
+        <form onSubmit={submit}>
+          <Textarea size="xs" aria-label="Comment" placeholder="Say something about this graph" autosize minRows={1} maxLength={4000} value={text} onChange={(event) => setText(event.currentTarget.value)} data-testid="comment-text" />
+          <Button type="submit" mt={4} variant="default" disabled={!text.trim()} loading={add.isPending} data-testid="comment-add">Comment</Button>
+          <ErrorNote error={add.error} doing="Commenting" />
+        </form>
+      ) : comments.data?.length === 0 && <Text size="xs" c="dimmed">No comments yet.</Text>}
     </section>
   );
 }

@@ -3,7 +3,6 @@ import { useMutation, useQuery } from "@tanstack/react-query";
 import { useNavigate, useParams, useSearch } from "@tanstack/react-router";
 import { useMemo, useState } from "react";
 import { deleteGraph, graphDocumentQuery, graphQuery, updateGraph, type GraphDetail } from "@/api/graphs";
-import { meQuery } from "@/api/session";
 import { useInvalidate } from "@/api/useInvalidate";
 import { useProjectId, useRights } from "@/app/project";
 import { ConflictNote } from "@/components/ConflictNote";
@@ -62,7 +61,6 @@ function Ready({ row }: { row: GraphDetail }) {
 function Shown({ row, graph }: { row: GraphDetail; graph: Graph }) {
   const project = useProjectId();
   const { edit } = useRights(project);
-  const { data: me } = useQuery(meQuery);
   const navigate = useNavigate();
   const invalidate = useInvalidate();
   const search = useSearch({ from: "/signed-in/projects/$project/graphs/$graph" });
@@ -89,7 +87,7 @@ function Shown({ row, graph }: { row: GraphDetail; graph: Graph }) {
       <Text size="sm" className="mono" style={{ overflowWrap: "anywhere", whiteSpace: "pre-wrap", maxHeight: "5.6em", overflowY: "auto" }} data-testid="graph-prompt" tabIndex={0}>{graph.prompt}</Text>
       <Note row={row} edit={edit} />
       <GraphView project={project} model={row.model} graph={graph} view={view} onView={setView} edit={edit} exports={(drawing) => <ExportMenu graph={graph} name={row.name} drawing={drawing} saved={row.id} />}>
-        <Comments graph={row.id} me={me?.username} edit={edit} />
+        <Comments graph={row.id} edit={edit} />
       </GraphView>
     </Page>
   );
