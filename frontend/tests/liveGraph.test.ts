@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import { usualSaes } from "@/graphs/saes";
+import { canTakePart, usualSaes } from "@/graphs/saes";
 import { answeredWhole, graphProgress, keptGraph, type GraphQuestion } from "@/live/graph";
 import { LiveSession } from "@/live/liveSession";
 import { edge, graphOf, node, update } from "./graphRig";
@@ -85,6 +85,9 @@ describe("the SAEs that take part", () => {
   it("are one for each block below the target, and the target's own", () => {
     expect(names({})).toEqual(["a5", "a3", "a2"]);
     expect(names({ kind: "feature", sae: "b3", index: 1 })).toEqual(["b3", "a2"]);
+    const transcoder = sae("t", 2, { params: { site_out: "mlp_out" } });
+    expect(usualSaes([transcoder, ...all], target).map(({ id }) => id)).toEqual(["a5", "a3", "a2"]);
+    expect([transcoder, { ...transcoder, site: "resid_mid" }, sae("m", 2, { site: "resid_mid" })].map(canTakePart)).toEqual([true, true, false]);
     expect(names({ kind: "attention", layer: 3, head: 0, key: 0 })).toEqual(["a2"]);
   });
 });

@@ -8,12 +8,19 @@ interface Known {
   state: string;
   site: string;
   layer: number;
+  params?: Readonly<Record<string, unknown>>;
 }
 
-/** Kinds of sites whose SAEs can be nodes. */
+/** Kinds of sites whose parts can be nodes. */
 const POSSIBLE = new Set(["resid_post", "attn_out", "mlp_out"]);
 
-export const canTakePart = (sae: Known): boolean => sae.state === "ready" && sae.fingerprint !== "" && POSSIBLE.has(sae.site);
+/** The kind of site it writes to, which for a transcoder is another than it reads. */
+function writesTo({ site, params }: Known): string {
+  const out = params?.site_out;
+  return typeof out === "string" && out !== "" ? out.split(".")[0]! : site;
+}
+
+export const canTakePart = (sae: Known): boolean => sae.state === "ready" && sae.fingerprint !== "" && POSSIBLE.has(writesTo(sae));
 
 /** The highest block whose SAE can contribute to the target; undefined where all can. */
 export function limitOf(saes: readonly Known[], target: GraphTarget): number | undefined {
@@ -29,7 +36,7 @@ export function usualSaes<Sae extends Known>(saes: readonly Sae[], target: Graph
   const taken = new Set(own.map((sae) => `${sae.site}.${sae.layer}`));
   const below = saes.filter((sae) => {
     const place = `${sae.site}.${sae.layer}`;
-    if (!canTakePart(sae) || sae.site !== "resid_post" || taken.has(place)) return false;
+    if (!canTakePart(sae) || writesTo(sae) !== "resid_post" || taken.has(place)) return false;
     if (limit !== undefined && sae.layer >= limit) return false;
     taken.add(place);
     return true;
