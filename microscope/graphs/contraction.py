@@ -74,20 +74,24 @@ def depth(graph: Graph) -> int:
 
     An edge is a hop when its parent is a feature, it is no carry, was verified on the running model, and heads, MLPs
     and blocks on the way hold at least 5 % of it; one of hop 2 or more counts only when ``mediated`` is at least 0.25.
-    A path may use carries that were not refuted; they add nothing. It may not enter a fold at one member and leave it
+    A path may use carries that were not refuted, and verified edges by which a target reads a feature directly; they add
+    nothing. It may not enter a fold at one member and leave it
     at a lower one, since nothing flows down.
 
     Raises:
         MicroscopeError: ``graph_node_missing``, ``graph_cycle``.
     """
     features = {node.id for node in graph.nodes if node.kind == "feature"}
+    targets = {node.id for node in graph.nodes if node.kind == "target"}
+    # A feature as a target is read by its SAE; all others may be read where an SAE stands.
+    reading = targets if graph.target.kind != "feature" else set()
     parents: dict[str, list[tuple[str, int]]] = {}
     for edge in graph.edges:
-        if _joins(edge):
+        if _joins(edge) or (edge.verified and edge.child in reading and _read_directly(edge)):
             parents.setdefault(edge.child, []).append((edge.parent, 0))
         elif is_hop(edge) and edge.parent in features:
             parents.setdefault(edge.child, []).append((edge.parent, 1))
-    longest = {node.id: 0 for node in graph.nodes if node.kind == "target"}
+    longest = dict.fromkeys(targets, 0)
     for name in target_first(graph):
         if name in longest:
             for parent, step in parents.get(name, ()):
@@ -107,6 +111,13 @@ def computed(edge: Edge) -> bool:
     sizes = sum(abs(part.attribution) for part in edge.parts)
     passed = sum(abs(part.attribution) for part in edge.parts if part.kind in ("head", "mlp", "block"))
     return passed > 0 and passed >= COMPUTED * sizes
+
+
+def _read_directly(edge: Edge) -> bool:
+    """Whether nearly all of an edge passes no head, MLP or block."""
+    sizes = sum(abs(part.attribution) for part in edge.parts)
+    direct = sum(abs(part.attribution) for part in edge.parts if part.kind == "direct")
+    return sizes > 0 and direct > (1 - COMPUTED) * sizes
 
 
 def _joins(edge: Edge) -> bool:

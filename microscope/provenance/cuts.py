@@ -10,6 +10,7 @@ from torch import Tensor
 
 from microscope.graphs import Side
 from microscope.params import Site
+from microscope.provenance.passes import order
 from microscope.sae import Codes, SparseAutoencoder
 
 # Bytes of decoder directions that are gathered at once, unless those of one row take more.
@@ -21,7 +22,8 @@ class Explained:
     """A number of a frozen pass that is to be explained: ``value = vector·activation + constant``.
 
     The activation is that at ``site`` and ``position``; ``vector`` is as wide as it. ``side`` tells the two ends of
-    an attention score apart; ``direction`` is what a feature writes.
+    an attention score apart; ``direction`` is what a feature writes. ``behind`` numbers read what passes on where an
+    SAE stands at their own site, so that its features are parents; a feature reads in front of its own SAE.
     """
 
     node: str
@@ -32,6 +34,11 @@ class Explained:
     constant: float
     side: Side = ""
     direction: Tensor | None = None
+    behind: bool = False
+
+    def is_above(self, written: Site) -> bool:
+        """Whether what an SAE writes at a site can reach this number."""
+        return order(written) < order(self.site) or (self.behind and written == self.site)
 
 
 @dataclass

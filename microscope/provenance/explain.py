@@ -121,7 +121,7 @@ def explain(
     wrapped = set(loaded.tokenizer.all_special_ids)
     special = torch.tensor([token in wrapped for token in tokens], device=loaded.device)
     target, numbers, node = resolve(held, target, saes, special)
-    upstream = Upstream(held, saes, numbers[0].site, special, limits.hops, mlp)
+    upstream = Upstream(held, saes, numbers[0], special, limits.hops, mlp)
     listed = {cut.name: cut.sae for cut in upstream.cuts}
     if target.kind == "feature":
         listed[target.sae] = saes[target.sae]

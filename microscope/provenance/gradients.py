@@ -109,9 +109,7 @@ def gradients(frozen: Frozen, explained: Sequence[Explained]) -> list[Gradients]
     """
     if not explained:
         return []
-    scalars = torch.stack(
-        [frozen.at(e.site)[0, e.position] @ e.vector.to(frozen.at(e.site).device) for e in explained]
-    )
+    scalars = torch.stack([_read(frozen, e)[0, e.position] @ e.vector for e in explained])
     top = max(e.site.layer for e in explained)
     blocks = [block for layer, block in sorted(frozen.blocks.items()) if layer <= top]
     leaves = list(frozen.leaves.items())
@@ -225,14 +223,19 @@ def _passages(
         yield Passage("block" if middle or "mlp_out" not in block.sites else "mlp", layer, None, rest, layer)
 
 
+def _read(frozen: Frozen, e: Explained) -> Tensor:
+    """The activation that a number reads, ``[1, positions, width]``."""
+    return frozen.leaves[e.site] if e.behind and e.site in frozen.leaves else frozen.at(e.site)
+
+
 def _direct(frozen: Frozen, e: Explained) -> dict[Site, Tensor]:
     """Gradients along the stream alone, at the leaves that write to it between the last cut and the number's site."""
     if e.site.kind not in ("resid_post", "resid_mid"):
         return {}
-    cuts = [site for site in frozen.leaves if site.kind == "resid_post" and order(site) < order(e.site)]
+    cuts = [site for site in frozen.leaves if site.kind == "resid_post" and e.is_above(site)]
     found: dict[Site, Tensor] = {}
     for site, leaf in frozen.leaves.items():
-        if cuts and max(map(order, cuts)) <= order(site) < order(e.site):
+        if cuts and e.is_above(site) and max(map(order, cuts)) <= order(site):
             found[site] = torch.zeros(leaf.shape[1:], device=leaf.device)
             found[site][e.position] = e.vector
     return found

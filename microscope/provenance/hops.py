@@ -50,8 +50,8 @@ class Upstream:
 
     Args:
         held: the prompt.
-        saes: by fingerprint; those that write behind where ``read`` is read are left out.
-        read: where the target is read.
+        saes: by fingerprint; those whose output does not reach the target are left out.
+        read: the target.
         special: which tokens are special, ``[positions]``.
         hops: how many levels will be asked for; where there are fewer SAEs, the tokens' embeddings are the last one.
         mlp: what is held of MLPs.
@@ -68,7 +68,7 @@ class Upstream:
         self,
         held: PromptPass,
         saes: Mapping[str, SparseAutoencoder],
-        read: Site,
+        read: Explained,
         special: Tensor,
         hops: int,
         mlp: MlpRule,
@@ -78,7 +78,7 @@ class Upstream:
         for name, sae in saes.items():
             cut = Cut(name, sae, special)
             _check(held, cut)
-            if order(cut.writes) >= order(read):
+            if not read.is_above(cut.writes):
                 continue
             if cut.writes in cuts:
                 raise MicroscopeError(
@@ -87,8 +87,8 @@ class Upstream:
             cuts[cut.writes] = cut
         self.cuts = sorted(cuts.values(), key=lambda cut: order(cut.writes))
         self._by_site = cuts
-        self._read = read
-        self._embedding = hops > len(cuts) and read.layer >= 0
+        self._top = read.site.layer
+        self._embedding = hops > len(cuts) and self._top >= 0
         self.frozen: Frozen | None = None
 
     def run(self) -> Frozen:
@@ -98,7 +98,7 @@ class Upstream:
             if not self._embedding:
                 lowest = self.cuts[0].writes
                 first = lowest.layer + 1 if lowest.kind == "resid_post" else lowest.layer
-            self.frozen = self.held.frozen(first, self._read.layer, self._by_site, self.mlp)
+            self.frozen = self.held.frozen(first, self._top, self._by_site, self.mlp)
         return self.frozen
 
     def cut_of(self, node: Node) -> Cut:
@@ -115,7 +115,7 @@ class Upstream:
         """Whether an SAE lies below a number, or the embedding as the last level."""
         if self._embedding:
             return e.site.layer >= 0
-        return bool(self.cuts) and order(self.cuts[0].writes) < order(e.site)
+        return bool(self.cuts) and e.is_above(self.cuts[0].writes)
 
     def hop(self, explained: Sequence[Explained], number: int, shown: int) -> Hop:
         """The parents of some numbers: one backward pass, or several where gradients would take too much memory.

@@ -142,7 +142,7 @@ def _logit(held: PromptPass, target: GraphTarget) -> Explained:
     (vector,) = torch.autograd.grad(value, x)
     constant = float(value.detach() - vector @ x.detach())
     site = Site("resid_post", held.loaded.n_layers - 1)
-    return Explained(TARGET, site, target.position, vector, float(value.detach()), constant)
+    return Explained(TARGET, site, target.position, vector, float(value.detach()), constant, behind=True)
 
 
 def _direction(held: PromptPass, target: GraphTarget) -> Explained:
@@ -154,7 +154,9 @@ def _direction(held: PromptPass, target: GraphTarget) -> Explained:
             "bad_target",
             f"The direction has {len(target.vector)} numbers; {len(x)} finite ones, not all zero, are needed.",
         )
-    return Explained(TARGET, Site("resid_post", layer), target.position, vector, float(vector @ x), 0.0)
+    return Explained(
+        TARGET, Site("resid_post", layer), target.position, vector, float(vector @ x), 0.0, behind=True
+    )
 
 
 def require_layer(layer: int | None, n: int) -> int:
@@ -224,5 +226,5 @@ def _score(held: PromptPass, target: GraphTarget) -> list[Explained]:
         (gradient,) = torch.autograd.grad(end @ other.detach() * scale, block.x, retain_graph=True)
         vector = gradient[0, position]
         constant = value - float(vector @ block.x[0, position].detach())
-        found.append(Explained(TARGET, site, position, vector, value, constant, side))
+        found.append(Explained(TARGET, site, position, vector, value, constant, side, behind=True))
     return found

@@ -49,10 +49,11 @@ def chain(first: dict[str, Any], second: dict[str, Any], third: dict[str, Any]) 
         (REFUTED | {"carry": True}, SHOWN, SHOWN, 0),
         (VERIFIED, SHOWN | {"carry": True}, SHOWN, 2),
         (VERIFIED | {"parts": ()}, SHOWN, SHOWN, 0),  # nothing says that anything was computed
-        (VERIFIED | {"parts": (Part(kind="direct", attribution=1.0),)}, SHOWN, SHOWN, 0),
+        # A target that is no feature may be read where an SAE stands: that is no hop, and no end.
+        (VERIFIED | {"parts": (Part(kind="direct", attribution=1.0),)}, SHOWN, SHOWN, 2),
         (VERIFIED | {"parts": (Part(kind="block", attribution=1.0, layer=9),)}, SHOWN, SHOWN, 3),
         (VERIFIED | {"parts": mostly_direct(0.051)}, SHOWN, SHOWN, 3),
-        (VERIFIED | {"parts": mostly_direct(0.049)}, SHOWN, SHOWN, 0),
+        (VERIFIED | {"parts": mostly_direct(0.049)}, SHOWN, SHOWN, 2),
         (
             VERIFIED | {"parts": (Part(kind="other", attribution=1.0),)},
             SHOWN,
@@ -81,12 +82,15 @@ def longest_by_walking(document: Graph) -> int:
                 continue
             by_module = [part for part in found.parts if part.kind in ("head", "mlp", "block")]
             passed = sum(abs(part.attribution) for part in by_module)
-            if (
-                not found.verified
-                or document.node(found.parent).kind != "feature"
-                or not by_module
-                or passed / sum(abs(part.attribution) for part in found.parts) < 0.05
-            ):
+            if not found.verified:
+                continue
+            if not by_module or passed / sum(abs(part.attribution) for part in found.parts) < 0.05:
+                if (
+                    document.node(name).kind == "target" and document.target.kind != "feature"
+                ):  # a target that reads a feature directly
+                    best = max(best, walk(found.parent))
+                continue
+            if document.node(found.parent).kind != "feature":
                 continue
             if found.hop == 1 or (found.mediated or 0) >= 0.25:
                 best = max(best, 1 + walk(found.parent))

@@ -158,16 +158,16 @@ class Formulas:
 
         return site, score
 
-    def cuts(self, read: str, top: str) -> list[str]:
+    def cuts(self, read: str, top: str, *, behind: bool, top_behind: bool) -> list[str]:
         """Sites below a number at which gradients end; without an SAE that is the lowest input there is."""
-        below = [site for site in self.by_site if order(site) < order(top)]
+        below = [site for site in self.by_site if order(site) < order(top) or (top_behind and site == top)]
         lowest = min(below, key=order, default="")
-        found = [site for site in below if order(site) < order(read)]
+        found = [site for site in below if order(site) < order(read) or (behind and site == read)]
         if self.hops > len(below):
             found.append("resid_post.-1")
         elif not lowest.startswith("resid_post"):
             found.append(f"resid_post.{int(lowest.split('.')[1]) - 1}")
-        return [site for site in found if order(site) < order(read)]
+        return [site for site in found if order(site) < order(read) or (behind and site == read)]
 
     def value(
         self,
@@ -176,6 +176,8 @@ class Formulas:
         cuts: Sequence[str],
         leaves: Mapping[str, Tensor],
         reads: Any = None,
+        *,
+        behind: bool,
     ) -> Tensor:
         """A number as a function of what passes at the cuts."""
         first = min(int(site.split(".")[1]) + site.startswith("resid_post") for site in cuts)
@@ -200,7 +202,7 @@ class Formulas:
         last = int(read.split(".")[1])
         if last >= first:
             self.model.run(x, first, last, at, reads)
-        return number(found[read])
+        return number(leaves[read] if behind and read in cuts else found[read])
 
     def base(self, cuts: Sequence[str]) -> dict[str, Tensor]:
         """What passes at the cuts."""
@@ -235,9 +237,12 @@ def agrees(graph: Graph, formulas: Formulas, tolerance: float) -> int:
     for account in graph.accounts:
         node = graph.node(account.node)
         read, number = formulas.child(node, graph.target, account.side)
-        cuts = formulas.cuts(read, top)
+        # What is no feature is read behind an SAE that stands where it is read.
+        top_behind = graph.target.kind != "feature"
+        behind = node.kind == "target" and top_behind
+        cuts = formulas.cuts(read, top, behind=behind, top_behind=top_behind)
         base = {site: leaf.clone().requires_grad_() for site, leaf in formulas.base(cuts).items()}
-        value = formulas.value(read, number, cuts, base)
+        value = formulas.value(read, number, cuts, base, behind=behind)
         given = torch.autograd.grad(value, list(base.values()), allow_unused=True)
         gradients = {
             site: torch.zeros_like(leaf) if g is None else g
@@ -264,10 +269,10 @@ def agrees(graph: Graph, formulas: Formulas, tolerance: float) -> int:
             assert sum(part.attribution for part in edge.parts) == pytest.approx(edge.attribution, abs=near)
             if held:  # without the parent: predicted is measured
                 without = {s: (t - added if s == site else t).detach() for s, t in base.items()}
-                measured = float(value.detach() - formulas.value(read, number, cuts, without))
+                measured = float(value.detach() - formulas.value(read, number, cuts, without, behind=behind))
                 assert edge.attribution == pytest.approx(measured, abs=near), edge
         for edge in edges[:4] if held else ():
-            parts_agree(edge, formulas, read, number, cuts, near)
+            parts_agree(edge, formulas, read, number, cuts, near, behind=behind)
         compared += len(edges)
     return compared
 
@@ -297,16 +302,18 @@ def parts_agree(
     number: Callable[[Tensor], Tensor],
     cuts: Sequence[str],
     near: float,
+    *,
+    behind: bool,
 ) -> None:
     """A part is what changes when only one head or MLP reads the parent, and nothing else does."""
     _, added = contribution(formulas, edge.parent)
     base = formulas.base(cuts)
-    value = formulas.value(read, number, cuts, base)
+    value = formulas.value(read, number, cuts, base, behind=behind)
     assert sum(p.attribution for p in edge.parts) == pytest.approx(edge.attribution, abs=near)
     for part in edge.parts:
         if part.kind in ("head", "mlp"):
             name = (part.layer, part.head if part.kind == "head" else "mlp")
-            measured = float(formulas.value(read, number, cuts, base, {name: added}) - value)
+            measured = float(formulas.value(read, number, cuts, base, {name: added}, behind=behind) - value)
             assert part.attribution == pytest.approx(measured, abs=near), (part, edge)
     assert {p.kind for p in edge.parts} <= {"head", "mlp", "direct", "other"}
 
