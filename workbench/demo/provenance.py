@@ -1,18 +1,18 @@
-"""The last step of the demo: where the patched feature comes from, as a saved graph."""
+"""The last step of the demo: where a feature that its patches use comes from, as a saved graph."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from workbench.demo.patching import PROMPT, wait_until_ready
+from workbench.demo.patching import WORD_PROMPT, wait_until_ready
 from workbench.demo.portal import Portal
 
 
 async def strongest_position(portal: Portal, model: str, sae: dict[str, Any], index: int) -> int:
-    """The token of the demo prompt at which a feature is most active."""
+    """The token of the prompt at which a feature is most active."""
     async with portal.socket(f"/ws/live/{model}/") as socket:
         await wait_until_ready(socket)
-        await socket.send("open", prompt=PROMPT)
+        await socket.send("open", prompt=WORD_PROMPT)
         await socket.expect("opened")
         await socket.send("read_features", sae=sae["fingerprint"], indices=[index])
         [found] = (await socket.expect("features"))["features"]
@@ -32,7 +32,7 @@ def graph_body(
     return {
         "model": model["id"],
         "name": name,
-        "prompt": PROMPT,
+        "prompt": WORD_PROMPT,
         "target": {"kind": "feature", "sae": sae["id"], "index": index, "position": position},
         "saes": [one["id"] for one in (*below, sae)],
         "hops": len(below),

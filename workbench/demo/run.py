@@ -20,7 +20,7 @@ from workbench.demo.portal import Portal, PortalError
 from workbench.supervisor import Supervisor, free_port, wait_for_web
 
 PROJECT, RECORDING, SAE, PATCH = "State of the Union", "Three blocks", "TopK 4k", "Amplified feature"
-DIRECTION, GRAPH = "Talk of peace", "Where the amplified feature comes from"
+DIRECTION, GRAPH = "Talk of peace", "Where a feature comes from"
 _LAYER, _BELOW = 15, (5, 10)
 _TRACE = {"layers": [*_BELOW, _LAYER], "tokens": 200_000, "tokens_per_document": 896}
 _TRAIN = {"layer": _LAYER, "width": 4096, "k": 32, "tokens": 2_000_000}
@@ -113,7 +113,9 @@ class Demonstration:
         recording = self._recording(project, model)
         sae = self._measured(self._sae(project, recording, SAE, _TRAIN))
         below = [
-            self._sae(project, recording, f"{SAE}, block {layer}", _TRAIN_BELOW | {"layer": layer})
+            self._analysed(
+                self._sae(project, recording, f"{SAE}, block {layer}", _TRAIN_BELOW | {"layer": layer})
+            )
             for layer in _BELOW
         ]
         self.facts |= {"project": project, "recording": recording, "sae": sae}
@@ -180,6 +182,10 @@ class Demonstration:
         path = f"/saes/{sae['id']}"
         if sae["evaluation"] is None:
             self.follow(self.alice.post(f"{path}/evaluate")["job"])
+        return self._analysed(self._get(path))
+
+    def _analysed(self, sae: dict[str, Any]) -> dict[str, Any]:
+        path = f"/saes/{sae['id']}"
         if sae["analysis"] is None:
             self.follow(self.alice.post(f"{path}/analyse")["job"])
         return self._get(path)
@@ -206,7 +212,8 @@ class Demonstration:
     ) -> None:
         found = self._ready("/graphs", GRAPH, project)
         if found is None:
-            index = self.facts["patch"]["plan"]["edits"][0]["feature"]["index"]
+            patch = self.facts["direction"] or self.facts["patch"]
+            index = patch["plan"]["edits"][0]["feature"]["index"]
             position = asyncio.run(provenance.strongest_position(self.alice, model["id"], sae, index))
             body = provenance.graph_body(GRAPH, model, sae, below, index, position)
             made = self.alice.post("/graphs", body)
