@@ -21,7 +21,7 @@ from microscope.sae import SparseAutoencoder
 # What is left of a score by rounding alone, relative to the sizes of its query and key.
 _ROUNDING = 1e-5
 # Bytes that derivatives may take at once, unless a single one takes more.
-_MOST_BYTES = 256 * 2**20
+MOST_BYTES = 256 * 2**20
 # What reaches a query from other positions than its own, relative, before it counts as depending on them.
 _ELSEWHERE = 1e-4
 
@@ -256,7 +256,7 @@ def _heads(block: BlockPass, positions: Sequence[int]) -> Tensor | None:
 
 def _at_once(tensor: Tensor) -> int:
     """How many gradients as large as a tensor are computed together."""
-    return max(1, _MOST_BYTES // (4 * tensor.numel()))
+    return max(1, MOST_BYTES // (4 * tensor.numel()))
 
 
 def _jacobian(of: Tensor, at: Tensor) -> Tensor:

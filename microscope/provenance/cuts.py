@@ -14,7 +14,7 @@ from microscope.provenance.passes import order
 from microscope.sae import Codes, SparseAutoencoder
 
 # Bytes of decoder directions that are gathered at once, unless those of one row take more.
-_GATHERED = 64 * 2**20
+GATHERED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Cut:
         found = torch.empty_like(self.codes.values)
         # Rows of untypical size may fire thousands of latents, and all rows of codes are as wide as the widest.
         row = 4 * found.shape[1] * gradient.shape[1]
-        at_once = max(1, _GATHERED // row)
+        at_once = max(1, GATHERED_BYTES // row)
         for rows in torch.arange(len(gradient), device=gradient.device).split(at_once):
             directions = self.sae.W_dec.detach()[self.codes.indices[rows]]
             found[rows] = (directions @ gradient[rows, :, None])[..., 0]

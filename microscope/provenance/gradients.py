@@ -18,7 +18,7 @@ _ROUNDING = 1e-4
 # Parts of an edge from this share of all their sizes on are listed one by one.
 _LISTED = 0.01
 # Bytes that the gradients of one backward pass may take, unless those of a single number take more.
-_MOST_BYTES = 512 * 2**20
+MOST_BYTES = 512 * 2**20
 # Streams ``[positions, d]`` per block and number beside one for each head.
 _STREAMS = 6
 
@@ -97,7 +97,7 @@ def bytes_of_one(blocks: int, positions: int, heads: int, width: int) -> int:
 
 def numbers_at_once(blocks: int, positions: int, heads: int, width: int) -> int:
     """How many numbers one call of :func:`gradients` may be given; the arguments are those of :func:`bytes_of_one`."""
-    return max(1, _MOST_BYTES // max(1, bytes_of_one(blocks, positions, heads, width)))
+    return max(1, MOST_BYTES // max(1, bytes_of_one(blocks, positions, heads, width)))
 
 
 def gradients(frozen: Frozen, explained: Sequence[Explained]) -> list[Gradients]:

@@ -34,7 +34,7 @@ CONTROLS, PERCENTILE = 32, 0.95
 # An effect on the target below this part of its size is not divided by.
 _LEAST_SHARED = 1e-3
 # One set of random features serves sizes within the root of this factor.
-_BASE = 1.5
+SIZE_STEP = 1.5
 
 Child = tuple[str, Side]
 # A row by what was done: a parent at a strength, a parent with a feature held, a random feature of a size.
@@ -92,7 +92,7 @@ class _Parent:
 
         None where there is nothing to remove: in the precision that the model runs in, the feature is silent.
         """
-        return _BASE ** round(math.log(self.size, _BASE)) if self.size else None
+        return SIZE_STEP ** round(math.log(self.size, SIZE_STEP)) if self.size else None
 
 
 @dataclass

@@ -25,6 +25,7 @@ KINDS = {
     "certify_export": (False, False, True),
     "import_project": (True, True, False),
     "export_project": (False, True, False),
+    "provenance": (False, False, True),
 }
 
 

@@ -29,7 +29,16 @@ pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers")]
 ROOT = Path(__file__).parents[2]
 PASSWORD = "a long enough password"
 # Of microscope: kinds of edits bring what needs torch along only when it is called.
-DOORS = ("params", "protocol", "errors", "processes", "lazy", "patching.kinds", "patching.mechanisms")
+DOORS = (
+    "params",
+    "graphs",
+    "protocol",
+    "errors",
+    "processes",
+    "lazy",
+    "patching.kinds",
+    "patching.mechanisms",
+)
 HEAVY = ("torch", "transformers", "peft", "numpy", "pyarrow", "safetensors", "datasets", "huggingface_hub")
 
 

@@ -256,7 +256,7 @@ def test_derivatives_are_taken_a_few_at_a_time_where_they_are_large(opened, monk
     _, loaded = opened("llama")
     ids = loaded.encode(PROMPT)
     whole = attended(loaded, ids, 2, 1, QUERY, 4, top=500)
-    monkeypatch.setattr(sys.modules[attended.__module__], "_MOST_BYTES", 1)
+    monkeypatch.setattr(sys.modules[attended.__module__], "MOST_BYTES", 1)
     pieces = attended(loaded, ids, 2, 1, QUERY, 4, top=500)
     for found, wanted in ((pieces.query_contributors, whole.query_contributors), (pieces.pairs, whole.pairs)):
         assert [one.attribution for one in found] == pytest.approx(

@@ -550,7 +550,7 @@ def test_one_number_after_the_other_gives_the_same_graph(
         sizes.append(len(explained))
         return gradients.gradients(frozen, explained)
 
-    monkeypatch.setattr(gradients, "_MOST_BYTES", 1)
+    monkeypatch.setattr(gradients, "MOST_BYTES", 1)
     monkeypatch.setattr(hops, "gradients", noted)
     alone = whole(plain, ids, target, saes)
     assert set(sizes) == {1}
@@ -641,7 +641,7 @@ def test_a_row_of_many_features_is_read_in_pieces(
     ids, target = prompt_of(plain, 6), GraphTarget(kind="token", token=3)
     saes = fingerprints([make_sae("standard", "resid_post.1", 1)])
     graph = whole(plain, ids, target, saes)
-    monkeypatch.setattr(cuts, "_GATHERED", 1)
+    monkeypatch.setattr(cuts, "GATHERED_BYTES", 1)
     pieces = whole(plain, ids, target, saes)
     assert [e.key for e in pieces.edges] == [e.key for e in graph.edges]
     assert [e.attribution for e in pieces.edges] == pytest.approx([e.attribution for e in graph.edges])

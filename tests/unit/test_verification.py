@@ -409,7 +409,7 @@ def test_random_features_move_in_proportion_to_their_size(model_folders, monkeyp
         return {edge.key: edge for edge in graph.edges if edge.control is not None}
 
     scaled = controls()
-    monkeypatch.setattr("microscope.provenance.verification._BASE", 1.02)
+    monkeypatch.setattr("microscope.provenance.verification.SIZE_STEP", 1.02)
     exact = controls()
     assert len(scaled) >= 30
     assert any(edge.control != exact[key].control for key, edge in scaled.items())

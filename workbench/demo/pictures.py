@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from workbench.demo.patching import WORD_PROMPT
-from workbench.demo.run import PROJECT, RECORDING, SAE, Demonstration
+from workbench.demo.run import PROJECT, RECORDING, Demonstration
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "pictures"
@@ -55,7 +55,7 @@ class Picture:
     height: int
     part: str = "main"
     elements: str = (
-        "h1, h2, h3, button:not(ul button), a.mantine-Button-root, label, summary, th, dt, [role=tab], "
+        "h1, h2, h3, button:not(ul button, [data-testid=why-token]), a.mantine-Button-root, label, summary, th, dt, [role=tab], "
         "[role=combobox], figcaption span:first-child"
     )
     # What is only there for some results.
@@ -110,7 +110,8 @@ def photograph(shown: Demonstration) -> None:
     _certify(shown, patch)
     feature = patch["plan"]["edits"][0]["feature"]["index"]
     [row] = alice.each("/features", sae=sae["id"], index=feature)
-    names = (PROJECT, RECORDING, SAE, patch["name"], sae["fingerprint"][:12])
+    saes = [one["name"] for one in alice.each("/saes", project=facts["project"]["id"])]
+    names = (PROJECT, RECORDING, *saes, patch["name"], sae["fingerprint"][:12])
     subjects = Subjects(
         facts["project"]["id"], sae["id"], sae["job"], row["id"], patch["id"], WORD_PROMPT, names
     )
